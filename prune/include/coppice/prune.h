@@ -1,0 +1,226 @@
+/// Structured pruning: which channels of a model must vanish together, which of them matter least, and the model
+/// without them. Unlike masking, a cut makes the tensors smaller: stock LibTorch runs the result faster.
+///
+///     const auto facts = coppice::Facts::observe(model, example);
+///     const auto groups = coppice::prune::find_groups(model, facts);
+///     const auto scores = coppice::prune::magnitude()->scores(model, groups, context);
+///     auto removal = coppice::prune::uniform()->allocate(groups, scores, cost, target);
+///     const auto smaller = coppice::prune::cut(model, facts, groups, removal);
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <coppice/graph.h>
+#include <coppice/model.h>
+#include <coppice/registry.h>
+#include <coppice/stage.h>
+
+namespace coppice::prune {
+
+// ------------------------------------------------------------------------------------------------------------- groups
+
+/// The part of one parameter or buffer that vanishes with the channels of a group.
+struct Slice {
+    std::string name;   ///< attribute, "layer1.0.conv1.weight"
+    at::Tensor tensor;  ///< shares the model's storage
+    int64_t dim = 0;    ///< dimension that gets narrower
+    std::vector<int64_t>
+        channel_of;         ///< [tensor.size(dim)]: the channel that an index belongs to, -1 for none of this group
+    bool parameter = true;  ///< false: a buffer, such as a running mean
+    bool produces = false;  ///< the dimension is the output of `layer` (else it reads the channel, or scales it)
+    std::string layer;      ///< the operator that reads it, as in LayerNames
+};
+
+/// Channels that touch the same slices, each of them removable on its own: DepGraph's group (Fang et al., arXiv
+/// 2301.12900), except that channels which padding or concatenation sends different ways form groups of their own.
+struct ChannelGroup {
+    std::string name;  ///< of the first layer that produces it
+    int64_t channels = 0;
+    std::vector<Slice> slices;
+    std::vector<std::string> layers;  ///< that produce it
+    /// False where removing a channel also changes a statistic over the others (a layer norm over the channels): the
+    /// cut model then differs from the masked one by that statistic.
+    bool exact = true;
+    /// How many indices of the widest producing slice one channel stands for: 1, but the group count of a grouped
+    /// convolution, or heads x ... of a packed projection.
+    int64_t multiplicity = 1;
+};
+
+/// Channels to remove, per group in the order of Groups::all(); each list sorted, without duplicates.
+using Removal = std::vector<std::vector<int64_t>>;
+
+/// Why a layer's outputs can or cannot be pruned; one per convolution, linear layer and embedding.
+struct PrunableInfo {
+    std::string layer;
+    std::string op;        ///< "aten::conv2d"
+    int64_t channels = 0;  ///< output channels
+    int64_t prunable = 0;  ///< of those, how many belong to a group
+    std::string group;     ///< name of the (first) group
+    std::string reason;    ///< why the others do not; empty when all do
+};
+
+class Relations;
+
+/// The groups of one model, with what cut() needs to know about its graph. Copies share.
+class Groups {
+public:
+    Groups() = default;
+    /// Groups by hand, for criteria and allocation without a graph; cannot be cut.
+    explicit Groups(std::vector<ChannelGroup> groups) : groups_(std::move(groups)) {}
+
+    const std::vector<ChannelGroup>& all() const { return groups_; }
+    const std::vector<PrunableInfo>& layers() const { return layers_; }
+
+    /// A channel that lives at an index of a value.
+    struct Place {
+        int64_t group = -1, channel = -1;  ///< -1: no group, never removed
+    };
+    /// For each index along `dim` of a value of the graph: where it belongs. Empty when the value was not reached.
+    std::vector<Place> places(const torch::jit::Value* value, int64_t dim) const;
+    /// True when an operator that reads `value` computes a statistic over several channels of `dim` (layer norm).
+    bool has_statistic(const torch::jit::Node* node) const;
+    /// Operators without a rule that froze something, each once: "aten::fft_fft at encoder.mix".
+    const std::vector<std::string>& unknown_operators() const { return unknown_; }
+    /// Relations between elements; for cut() and cost.
+    const std::shared_ptr<const Relations>& relations() const { return relations_; }
+
+private:
+    friend Groups find_groups(const Model&, const Facts&);
+    std::vector<ChannelGroup> groups_;
+    std::vector<PrunableInfo> layers_;
+    std::vector<std::string> unknown_;
+    std::shared_ptr<const Relations> relations_;
+};
+
+/// Finds all groups of channels that can vanish. An operator without a rule freezes whatever touches it; the names and
+/// reasons are in Groups::layers().
+Groups find_groups(const Model& model, const Facts& facts);
+
+/// The model without the channels of `removal`: narrower parameters and buffers, and rewritten constants (view widths,
+/// split sizes, padding, group counts). Equals the model whose removed channels are set to zero wherever an operator
+/// reads them, for groups that are exact. Parameters keep requires_grad and the order of the channels left.
+/// @param facts   observed on `model`; `groups` found on it
+/// @throws InvalidArgument when a list is out of range, unsorted or takes all channels of a group
+/// @throws UnsupportedModel naming operator and layer when a width cannot be rewritten
+Model cut(const Model& model, const Facts& facts, const Groups& groups, const Removal& removal);
+
+/// Per layer: prunable channels or the reason why not. For `coppice inspect`.
+std::vector<PrunableInfo> explain(const Model& model, const Inputs& example);
+
+// ----------------------------------------------------------------------------------------------------------- criteria
+
+/// Says how much each channel matters.
+class Criterion {
+public:
+    virtual ~Criterion() = default;
+    virtual Needs needs() const { return {}; }
+    /// One float64 tensor [channels] per group, higher for what matters more, finite. Does not change the model.
+    /// @throws UnsupportedModel when a weight is NaN or infinite
+    virtual std::vector<at::Tensor> scores(const Model& model, const Groups& groups, Context& context) const = 0;
+};
+
+/// Lp norm of all parameters that vanish with a channel. p = 1 on one layer is Li et al., arXiv 1608.08710; the sum
+/// over coupled layers is Fang et al., arXiv 2301.12900. Needs no data. @param p order of the norm, at least 1.
+std::unique_ptr<Criterion> magnitude(double p = 2.0);
+
+/// Uniformly random scores: the baseline any criterion has to beat.
+std::unique_ptr<Criterion> random_scores(uint64_t seed = 0);
+
+struct TaylorOptions {
+    int64_t batches = 8;  ///< at most; fewer when the calibration data ends
+    int64_t batch_size = 64;
+};
+/// First-order Taylor importance (Molchanov et al., arXiv 1906.10771): the squared change of the loss that setting a
+/// channel's parameters to zero would make to first order, (sum of w * dL/dw)^2, averaged over batches. The sum runs
+/// over the parameters of the group that produce or scale the channel. Needs labelled calibration data.
+std::unique_ptr<Criterion> taylor(TaylorOptions options = {});
+
+// --------------------------------------------------------------------------------------------------------- allocation
+
+/// How scores of different groups are made comparable for a global ranking (arXiv 2301.12900, section 3.3).
+enum class Normaliser { kNone, kMean, kMax, kSum, kL2, kStandard };
+
+/// Multiply-adds and parameters of the model as a function of the channels kept, without cutting.
+class CostModel {
+public:
+    /// No layers: macs and parameters are counted as one per channel of each group, for allocation without a graph.
+    explicit CostModel(const Groups& groups);
+    CostModel(const Model& model, const Inputs& example, const Groups& groups);
+
+    double baseline_macs() const { return baseline_macs_; }
+    double baseline_parameters() const { return baseline_parameters_; }
+    /// @param kept  channels kept per group
+    double macs(const std::vector<int64_t>& kept) const;
+    double parameters(const std::vector<int64_t>& kept) const;
+
+private:
+    /// Width of a tensor dimension: fixed + sum over groups of kept[group] * per_channel.
+    struct Width {
+        double fixed = 0, original = 1;
+        std::vector<std::pair<size_t, double>> terms;
+        double ratio(const std::vector<int64_t>& kept) const;
+    };
+    /// amount x product of the ratios of its widths.
+    struct Term {
+        double amount = 0;
+        std::vector<size_t> widths;
+    };
+    double total(const std::vector<Term>& terms, const std::vector<int64_t>& kept) const;
+    std::vector<Width> widths_;
+    std::vector<Term> mac_terms_, parameter_terms_;
+    double baseline_macs_ = 0, baseline_parameters_ = 0;
+};
+
+/// What to reach, and within which bounds.
+struct Target {
+    double ratio = 0.5;                ///< share of the prunable channels to remove, [0, 1)
+    std::optional<double> macs_ratio;  ///< share of the multiply-adds to keep, (0, 1]; overrides ratio
+    int64_t round_to = 8;              ///< widths kept are multiples of this where the original width is; 1: any
+    int64_t min_channels = 1;          ///< least width kept of a group
+    double max_ratio = 0.9;            ///< largest share removed of any one group, (0, 1)
+    std::vector<bool> ignored;         ///< per group; empty: none
+};
+
+/// Decides which channels go.
+class Allocation {
+public:
+    virtual ~Allocation() = default;
+    /// @param scores  as Criterion::scores gives them
+    /// @throws InvalidArgument when the target cannot be reached within its bounds, naming what can
+    virtual Removal allocate(const Groups& groups, const std::vector<at::Tensor>& scores, const CostModel& cost,
+                             const Target& target) const = 0;
+};
+
+/// The same share of every group, the lowest scores first.
+std::unique_ptr<Allocation> uniform();
+/// One ranking over all groups, scores made comparable by `normaliser`.
+std::unique_ptr<Allocation> global(Normaliser normaliser = Normaliser::kMean);
+
+// -------------------------------------------------------------------------------------------------------------- stage
+
+struct ChannelPruningOptions {
+    Target target;
+    std::vector<std::string> ignore;  ///< regular expressions on layer names: their outputs keep all channels
+    int64_t bn_batches = 0;           ///< batches of calibration data to estimate batch-norm statistics anew; 0: keep
+    int64_t bn_batch_size = 128;
+};
+
+/// Stage prune.channel: finds groups, scores, allocates, cuts, and records one change per layer.
+std::unique_ptr<Stage> channel_pruning(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
+                                       ChannelPruningOptions options = {});
+
+/// Estimates the running mean and variance of every batch norm anew as the average over `batches` batches of `data`.
+/// The model is changed in place. @throws InvalidArgument when `data` is empty
+void reestimate_batch_norm(Model& model, const Dataset& data, int64_t batches, int64_t batch_size, uint64_t seed);
+
+// ------------------------------------------------------------------------------------------------------------- tables
+
+const std::vector<Entry<Criterion>>& criteria();
+const std::vector<Entry<Allocation>>& allocations();
+/// Stages of this module by recipe name.
+const std::vector<Entry<Stage>>& stages();
+
+}  // namespace coppice::prune
