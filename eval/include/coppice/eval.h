@@ -110,7 +110,7 @@ PairedRatio paired_log_ratio(const std::vector<double>& baseline, const std::vec
 // ------------------------------------------------------------------------------------------------------------- quality
 
 /// Anything that maps inputs to an output: a canonical model, or a module as torch::jit::load gives it (int8 ones too).
-/// Runs under InferenceMode, without autograd.
+/// Runs without autograd and in eval mode; a module in training mode is put back into it afterwards.
 class Runner {
 public:
     Runner(const Model& model);                           // NOLINT: meant to convert

@@ -1,0 +1,321 @@
+// Whole measuring: one measurement.json per model. The order of work is quality, size, run time with energy, carbon;
+// what is measured is the file as torch::jit::load gives it, not the object that was saved.
+#include <ATen/Parallel.h>
+
+#include <coppice/eval.h>
+
+#include <chrono>
+
+namespace coppice::eval {
+namespace {
+
+constexpr double kMinimumSeconds = 0.5;  // of timing for one batch and thread count, however many there are
+
+torch::jit::Module load_module(const std::filesystem::path& file) {
+    try {
+        auto module = torch::jit::load(file.string());
+        module.eval();
+        return module;
+    } catch (const c10::Error& error) {
+        throw IoError(file.string(), "torch::jit::load cannot read it (" + message_of(error) + ")",
+                      "Give a file written by torch.jit.save.");
+    }
+}
+
+int64_t batch_of(const Inputs& example) {
+    for (const auto& input : example)
+        if (input.isTensor() && input.toTensor().dim() > 0) return input.toTensor().size(0);
+    return 0;
+}
+
+Json to_json(const MetricValue& value) {
+    auto json = value.figure.to_json();
+    json["points"] = value.figure.available() ? Json(value.points) : Json(nullptr);
+    json["higher_is_better"] = value.higher_is_better;
+    if (!value.paired.is_null()) json["paired"] = value.paired;
+    return json;
+}
+
+// The first configuration that ran: figures per inference are taken there.
+const Latency* representative(const std::vector<Latency>& rows) {
+    for (const auto& row : rows)
+        if (row.p50_s.available()) return &row;
+    return nullptr;
+}
+
+}  // namespace
+
+double MeasureOptions::seconds() const {
+    return profile == "off" ? 0 : profile == "quick" ? 3 : profile == "strict" ? 600 : 60;
+}
+
+MeasureOptions MeasureOptions::read(Options& options) {
+    MeasureOptions result;
+    result.profile = options.choice("profile", result.profile, {"off", "quick", "standard", "strict"},
+                                    "timing per variant: quick 3 s, standard 60 s, strict 600 s");
+    result.batches = options.integers("batch", result.batches, "batch sizes to time");
+    result.threads = options.integers("threads", {}, "thread counts to time; empty: LibTorch's");
+    for (const char* name : {"batch", "threads"})
+        for (const auto value : name == std::string("batch") ? result.batches : result.threads)
+            if (value < 1) throw options.error(name, "holds " + std::to_string(value) + ", must be at least 1", "");
+    if (result.batches.empty()) throw options.error("batch", "is empty", "Use [1].");
+    result.metrics = options.texts("metrics", {}, "metrics besides the task's; empty: the task's usual ones");
+    for (const auto& name : result.metrics) find_entry(metrics(), "metric", name, options.owner());
+    result.eval_batch = options.integer("eval_batch", result.eval_batch, 1, INT64_MAX, "batch size of quality metrics");
+    result.grid = options.text("grid", result.grid, "ISO 3166 zone, WORLD, or a number in g/kWh");
+    try {
+        grid_of(result.grid);
+    } catch (const InvalidArgument& error) {
+        throw options.error("grid", "is \"" + result.grid + "\": " + error.problem(), error.fix());
+    }
+    result.pue = options.number_in("pue", result.pue, 1.0, 10.0, "power usage effectiveness of the site");
+    result.relative_interval = options.number_in("relative_interval", result.relative_interval, 1e-4, 1.0,
+                                                 "half width of the ratio's interval at which timing ends early");
+    std::vector<std::string> sources = {"auto"};
+    for (const auto& source : energy_sources()) sources.push_back(source.name);
+    result.energy.source = options.choice("energy", result.energy.source, sources, "source of energy figures");
+    result.energy.cpu_watts_per_core =
+        options.optional_number("cpu_watts_per_core", "for the CPU-time model; default: from the table");
+    result.energy.idle_watts = options.optional_number("idle_watts", "of the machine, if known");
+    if (result.energy.cpu_watts_per_core && !(*result.energy.cpu_watts_per_core > 0))
+        throw options.error("cpu_watts_per_core", "must be above 0", "");
+    if (result.energy.idle_watts && *result.energy.idle_watts < 0)
+        throw options.error("idle_watts", "must not be negative", "");
+    return result;
+}
+
+StageMeter::StageMeter(const MeasureOptions& options)
+    : options_(options), grid_(grid_of(options.grid)), meter_(make_energy_meter(options.energy)) {
+    restart();
+}
+
+StageMeter::~StageMeter() = default;
+
+void StageMeter::restart() {
+    meter_->start();
+    wall_start_ = wall_seconds();
+    cpu_start_ = cpu_seconds();
+}
+
+Json StageMeter::read() {
+    const auto energy = meter_->read();
+    return {{"seconds", Figure::measured(wall_seconds() - wall_start_, "s", "wall clock").to_json()},
+            {"cpu_seconds",
+             Figure::measured(cpu_seconds() - cpu_start_, "s", "CPU time of the process and its finished children")
+                 .to_json()},
+            {"energy_j", energy.to_json()},
+            {"carbon_g", carbon_g(energy, grid_, options_.pue).to_json()}};
+}
+
+// What is known of one model before it becomes JSON.
+struct Measurer::Subject {
+    std::string stage;
+    std::filesystem::path file;
+    std::optional<Evaluation> evaluation;
+    std::vector<std::pair<std::string, Figure>> sizes;
+    std::vector<Latency> latency;
+    Json compression;
+};
+
+Measurer::Measurer(Inputs example, std::shared_ptr<const Dataset> data, std::string split, Task task,
+                   std::string metric, MeasureOptions options)
+    : example_(std::move(example)),
+      data_(std::move(data)),
+      split_(std::move(split)),
+      metric_(metric.empty() ? default_metrics(task).front() : std::move(metric)),
+      task_(task),
+      options_(std::move(options)),
+      grid_(grid_of(options_.grid)),
+      meter_(make_energy_meter(options_.energy)),
+      stage_meter_(options_) {
+    names_ = {metric_};
+    for (const auto& name : options_.metrics.empty() ? default_metrics(task) : options_.metrics)
+        if (std::find(names_.begin(), names_.end(), name) == names_.end()) names_.push_back(name);
+    for (const auto& name : names_) find_entry(metrics(), "metric", name, "task");
+}
+
+Measurer::~Measurer() = default;
+
+void Measurer::begin_stage() {
+    stage_meter_.restart();
+}
+
+Evaluation Measurer::run_metrics(const Runner& model, const Evaluation* baseline) const {
+    return evaluate(model, *data_, names_, task_, options_.eval_batch, baseline, interrupted);
+}
+
+const Evaluation* Measurer::baseline_evaluation(const Model& baseline) {
+    if (!data_) return nullptr;
+    if (!baseline_ || baseline_object_ != baseline.module()._ivalue()) {
+        log->write("debug", "measuring the baseline's quality on " + data_->description());
+        baseline_ = std::make_shared<Evaluation>(run_metrics(baseline, nullptr));
+        baseline_object_ = baseline.module()._ivalue();
+    }
+    return baseline_.get();
+}
+
+double Measurer::points(const Runner& model) const {
+    if (!data_)
+        throw InvalidArgument("evaluate", "there is no labelled data", "Give data with a test or validation split.");
+    const auto evaluation = evaluate(model, *data_, {metric_}, task_, options_.eval_batch, nullptr, interrupted);
+    const auto& value = evaluation.metrics.front();
+    if (!value.figure.available()) throw MeasurementError("metric " + metric_, value.figure.reason, "");
+    return value.points;
+}
+
+namespace {
+
+std::vector<std::vector<Latency>> time_all(const std::vector<Variant>& variants, const Inputs& example,
+                                           const MeasureOptions& options, EnergyMeter& meter,
+                                           const std::function<bool()>& interrupted) {
+    if (options.profile == "off") return {};
+    std::vector<int64_t> threads = options.threads;
+    if (threads.empty()) threads.push_back(at::get_num_threads());
+    LatencyOptions latency;
+    latency.relative_interval = options.relative_interval;
+    latency.seed = options.seed;
+    latency.interrupted = interrupted;
+    const auto configurations = static_cast<double>(options.batches.size() * threads.size());
+    latency.seconds = std::max(kMinimumSeconds, options.seconds() / configurations);
+    latency.warm_up_seconds = std::min(3.0, latency.seconds);
+    auto rows = measure_latency(variants, example, options.batches, threads, latency, &meter);
+    // A model of one fixed input, such as a whole graph, refuses every batch size but its own.
+    const bool any = std::any_of(rows.begin(), rows.end(),
+                                 [](const std::vector<Latency>& row) { return row.front().p50_s.available(); });
+    if (!any && batch_of(example) > 0) {
+        for (auto& row : measure_latency(variants, example, {batch_of(example)}, threads, latency, &meter))
+            rows.push_back(std::move(row));
+    }
+    return rows;
+}
+
+}  // namespace
+
+Json Measurer::assemble(const Subject& subject) const {
+    Json json = {{"format", "coppice-measurement"},
+                 {"version", 1},
+                 {"stage", subject.stage},
+                 {"model_file", subject.file.filename().string()}};
+
+    const MetricValue* quality = subject.evaluation ? subject.evaluation->find(metric_) : nullptr;
+    MetricValue none;
+    if (!quality) {
+        none.name = metric_;
+        none.figure = Figure::unavailable("1", "there is no labelled data");
+        Options options("metric " + metric_, std::vector<std::pair<std::string, std::string>>{});
+        none.higher_is_better = find_entry(metrics(), "metric", metric_, "task").make(options)->higher_is_better();
+        quality = &none;
+    }
+    json["quality"] = {{"metric", metric_},
+                       {"value", quality->figure.value ? Json(*quality->figure.value) : Json(nullptr)},
+                       {"points", quality->figure.value ? Json(quality->points) : Json(nullptr)},
+                       {"higher_is_better", quality->higher_is_better},
+                       {"figure", quality->figure.to_json()},
+                       {"split", data_ ? Json(split_) : Json(nullptr)},
+                       {"data", data_ ? Json(data_->description()) : Json(nullptr)},
+                       {"examples", subject.evaluation ? subject.evaluation->examples : 0}};
+    if (!quality->paired.is_null()) json["quality"]["paired"] = quality->paired;
+    json["metrics"] = Json::object();
+    if (subject.evaluation)
+        for (const auto& value : subject.evaluation->metrics) json["metrics"][value.name] = to_json(value);
+
+    auto& figures = json["figures"] = Json::object();
+    for (const auto& [name, figure] : subject.sizes) figures[name] = figure.to_json();
+    Figure power, energy;
+    if (const auto* row = representative(subject.latency)) {
+        power = row->power_w;
+        energy = quotient(row->energy_j, Figure::measured(static_cast<double>(row->batch), "1", "batch size"), "J",
+                          row->energy_j.method + "; per example at batch " + std::to_string(row->batch) + ", " +
+                              std::to_string(row->threads) + (row->threads == 1 ? " thread" : " threads"));
+    } else {
+        const std::string reason =
+            subject.latency.empty() ? "timing is switched off (profile: off)" : subject.latency.front().p50_s.reason;
+        power = Figure::unavailable("W", reason);
+        energy = Figure::unavailable("J", reason);
+    }
+    figures["power_w"] = power.to_json();
+    figures["idle_power_w"] = meter_->idle_power_w().to_json();
+    figures["energy_per_inference_j"] = energy.to_json();
+    figures["carbon_per_inference_g"] = carbon_g(energy, grid_, options_.pue).to_json();
+
+    json["latency"] = Json::array();
+    for (const auto& row : subject.latency) json["latency"].push_back(row.to_json());
+    json["environment"] = environment(options_.energy.root).to_json();
+    if (!subject.compression.is_null()) json["compression"] = subject.compression;
+    json["carbon"] = grid_.to_json(options_.pue);
+    return json;
+}
+
+Json Measurer::measure(const Model& baseline, const Model& candidate, const std::filesystem::path& model_file,
+                       const std::string& stage) {
+    Subject subject;
+    subject.stage = stage;
+    subject.file = model_file;
+    const bool is_baseline = stage == "baseline" || candidate.module()._ivalue() == baseline.module()._ivalue();
+    if (!is_baseline) subject.compression = stage_meter_.read();
+
+    const auto module = load_module(model_file);
+    if (data_ && is_baseline) {
+        subject.evaluation = run_metrics(module, nullptr);
+        baseline_ = std::make_shared<Evaluation>(*subject.evaluation);
+        baseline_object_ = baseline.module()._ivalue();
+    } else if (data_) {
+        subject.evaluation = run_metrics(module, baseline_evaluation(baseline));
+    }
+    subject.sizes = size_figures(model_file, candidate, example_);
+    std::vector<Variant> variants;
+    if (!is_baseline) variants.push_back({"baseline", baseline.module()});
+    variants.push_back({stage, module});
+    for (const auto& rows : time_all(variants, example_, options_, *meter_, interrupted))
+        subject.latency.push_back(rows.back());
+    auto json = assemble(subject);
+    stage_meter_.restart();
+    return json;
+}
+
+std::vector<Json> Measurer::compare(const std::vector<std::filesystem::path>& files, size_t baseline) {
+    if (baseline >= files.size())
+        throw InvalidArgument("eval",
+                              "there is no model number " + std::to_string(baseline + 1) + " to be the baseline",
+                              "Give at least one model.");
+    // The baseline goes first in timing and evaluation; results are in the order of `files`.
+    std::vector<size_t> order = {baseline};
+    for (size_t i = 0; i < files.size(); ++i)
+        if (i != baseline) order.push_back(i);
+    std::vector<Subject> subjects(files.size());
+    std::vector<Variant> variants;
+    for (const size_t index : order) {
+        auto& subject = subjects[index];
+        subject.stage = files[index].string();
+        subject.file = files[index];
+        variants.push_back({subject.stage, load_module(files[index])});
+        log->progress("evaluating", static_cast<double>(variants.size()), static_cast<double>(files.size()),
+                      subject.stage);
+        if (data_) {
+            const auto& reference = subjects[baseline].evaluation;
+            subject.evaluation = run_metrics(variants.back().module, index == baseline ? nullptr : &*reference);
+        }
+        Model model;
+        std::string reason;
+        try {
+            model = Model::load(files[index]);
+        } catch (const Error& error) {
+            reason = "not analysed: " + message_of(error);
+        }
+        subject.sizes = size_figures(files[index], model, example_, reason);
+    }
+    for (const auto& rows : time_all(variants, example_, options_, *meter_, interrupted))
+        for (size_t i = 0; i < order.size(); ++i) subjects[order[i]].latency.push_back(rows[i]);
+    std::vector<Json> result;
+    for (const auto& subject : subjects) result.push_back(assemble(subject));
+    return result;
+}
+
+Json measure(const Model& baseline, const Model& candidate, const std::filesystem::path& model_file,
+             const std::string& stage, const Inputs& example, std::shared_ptr<const Dataset> data,
+             const std::string& split, Task task, const MeasureOptions& options) {
+    Measurer measurer(example, std::move(data), split, task, "", options);
+    return measurer.measure(baseline, candidate, model_file, stage);
+}
+
+}  // namespace coppice::eval
