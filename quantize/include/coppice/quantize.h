@@ -59,14 +59,14 @@ const std::vector<Entry<Observer>>& observers();
 
 // ---------------------------------------------------------------------------------------------------------- rounding
 
-/// Affine parameters of an activation: q = clamp(round(x / scale) + zero_point, 0, levels - 1), ties to even.
+/// Affine parameters of an activation: q = clamp(round(x / scale) + zero_point, 0, 255), ties to even.
 struct Affine {
     double scale = 1;
     int64_t zero_point = 0;
-    int64_t levels = 256;
 };
 
-/// Parameters that cover `range`, widened to hold zero, which is always exact. A range of width zero gets scale 1.
+/// Parameters by which `range`, widened to hold zero, covers the integers 0 ... levels - 1. Zero is always exact. A
+/// range of width zero gets scale 1.
 Affine affine(Range range, int64_t levels = 256);
 
 /// The values that the integers stand for, as float: what fake quantization does to an activation.

@@ -1,0 +1,382 @@
+// One row per operator of the float graph that has an int8 form in stock LibTorch.
+//
+// Times are ns per element of the larger of input and output, measured on 2 threads of an AVX512-VNNI machine with 2 M
+// elements, plus 2 us a call (see costs below); they only decide where float and int8 meet.
+#include "emit/operators.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/jit/ir/constants.h>
+
+#include <coppice/error.h>
+
+namespace coppice::quantize {
+
+using namespace torch::jit;
+
+Value* Site::argument(const std::string& name) const {
+    const auto* schema = node->maybeSchema();
+    if (!schema) return nullptr;
+    const auto index = schema->argumentIndexWithName(name);
+    return index && static_cast<size_t>(*index) < node->inputs().size() ? node->inputs()[static_cast<size_t>(*index)]
+                                                                        : nullptr;
+}
+
+std::optional<c10::IValue> Site::constant(const std::string& name) const {
+    const auto* value = argument(name);
+    if (!value) return std::nullopt;
+    return constant_of(value);
+}
+
+namespace {
+
+constexpr const char* kComputedWeight = "its weight is computed while running";
+
+std::string anything(const Site&) {
+    return {};
+}
+
+std::string refuse_conv(const Site& site) {
+    const auto view = as_conv(site.node);
+    if (!view) return "its geometry is computed while running";
+    if (view->transposed) return "LibTorch has no int8 kernel for transposed convolutions with one scale per channel";
+    const auto weight = parameter_of(site.model, view->weight);
+    if (!weight) return kComputedWeight;
+    if (view->has_bias && !parameter_of(site.model, view->bias)) return "its bias is computed while running";
+    if (weight->scalar_type() != at::kFloat) return "its weight is not float32";
+    if (static_cast<int64_t>(site.shape(view->input)->size()) != view->dims + 2)
+        return "its input has no batch dimension";
+    if (!geometry_of(*view, weight->sizes().vec())) return "its padding differs between the two sides";
+    return {};
+}
+
+std::string refuse_linear(const Site& site) {
+    const auto view = as_linear(site.node);
+    if (!view) return "it multiplies two computed tensors";
+    const auto weight = parameter_of(site.model, view->weight);
+    if (!weight) return kComputedWeight;
+    if (weight->scalar_type() != at::kFloat || weight->dim() != 2) return "its weight is no float32 matrix";
+    if (view->has_bias) {
+        const auto bias = parameter_of(site.model, view->bias);
+        if (!bias) return "its bias is computed while running";
+        const int64_t features = view->weight_transposed ? weight->size(1) : weight->size(0);
+        if (bias->numel() != features) return "its bias is not one number per output";
+    }
+    if (site.shape(view->input)->size() < 2) return "its input has no batch dimension";
+    return {};
+}
+
+/// For operators of two computed tensors.
+std::string refuse_binary(const Site& site) {
+    for (size_t i = 0; i < 2; ++i) {
+        const auto* input = site.node->input(i);
+        if (!input->type()->isSubtypeOf(*c10::TensorType::get()) || !site.is_float(input))
+            return "one operand is no float32 tensor";
+        if (attribute_name(input) || toIValue(input)) return "one operand is a parameter";
+        if (site.shape(input)->empty()) return "one operand is a single number";
+    }
+    if (site.argument("alpha")) {
+        const auto alpha = site.constant("alpha");
+        if (!alpha || !alpha->isScalar() || alpha->toScalar().toDouble() != 1) return "the second operand is scaled";
+    }
+    return {};
+}
+
+std::string refuse_cat(const Site& site) {
+    const auto* list = site.node->input(0)->node();
+    if (list->kind() != prim::ListConstruct || list->output()->uses().size() != 1)
+        return "its list is used elsewhere too";
+    const auto dim = site.constant("dim");
+    if (!dim || !dim->isInt()) return "its dimension is computed while running";
+    for (const auto* part : list->inputs()) {
+        if (!site.is_float(part)) return "a part is no float32 tensor";
+        if (attribute_name(part) || toIValue(part)) return "a part is a parameter";
+        if (site.shape(part)->size() != site.shape(site.node->output())->size()) return "a part has no dimensions";
+    }
+    return {};
+}
+
+std::string refuse_pool(const Site& site) {
+    for (const char* name : {"kernel_size", "stride", "padding", "dilation"})
+        if (site.argument(name) && !site.constant(name)) return "its geometry is computed while running";
+    if (site.argument("divisor_override")) {
+        const auto divisor = site.constant("divisor_override");
+        if (!divisor || !divisor->isNone()) return "it divides by another number than the window's size";
+    }
+    return {};
+}
+
+std::string refuse_batched_pool(const Site& site) {
+    const std::string op = site.node->kind().toUnqualString();
+    const size_t rank = static_cast<size_t>(op[op.size() - 2] - '0') + 2;  // "max_pool2d": 4
+    if (site.shape(site.node->input(0))->size() != rank) return "its input has no batch dimension";
+    return refuse_pool(site);
+}
+
+std::string refuse_pad(const Site& site) {
+    if (site.argument("mode")) {
+        const auto mode = site.constant("mode");
+        if (!mode || !mode->isString() || mode->toStringRef() != "constant") return "it pads with values of the tensor";
+    }
+    const auto value = site.constant("value");
+    if (!value || !(value->isNone() || (value->isScalar() && value->toScalar().toDouble() == 0)))
+        return "it pads with another number than zero";
+    return {};
+}
+
+std::string refuse_mean(const Site& site) {
+    const auto dims = site.constant("dim");
+    if (!dims || !dims->isIntList() || dims->toIntVector().empty()) return "it averages over everything";
+    const auto dtype = site.constant("dtype");
+    if (!dtype || !dtype->isNone()) return "it changes the dtype";
+    return {};
+}
+
+std::string refuse_clamp(const Site& site) {
+    return clamp_of(site.node) ? std::string() : "its bounds are computed, or do not hold zero";
+}
+
+std::string refuse_split(const Site& site) {
+    const auto* list = site.node->output();
+    if (list->uses().size() != 1 || list->uses()[0].user->kind() != prim::ListUnpack) return "its parts stay in a list";
+    return {};
+}
+
+std::string refuse_contiguous(const Site& site) {
+    const auto format = site.constant("memory_format");
+    return format ? std::string() : "its layout is computed while running";
+}
+
+std::string refuse_upsample(const Site& site) {
+    return site.shape(site.node->input(0))->size() == 4 ? std::string() : "its input is not [N, C, H, W]";
+}
+
+}  // namespace
+
+const std::vector<OperatorRow>& operator_rows() {
+    using K = UnitKind;
+    using S = OutputScale;
+    static const std::vector<OperatorRow> rows = {
+        {"aten::_convolution", K::kConv, S::kOwn, true, refuse_conv, 0, 0},
+        {"aten::adaptive_avg_pool1d", K::kSame, S::kInput, false, anything, 0.05, 0.04},
+        {"aten::adaptive_avg_pool2d", K::kSame, S::kInput, false, anything, 0.05, 0.04},
+        {"aten::adaptive_avg_pool3d", K::kSame, S::kInput, false, anything, 0.05, 0.04},
+        {"aten::add", K::kAdd, S::kOwn, true, refuse_binary, 0.12, 0.05},
+        {"aten::addmm", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
+        {"aten::alpha_dropout", K::kIdentity, S::kInput, false, anything, 0, 0},
+        {"aten::avg_pool1d", K::kSame, S::kInput, false, refuse_pool, 0.3, 0.3},
+        {"aten::avg_pool2d", K::kSame, S::kInput, false, refuse_pool, 0.3, 0.3},
+        {"aten::avg_pool3d", K::kSame, S::kInput, false, refuse_pool, 0.3, 0.3},
+        {"aten::cat", K::kCat, S::kOwn, false, refuse_cat, 0.6, 0.22},
+        {"aten::chunk", K::kSplit, S::kInput, false, refuse_split, 0, 0},
+        {"aten::clamp", K::kSame, S::kInput, false, refuse_clamp, 0.013, 0.05},
+        {"aten::constant_pad_nd", K::kSame, S::kInput, false, refuse_pad, 0.75, 0.3},
+        {"aten::contiguous", K::kSame, S::kInput, false, refuse_contiguous, 0.05, 0.05},
+        {"aten::conv1d", K::kConv, S::kOwn, true, refuse_conv, 0, 0},
+        {"aten::conv2d", K::kConv, S::kOwn, true, refuse_conv, 0, 0},
+        {"aten::conv3d", K::kConv, S::kOwn, true, refuse_conv, 0, 0},
+        {"aten::conv_transpose1d", K::kConv, S::kOwn, false, refuse_conv, 0, 0},
+        {"aten::conv_transpose2d", K::kConv, S::kOwn, false, refuse_conv, 0, 0},
+        {"aten::conv_transpose3d", K::kConv, S::kOwn, false, refuse_conv, 0, 0},
+        {"aten::dropout", K::kIdentity, S::kInput, false, anything, 0, 0},
+        {"aten::dropout2d", K::kIdentity, S::kInput, false, anything, 0, 0},
+        {"aten::feature_dropout", K::kIdentity, S::kInput, false, anything, 0, 0},
+        {"aten::flatten", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::hardtanh", K::kSame, S::kInput, false, refuse_clamp, 0.013, 0.05},
+        {"aten::linear", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
+        {"aten::matmul", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
+        {"aten::max_pool1d", K::kSame, S::kInput, false, refuse_batched_pool, 0.5, 0.33},
+        {"aten::max_pool2d", K::kSame, S::kInput, false, refuse_batched_pool, 0.5, 0.33},
+        {"aten::mean", K::kSame, S::kInput, false, refuse_mean, 0.1, 0.04},
+        {"aten::mm", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
+        {"aten::mul", K::kMul, S::kOwn, true, refuse_binary, 0.1, 0.05},
+        {"aten::pad", K::kSame, S::kInput, false, refuse_pad, 0.75, 0.3},
+        {"aten::permute", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::relu", K::kSame, S::kInput, false, anything, 0.013, 0.05},
+        {"aten::relu6", K::kSame, S::kInput, false, anything, 0.013, 0.05},
+        {"aten::reshape", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::select", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::slice", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::split", K::kSplit, S::kInput, false, refuse_split, 0, 0},
+        {"aten::split_with_sizes", K::kSplit, S::kInput, false, refuse_split, 0, 0},
+        {"aten::squeeze", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::transpose", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::unsqueeze", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::upsample_bilinear2d", K::kSame, S::kInput, false, refuse_upsample, 0.3, 0.3},
+        {"aten::upsample_nearest2d", K::kSame, S::kInput, false, refuse_upsample, 0.2, 0.2},
+        {"aten::view", K::kSame, S::kInput, false, anything, 0, 0},
+        {"prim::ConstantChunk", K::kSplit, S::kInput, false, anything, 0, 0},
+    };
+    return rows;
+}
+
+const OperatorRow* find_row(const Node* node) {
+    static const auto* index = [] {
+        auto* map = new std::unordered_map<std::string, const OperatorRow*>();
+        for (const auto& row : operator_rows()) (*map)[row.op] = &row;
+        return map;
+    }();
+    const auto found = index->find(node->kind().toQualString());
+    return found == index->end() ? nullptr : found->second;
+}
+
+std::optional<Range> clamp_of(const Node* node) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    const std::string op = node->kind().toQualString();
+    if (op == "aten::relu") return Range{0, kInfinity};
+    if (op == "aten::relu6") return Range{0, 6};
+    if (op != "aten::hardtanh" && op != "aten::clamp") return std::nullopt;
+    Range range{-kInfinity, kInfinity};
+    const auto low = constant_of(node->input(1)), high = constant_of(node->input(2));
+    if (!low || !high) return std::nullopt;
+    if (low->isScalar()) range.low = low->toScalar().toDouble();
+    if (high->isScalar()) range.high = high->toScalar().toDouble();
+    if (!(low->isScalar() || low->isNone()) || !(high->isScalar() || high->isNone())) return std::nullopt;
+    if (!(range.low <= 0 && range.high >= 0)) return std::nullopt;
+    return range;
+}
+
+std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<int64_t>& weight_shape) {
+    ConvGeometry geometry{view.stride, view.padding, view.dilation, view.groups};
+    if (view.padding_mode == "same") {
+        for (size_t i = 0; i < geometry.padding.size(); ++i) {
+            const int64_t total = view.dilation[i] * (weight_shape[i + 2] - 1);
+            if (total % 2 != 0) return std::nullopt;
+            geometry.padding[i] = total / 2;
+        }
+    } else if (view.padding_mode == "valid") {
+        geometry.padding.assign(geometry.padding.size(), 0);
+    }
+    return geometry;
+}
+
+namespace {
+
+c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack) {
+    c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
+    return stack.at(0);
+}
+
+c10::IValue optional_tensor(const at::Tensor& tensor) {
+    return tensor.defined() ? c10::IValue(tensor.detach().to(at::kFloat).contiguous()) : c10::IValue();
+}
+
+}  // namespace
+
+c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry) {
+    const auto dims = geometry.stride.size();
+    const char* name = dims == 1 ? "quantized::conv1d_prepack"
+                                 : (dims == 2 ? "quantized::conv2d_prepack" : "quantized::conv3d_prepack");
+    const auto list = [](const std::vector<int64_t>& values) { return c10::List<int64_t>(values); };
+    return call_operator(name, {weight, optional_tensor(bias), list(geometry.stride), list(geometry.padding),
+                                list(geometry.dilation), geometry.groups});
+}
+
+c10::IValue pack_linear(const at::Tensor& weight, const at::Tensor& bias) {
+    return call_operator("quantized::linear_prepack", {weight, optional_tensor(bias)});
+}
+
+Value* Emitter::call(const char* name, at::ArrayRef<NamedValue> arguments) {
+    return graph_.insert(Symbol::fromQualString(name), arguments);
+}
+
+Value* Emitter::quantize(Value* value, const Affine& p) {
+    return call("aten::quantize_per_tensor", {value, p.scale, p.zero_point, static_cast<int64_t>(at::kQUInt8)});
+}
+
+Value* Emitter::dequantize(Value* value) {
+    return call("aten::dequantize", {value});
+}
+
+Value* Emitter::conv(int64_t dims, Value* input, Value* packed, const Affine& p, bool relu) {
+    static constexpr const char* kNames[3][2] = {{"quantized::conv1d", "quantized::conv1d_relu"},
+                                                 {"quantized::conv2d", "quantized::conv2d_relu"},
+                                                 {"quantized::conv3d", "quantized::conv3d_relu"}};
+    return call(kNames[dims - 1][relu ? 1 : 0], {input, packed, p.scale, p.zero_point});
+}
+
+Value* Emitter::linear(Value* input, Value* packed, const Affine& p, bool relu) {
+    return call(relu ? "quantized::linear_relu" : "quantized::linear", {input, packed, p.scale, p.zero_point});
+}
+
+Value* Emitter::linear_float(Value* input, Value* packed, const Affine& p, bool relu) {
+    return call(relu ? "quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32"
+                     : "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+                {input, p.scale, p.zero_point, packed});
+}
+
+Value* Emitter::add(Value* left, Value* right, const Affine& p, bool relu) {
+    return call(relu ? "quantized::add_relu" : "quantized::add", {left, right, p.scale, p.zero_point});
+}
+
+Value* Emitter::mul(Value* left, Value* right, const Affine& p, bool relu) {
+    return call(relu ? "quantized::mul_relu" : "quantized::mul", {left, right, p.scale, p.zero_point});
+}
+
+namespace {
+
+Value* tensor_list(Graph& graph, const std::vector<Value*>& parts) {
+    return graph.insertNode(graph.createList(c10::TensorType::get(), parts))->output();
+}
+
+}  // namespace
+
+Value* Emitter::cat(const std::vector<Value*>& parts, int64_t dim, const Affine& p) {
+    return call("quantized::cat", {tensor_list(graph_, parts), dim, p.scale, p.zero_point});
+}
+
+Value* Emitter::cat_same(const std::vector<Value*>& parts, int64_t dim) {
+    return call("aten::cat", {tensor_list(graph_, parts), dim});
+}
+
+Value* Emitter::clamp(Value* value, Range bounds) {
+    if (bounds.low == 0 && std::isinf(bounds.high)) return call("aten::relu", {value});
+    return call("aten::hardtanh", {value, bounds.low, bounds.high});
+}
+
+std::vector<Value*> Emitter::same(const Site& site, const std::function<Value*(Value*)>& input_of) {
+    Node* node = site.node;
+    const std::string op = node->kind().toQualString();
+    if (op == "aten::view") return {call("aten::reshape", {input_of(node->input(0)), node->input(1)})};
+    if (const auto bounds = clamp_of(node)) {
+        if (std::isfinite(bounds->low) && std::isfinite(bounds->high))
+            return {call("aten::hardtanh", {input_of(node->input(0)), bounds->low, bounds->high})};
+        if (bounds->low == 0) return {call("aten::relu", {input_of(node->input(0))})};
+    }
+    Node* copy = graph_.createClone(node, [&](Value* value) { return input_of(value); });
+    graph_.insertNode(copy);
+    if (op.rfind("aten::max_pool", 0) == 0 || op.rfind("aten::avg_pool", 0) == 0) {
+        const auto dims = static_cast<size_t>(op[op.size() - 2] - '0');
+        std::vector<int64_t> kernel;
+        for (const char* name : {"kernel_size", "stride", "padding", "dilation"}) {
+            if (!site.argument(name)) continue;
+            auto list = site.constant(name)->toIntVector();
+            if (list.empty()) list = kernel;  // no stride given: windows side by side
+            if (list.size() == 1) list.resize(dims, list[0]);
+            if (kernel.empty()) kernel = list;
+            const auto index = node->schema().argumentIndexWithName(name);
+            WithInsertPoint guard(copy);
+            copy->replaceInput(static_cast<size_t>(*index), graph_.insertConstant(list));
+        }
+    }
+    std::vector<Value*> outputs;
+    for (Value* output : copy->outputs()) {
+        if (output->type()->kind() == c10::TypeKind::TensorType) output->setType(c10::TensorType::get());
+        outputs.push_back(output);
+    }
+    return outputs;
+}
+
+void relax_views(Graph& graph) {
+    for (Node* node : all_nodes(graph)) {
+        if (node->kind() != aten::view) continue;
+        const auto size = node->schema().argumentIndexWithName("size");
+        if (!size) continue;  // view(dtype)
+        WithInsertPoint guard(node);
+        Value* reshaped = graph.insert(aten::reshape, {node->input(0), node->input(1)});
+        reshaped->copyMetadata(node->output());
+        node->output()->replaceAllUsesWith(reshaped);
+        node->destroy();
+    }
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,69 @@
+// The table of what runs in int8, and the only place that names the operators that a quantized model is made of.
+#pragma once
+
+#include "plan/units.h"
+
+namespace coppice::quantize {
+
+struct OperatorRow {
+    const char* op;  ///< "aten::conv2d"
+    UnitKind kind;
+    OutputScale scale;
+    bool fuses;  ///< a relu or clamp behind it can be done by the same int8 operator
+    /// Why this one cannot run in int8; empty when it can.
+    std::string (*refuse)(const Site& site);
+    double int8_ns, float_ns;  ///< per element (of the larger of input and output), see operators.cpp
+};
+
+const std::vector<OperatorRow>& operator_rows();
+const OperatorRow* find_row(const torch::jit::Node* node);
+
+/// Bounds of relu, relu6, hardtanh or clamp with constant bounds that hold zero; nullopt for other operators.
+std::optional<Range> clamp_of(const torch::jit::Node* node);
+
+/// Geometry of a convolution as the int8 operators take it.
+struct ConvGeometry {
+    std::vector<int64_t> stride, padding, dilation;
+    int64_t groups = 1;
+};
+/// nullopt when "same" padding is not the same on both sides.
+std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<int64_t>& weight_shape);
+
+/// Packs weights for the engine in force. @param weight qint8 @param bias float32 or undefined
+c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);
+c10::IValue pack_linear(const at::Tensor& weight, const at::Tensor& bias);
+
+/// Inserts int8 operators into a graph, at the graph's insertion point.
+class Emitter {
+public:
+    explicit Emitter(torch::jit::Graph& graph) : graph_(graph) {}
+    torch::jit::Value* quantize(torch::jit::Value* value, const Affine& parameters);
+    torch::jit::Value* dequantize(torch::jit::Value* value);
+    /// @param packed  value that holds pack_conv()'s weights for `dims` dimensions
+    torch::jit::Value* conv(int64_t dims, torch::jit::Value* input, torch::jit::Value* packed, const Affine& output,
+                            bool relu);
+    torch::jit::Value* linear(torch::jit::Value* input, torch::jit::Value* packed, const Affine& output, bool relu);
+    /// Float in, float out: rounds the input by `input_parameters`, multiplies in int8.
+    torch::jit::Value* linear_float(torch::jit::Value* input, torch::jit::Value* packed, const Affine& input_parameters,
+                                    bool relu);
+    torch::jit::Value* add(torch::jit::Value* left, torch::jit::Value* right, const Affine& output, bool relu);
+    torch::jit::Value* mul(torch::jit::Value* left, torch::jit::Value* right, const Affine& output, bool relu);
+    /// Any parameters; a slow kernel.
+    torch::jit::Value* cat(const std::vector<torch::jit::Value*>& parts, int64_t dim, const Affine& output);
+    /// All parts have the parameters of the result; a copy.
+    torch::jit::Value* cat_same(const std::vector<torch::jit::Value*>& parts, int64_t dim);
+    /// The node's own operator with other inputs; pooling gets its lists in full length (LibTorch's int8 max_pool2d
+    /// reads past the end of a shorter one), view becomes reshape (int8 convolutions give channels-last strides).
+    std::vector<torch::jit::Value*> same(const Site& site,
+                                         const std::function<torch::jit::Value*(torch::jit::Value*)>& input_of);
+    torch::jit::Value* clamp(torch::jit::Value* value, Range bounds);
+
+private:
+    torch::jit::Value* call(const char* name, at::ArrayRef<torch::jit::NamedValue> arguments);
+    torch::jit::Graph& graph_;
+};
+
+/// Replaces every aten::view by aten::reshape: equal wherever view is defined, and defined for channels-last tensors.
+void relax_views(torch::jit::Graph& graph);
+
+}  // namespace coppice::quantize

@@ -1,0 +1,31 @@
+#include <coppice/error.h>
+#include <coppice/quantize.h>
+
+#include "observers/extremes.h"
+
+namespace coppice::quantize {
+namespace {
+
+class MinMax final : public Observer {
+public:
+    std::unique_ptr<Observer> fresh() const override { return std::make_unique<MinMax>(); }
+
+    void observe(const at::Tensor& values) override {
+        const auto seen = extremes(values);
+        if (!seen) return;
+        range_ = range_ ? Range{std::min(range_->low, seen->low), std::max(range_->high, seen->high)} : *seen;
+    }
+
+    Range range(int64_t) const override { return range_.value_or(Range{}); }
+
+private:
+    std::optional<Range> range_;
+};
+
+}  // namespace
+
+std::unique_ptr<Observer> minmax() {
+    return std::make_unique<MinMax>();
+}
+
+}  // namespace coppice::quantize

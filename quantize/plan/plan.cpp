@@ -1,0 +1,423 @@
+// plan_static: prepare the model, choose borders, observe ranges, measure each layer's noise, choose again without the
+// layers that are too noisy.
+#include "plan/plan.h"
+
+#include <torch/csrc/jit/passes/remove_mutation.h>
+
+#include <cmath>
+#include <regex>
+
+#include <coppice/deploy.h>
+#include <coppice/error.h>
+
+#include "emit/operators.h"
+
+namespace coppice::quantize {
+
+using namespace torch::jit;
+
+namespace {
+
+constexpr const char* kWhere = "quantize.static";
+constexpr size_t kNoiseBatches = 2;  // calibration batches on which each layer's noise is measured
+
+/// Same-scale concatenation costs at most one bit of the narrowest part.
+constexpr double kNarrowestPart = 0.5;
+
+/// Chains every unit's output to the value whose observed range gives its parameters.
+class Roots {
+public:
+    explicit Roots(const std::vector<Unit>& units) {
+        for (const auto& unit : units)
+            for (const auto* output : unit.outputs) maker_[output] = &unit;
+    }
+    const Unit* maker(const Value* value) const {
+        const auto found = maker_.find(value);
+        return found == maker_.end() ? nullptr : found->second;
+    }
+    const Value* root(const Value* value) const {
+        for (;;) {
+            const auto* unit = maker(value);
+            if (!unit || !unit->int8 || own(*unit)) return value;
+            value = unit->inputs[0];
+        }
+    }
+    static bool own(const Unit& unit) {
+        return unit.kind != UnitKind::kPadChannels && unit.kind != UnitKind::kIdentity &&
+               unit.row->scale == OutputScale::kOwn;
+    }
+
+private:
+    std::unordered_map<const Value*, const Unit*> maker_;
+};
+
+class Planner {
+public:
+    Planner(StaticPlan::Impl& plan, const std::vector<Inputs>& calibration)
+        : plan_(plan), calibration_(calibration), levels_(plan.options.activation_levels) {
+        if (levels_ == 0) levels_ = exact_int8_products() ? 256 : 128;
+        if (!plan_.options.observer) plan_.options.observer = histogram();
+        const auto& engine = plan_.options.engine;
+        islands_ = engine == "x86" || engine == "fbgemm" || engine == "auto";
+    }
+
+    void run() {
+        torch::NoGradGuard no_grad;
+        plan_.units = find_units(plan_.model, plan_.facts);
+        const LayerNames names(plan_.model);
+        for (const auto& unit : plan_.units) plan_.unit_names.push_back(names.of(unit.node));
+        apply_options();
+        require_anchor();
+        for (;;) {
+            choose_borders(plan_.units, plan_.facts, islands_);
+            observe(needed_values());
+            assign_parameters();
+            round_weights();
+            if (!refuse_noisy()) break;
+            require_anchor();
+        }
+        plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units);
+    }
+
+private:
+    void apply_options() {
+        auto& units = plan_.units;
+        for (const auto& pattern : plan_.options.ignore) {
+            std::regex expression;
+            try {
+                expression = std::regex(pattern);
+            } catch (const std::regex_error&) {
+                throw InvalidArgument(kWhere, "ignore: \"" + pattern + "\" is no regular expression",
+                                      "Write a layer's name, or an ECMAScript pattern such as layer1\\..*");
+            }
+            bool any = false;
+            for (size_t i = 0; i < units.size(); ++i) {
+                if (!std::regex_match(plan_.unit_names[i], expression)) continue;
+                any = true;
+                if (units[i].refusal.empty()) units[i].refusal = "ignore: " + pattern;
+            }
+            if (!any)
+                throw InvalidArgument(kWhere, "ignore: \"" + pattern + "\" matches no layer",
+                                      "`coppice inspect` lists the names; the pattern must match a whole name.");
+        }
+        if (!plan_.options.first_last) {
+            Unit *first = nullptr, *last = nullptr;
+            for (auto& unit : units) {
+                if (!unit.anchor()) continue;
+                if (!first) first = &unit;
+                last = &unit;
+            }
+            for (Unit* unit : {first, last})
+                if (unit && unit->refusal.empty()) unit->refusal = "first_last: float";
+        }
+    }
+
+    void require_anchor() const {
+        std::string reasons;
+        int shown = 0;
+        for (size_t i = 0; i < plan_.units.size(); ++i) {
+            const auto& unit = plan_.units[i];
+            if (!unit.anchor()) continue;
+            if (unit.refusal.empty()) return;
+            if (++shown <= 5) reasons += "; " + plan_.unit_names[i] + ": " + unit.refusal;
+        }
+        if (shown > 5) reasons += "; and " + std::to_string(shown - 5) + " more";
+        throw UnsupportedModel(
+            kWhere, "nothing can run in int8" + (shown ? reasons : ": the model has no convolution or linear layer"),
+            "");
+    }
+
+    std::vector<const Value*> needed_values() const {
+        const Roots roots(plan_.units);
+        std::vector<const Value*> values;
+        const auto want = [&](const Value* value) {
+            if (!observers_.count(value)) values.push_back(value);
+        };
+        for (const auto& unit : plan_.units) {
+            if (!unit.int8 && !unit.island) continue;
+            for (const auto* input : unit.inputs) want(roots.root(input));
+            if (unit.int8)
+                for (const auto* output : unit.outputs) want(roots.root(output));
+        }
+        return values;
+    }
+
+    void observe(const std::vector<const Value*>& values) {
+        if (values.empty()) return;
+        std::unordered_map<const Value*, Observer*> fresh;
+        for (const auto* value : values) {
+            auto& observer = observers_[value];
+            if (!observer) observer = plan_.options.observer->fresh();
+            fresh[value] = observer.get();
+        }
+        const auto see = [&](const Value* value, const c10::IValue& content) {
+            const auto found = fresh.find(value);
+            if (found != fresh.end() && content.isTensor()) found->second->observe(content.toTensor().to(at::kFloat));
+        };
+        NodeHooks hooks;
+        hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+            for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
+        };
+        const auto parameters = plan_.model.graph()->inputs();
+        for (const auto& inputs : calibration_) {
+            for (size_t i = 0; i < inputs.size() && i + 1 < parameters.size(); ++i) see(parameters[i + 1], inputs[i]);
+            run_nodes(plan_.model, inputs, hooks);
+        }
+    }
+
+    Range range_of(const Value* value) {
+        const auto found = ranges_.find(value);
+        if (found != ranges_.end()) return found->second;
+        return ranges_[value] = observers_.at(value)->range(levels_);
+    }
+
+    /// Parts of a concatenation get one scale where none of them loses more than a bit by it: the copy is then many
+    /// times faster than a concatenation that converts.
+    std::unordered_map<const Value*, const Value*> join_cats(const Roots& roots) {
+        std::unordered_map<const Value*, const Value*> parent;
+        struct Group {
+            Range range;
+            double narrowest;
+        };
+        std::unordered_map<const Value*, Group> groups;
+        const auto find = [&](const Value* value) {
+            while (parent.count(value)) value = parent.at(value);
+            return value;
+        };
+        const auto group_of = [&](const Value* value) {
+            const auto found = groups.find(value);
+            if (found != groups.end()) return found->second;
+            const auto range = range_of(value);
+            return Group{range, std::max(range.high, 0.0) - std::min(range.low, 0.0)};
+        };
+        plan_.cats_with_one_scale.clear();
+        for (const auto& unit : plan_.units) {
+            if (!unit.int8 || unit.kind != UnitKind::kCat) continue;
+            std::set<const Value*> members{find(unit.outputs[0])};
+            for (const auto* input : unit.inputs) members.insert(find(roots.root(input)));
+            Group joined{{0, 0}, std::numeric_limits<double>::infinity()};
+            for (const auto* member : members) {
+                const auto group = group_of(member);
+                joined.range.low = std::min(joined.range.low, group.range.low);
+                joined.range.high = std::max(joined.range.high, group.range.high);
+                joined.narrowest = std::min(joined.narrowest, group.narrowest);
+            }
+            if (joined.narrowest < kNarrowestPart * (joined.range.high - joined.range.low)) continue;
+            const auto* head = *members.begin();
+            for (const auto* member : members)
+                if (member != head) parent[member] = head;
+            groups[head] = joined;
+            plan_.cats_with_one_scale.insert(unit.node);
+        }
+        std::unordered_map<const Value*, const Value*> head_of;
+        for (const auto& [value, unused] : observers_) {
+            const auto* head = find(value);
+            if (groups.count(head)) {
+                head_of[value] = head;
+                joined_ranges_[head] = groups.at(head).range;
+            }
+        }
+        return head_of;
+    }
+
+    void assign_parameters() {
+        plan_.parameters.clear();
+        joined_ranges_.clear();
+        const Roots roots(plan_.units);
+        const auto head_of = join_cats(roots);
+        const auto assign = [&](const Value* value) {
+            const auto* root = roots.root(value);
+            const auto head = head_of.find(root);
+            const auto range = head == head_of.end() ? range_of(root) : joined_ranges_.at(head->second);
+            plan_.parameters[value] = affine(range, levels_);
+        };
+        for (const auto& unit : plan_.units) {
+            if (!unit.int8 && !unit.island) continue;
+            for (const auto* input : unit.inputs) assign(input);
+            if (unit.int8)
+                for (const auto* output : unit.outputs) assign(output);
+        }
+    }
+
+    void round_weights() {
+        for (size_t i = 0; i < plan_.units.size(); ++i) {
+            const auto& unit = plan_.units[i];
+            if (!unit.anchor() || !(unit.int8 || unit.island) || plan_.weights.count(unit.node)) continue;
+            const auto conv = as_conv(unit.node);
+            const auto linear = as_linear(unit.node);
+            auto weight = *parameter_of(plan_.model, conv ? conv->weight : linear->weight);
+            if (!conv && linear->weight_transposed) weight = weight.t();
+            plan_.weights[unit.node] = quantize_weight(weight, plan_.options.per_channel);
+        }
+    }
+
+    /// Measures the signal-to-noise ratio of each int8 layer by itself; refuses those below the limit. True if any was.
+    bool refuse_noisy() {
+        struct Power {
+            double signal = 0, noise = 0;
+        };
+        std::unordered_map<const Node*, size_t> index;
+        for (size_t i = 0; i < plan_.units.size(); ++i) {
+            const auto& unit = plan_.units[i];
+            if (unit.anchor() && (unit.int8 || unit.island) && !measured_.count(unit.node)) index[unit.node] = i;
+        }
+        if (index.empty()) return false;
+        std::unordered_map<const Node*, Power> powers;
+        std::unordered_map<const Node*, at::Tensor> rounded;
+        NodeHooks hooks;
+        hooks.before = [&](const Node* node, std::vector<c10::IValue>& inputs) {
+            const auto found = index.find(node);
+            if (found == index.end()) return;
+            const auto& unit = plan_.units[found->second];
+            const auto place = anchor_inputs(node);
+            auto stack = inputs;
+            stack[place.tensor] = fake_quantize(stack[place.tensor].toTensor(), plan_.parameters.at(unit.inputs[0]));
+            stack[place.weight] = rounded_weight(unit, plan_.weights.at(node));
+            node->getOperation()(stack);
+            rounded[node] = stack[0].toTensor();
+        };
+        hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+            const auto found = rounded.find(node);
+            if (found == rounded.end()) return;
+            const auto exact = outputs[0].toTensor();
+            auto& power = powers[node];
+            power.signal += exact.pow(2).sum(at::kDouble).item<double>();
+            power.noise += (exact - found->second).pow(2).sum(at::kDouble).item<double>();
+            rounded.erase(found);
+        };
+        for (size_t i = 0; i < std::min(kNoiseBatches, calibration_.size()); ++i)
+            run_nodes(plan_.model, calibration_[i], hooks);
+        bool any = false;
+        for (const auto& [node, i] : index) {
+            const auto& power = powers[node];
+            auto& unit = plan_.units[i];
+            measured_.insert(node);
+            // No noise at all (an input of zeros) is as good as float.
+            unit.sqnr_db = power.noise > 0 ? 10 * std::log10(std::max(power.signal, 1e-300) / power.noise) : 200;
+            if (unit.sqnr_db >= plan_.options.min_sqnr_db) continue;
+            char text[96];
+            std::snprintf(text, sizeof text, "its signal-to-noise ratio in int8 is %.1f dB, min_sqnr_db is %g",
+                          unit.sqnr_db, plan_.options.min_sqnr_db);
+            unit.refusal = text;
+            any = true;
+        }
+        return any;
+    }
+
+    StaticPlan::Impl& plan_;
+    const std::vector<Inputs>& calibration_;
+    int64_t levels_;
+    bool islands_ = true;
+    std::unordered_map<const Value*, std::unique_ptr<Observer>> observers_;
+    std::unordered_map<const Value*, Range> ranges_, joined_ranges_;
+    std::set<const Node*> measured_;
+};
+
+std::string why_no_unit(const Node* node) {
+    if (as_recurrent(const_cast<Node*>(node))) return "recurrent cells have no static int8 kernel";
+    if (as_embedding(const_cast<Node*>(node))) return "embeddings stay in float";
+    if (as_attention(const_cast<Node*>(node)) || as_matmul(const_cast<Node*>(node)))
+        return "it multiplies two computed tensors";
+    return "no int8 operator of LibTorch stands for it";
+}
+
+}  // namespace
+
+AnchorInputs anchor_inputs(const Node* node) {
+    if (node->kind() == aten::addmm) return {1, 2, true};
+    if (node->kind() == aten::mm || node->kind() == aten::matmul) return {0, 1, true};
+    return {0, 1, false};
+}
+
+at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight) {
+    const auto values = weight.dequantize();
+    return anchor_inputs(unit.node).weight_transposed ? values.t() : values;
+}
+
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {
+    Model copy = model.clone();
+    copy.eval();
+    fold_batch_norm(copy, example, folded);
+    // Residual networks add and rectify in place; the int8 operators do not.
+    auto graph = copy.graph();
+    RemoveTensorMutation(graph, [](Node* node) {
+        const std::string name = node->kind().toQualString();
+        if (name.size() < 2 || name.back() != '_') return false;
+        const std::string pure = name.substr(0, name.size() - 1);
+        return std::any_of(operator_rows().begin(), operator_rows().end(),
+                           [&](const OperatorRow& row) { return pure == row.op; });
+    });
+    copy.refresh();
+    return copy;
+}
+
+std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units) {
+    const LayerNames names(model);
+    std::unordered_map<const Node*, const Unit*> unit_of;
+    for (const auto& unit : units)
+        for (const auto* node : unit.nodes) unit_of[node] = &unit;
+    std::vector<LayerPlan> layers;
+    for (Node* node : all_nodes(*model.graph())) {
+        const auto found = unit_of.find(node);
+        LayerPlan layer{names.of(node), node->kind().toQualString(), false, "", 0, 0};
+        if (const auto conv = as_conv(node)) {
+            if (const auto weight = parameter_of(model, conv->weight)) layer.parameters = weight->numel();
+        } else if (const auto linear = as_linear(node)) {
+            if (const auto weight = parameter_of(model, linear->weight)) layer.parameters = weight->numel();
+        }
+        if (found != unit_of.end()) {
+            const auto& unit = *found->second;
+            if (node != unit.node) continue;
+            layer.int8 = unit.int8 || unit.island;
+            layer.sqnr_db = unit.sqnr_db;
+            if (!layer.int8)
+                layer.reason = !unit.refusal.empty() ? unit.refusal : "beside float operators it is no faster in int8";
+        } else {
+            const std::string op = layer.op;
+            if (op.rfind("aten::", 0) != 0 || node->outputs().empty()) continue;
+            const auto* fact = facts.find(node->output(0));
+            const bool weighty = as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node);
+            if (!weighty && !(fact && fact->is_tensor && fact->dtype == at::kFloat && fact->shape.size() > 1)) continue;
+            if (node->owningBlock() != model.graph()->block() && find_row(node))
+                layer.reason = "it runs inside a branch or a loop";
+            else
+                layer.reason = why_no_unit(node);
+        }
+        layers.push_back(std::move(layer));
+    }
+    return layers;
+}
+
+StaticPlan plan_static(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
+                       const StaticOptions& options) {
+    if (calibration.empty())
+        throw InvalidArgument(kWhere, "there is no calibration data", "Give at least one batch of the model's inputs.");
+    refuse_other_methods(model, kWhere);
+    auto plan = std::make_shared<StaticPlan::Impl>();
+    plan->options = options;
+    plan->model = prepare(model, example, &plan->folded);
+    plan->facts = Facts::observe(plan->model, example);
+    Planner(*plan, calibration).run();
+    return StaticPlan(plan);
+}
+
+std::vector<LayerPlan> explain(const Model& model, const Inputs& example) {
+    const auto prepared = prepare(model, example, nullptr);
+    const auto facts = Facts::observe(prepared, example);
+    auto units = find_units(prepared, facts);
+    choose_borders(units, facts, true);
+    return layer_plans(prepared, facts, units);
+}
+
+const std::vector<LayerPlan>& StaticPlan::layers() const {
+    return impl_->layers;
+}
+const Model& StaticPlan::model() const {
+    return impl_->model;
+}
+const Affine* StaticPlan::parameters(const Value* value) const {
+    const auto found = impl_->parameters.find(value);
+    return found == impl_->parameters.end() ? nullptr : &found->second;
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,35 @@
+#pragma once
+
+#include "plan/units.h"
+
+namespace coppice::quantize {
+
+struct StaticPlan::Impl {
+    StaticOptions options;
+    Model model;  ///< batch norms folded, in-place operators made pure
+    Facts facts;
+    std::vector<Unit> units;
+    std::vector<std::string> unit_names;
+    std::unordered_map<const torch::jit::Value*, Affine> parameters;
+    std::unordered_map<const torch::jit::Node*, at::Tensor> weights;  ///< qint8 [out, in, ...] of int8 anchors
+    std::set<const torch::jit::Node*> cats_with_one_scale;
+    std::vector<LayerPlan> layers;
+    std::vector<LayerChange> folded;
+};
+
+/// Where the tensor and the weight of a convolution or linear layer enter its operator.
+struct AnchorInputs {
+    size_t tensor, weight;
+    bool weight_transposed;  ///< the operator reads [in, out]
+};
+AnchorInputs anchor_inputs(const torch::jit::Node* node);
+
+/// The int8 weight of an anchor as its operator reads it, back in float.
+at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
+
+/// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
+
+std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units);
+
+}  // namespace coppice::quantize

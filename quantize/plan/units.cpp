@@ -1,0 +1,186 @@
+#include "plan/units.h"
+
+#include "emit/operators.h"
+
+namespace coppice::quantize {
+
+using namespace torch::jit;
+
+namespace {
+
+constexpr double kCallNs = 2000;  // of any operator, whatever its size
+
+double elements(const Facts& facts, const Value* value) {
+    double count = 1;
+    for (const int64_t size : facts.shape(value)) count *= static_cast<double>(size);
+    return count;
+}
+
+/// Strided slices over height and width, then zero channels: ResNet's parameter-free shortcut (option A of arXiv
+/// 1512.03385). LibTorch's int8 pad writes element by element; a 1x1 convolution with a unit matrix gives the same
+/// integers, bit for bit, in a quarter of the time.
+std::optional<Unit> pad_channels(const Site& site) {
+    constexpr int64_t kMostChannels = 512;  // beyond, multiplying by zeros costs more than the copy
+    const auto pads = site.constant("pad");
+    Value* value = site.node->input(0);
+    const auto* shape = site.shape(site.node->output());
+    if (!pads || !pads->isIntList() || !shape || shape->size() != 4 || (*shape)[1] > kMostChannels) return std::nullopt;
+    auto list = pads->toIntVector();
+    if (list.size() != 6 || list[0] != 0 || list[1] != 0 || list[2] != 0 || list[3] != 0 || list[4] < 0 || list[5] < 0)
+        return std::nullopt;
+    Unit unit;
+    unit.kind = UnitKind::kPadChannels;
+    unit.node = site.node;
+    unit.nodes = {site.node};
+    while (value->node()->kind() == aten::slice && value->uses().size() == 1 &&
+           value->node()->owningBlock() == site.node->owningBlock()) {
+        const Site slice{site.model, site.facts, value->node()};
+        const auto dim = slice.constant("dim"), start = slice.constant("start"), end = slice.constant("end"),
+                   step = slice.constant("step");
+        const auto* before = slice.shape(value->node()->input(0));
+        if (!dim || !start || !end || !step || !before || !dim->isInt() || !step->isInt()) break;
+        if (!(start->isNone() || (start->isInt() && start->toInt() == 0))) break;
+        const int64_t axis = dim->toInt() < 0 ? dim->toInt() + 4 : dim->toInt();
+        if (axis < 2 && step->toInt() != 1) break;
+        if (!(end->isNone() || (end->isInt() && end->toInt() >= (*before)[static_cast<size_t>(axis)]))) break;
+        unit.nodes.insert(unit.nodes.begin(), value->node());
+        value = value->node()->input(0);
+    }
+    unit.inputs = {value};
+    return unit;
+}
+
+std::vector<Value*> tensor_inputs(UnitKind kind, Node* node) {
+    switch (kind) {
+        case UnitKind::kConv:
+            return {as_conv(node) ? as_conv(node)->input : node->input(0)};
+        case UnitKind::kLinear:
+            return {as_linear(node) ? as_linear(node)->input : node->input(0)};
+        case UnitKind::kAdd:
+        case UnitKind::kMul:
+            return {node->input(0), node->input(1)};
+        case UnitKind::kCat:
+            return node->input(0)->node()->inputs().vec();
+        default:
+            return {node->input(0)};
+    }
+}
+
+std::string refusal_of(const Unit& unit, const Site& site) {
+    for (const auto* input : unit.inputs) {
+        if (!site.is_float(input)) return "an input is no float32 tensor";
+        if (attribute_name(input) || toIValue(input)) return "its input is a parameter";
+    }
+    return unit.row->refuse(site);
+}
+
+void add_costs(Unit& unit, const Facts& facts) {
+    double count = 0;
+    for (const auto* value : unit.inputs) count = std::max(count, elements(facts, value));
+    for (const auto* value : unit.outputs) count = std::max(count, elements(facts, value));
+    const double relu = unit.activation ? kCallNs + 0.05 * count : 0;
+    switch (unit.kind) {
+        case UnitKind::kConv:
+            break;  // always int8 where possible
+        case UnitKind::kLinear: {
+            // Both multiply in int8. In the float domain rounding happens inside the operator and the output is not
+            // rounded, which is more exact and costs little; 1.5 us are what that is worth.
+            const double macs =
+                elements(facts, unit.outputs[0]) * static_cast<double>(facts.shape(unit.inputs[0]).back());
+            unit.int8_cost = kCallNs + 0.00148 * macs + 1500;
+            unit.float_cost = kCallNs + 0.00174 * macs;
+            break;
+        }
+        case UnitKind::kIdentity:
+            break;
+        case UnitKind::kPadChannels:
+            unit.int8_cost = kCallNs + 0.1 * count;
+            unit.float_cost = 2 * kCallNs + 0.3 * count;
+            break;
+        default: {
+            const bool moves = unit.row->int8_ns == 0;
+            unit.int8_cost = (moves ? 1000 : kCallNs) + unit.row->int8_ns * count;
+            unit.float_cost = (moves ? 1000 : kCallNs) + unit.row->float_ns * count + relu;
+            const std::string op = unit.node->kind().toUnqualString();
+            // An average is narrower than what it averages, but gets its scale: worth 4 us to keep it exact.
+            if (op == "mean" || op.find("avg_pool") != std::string::npos) unit.int8_cost += 4000;
+        }
+    }
+}
+
+}  // namespace
+
+bool reads_no_values(const Node* node) {
+    static const std::set<std::string> names = {"aten::size",   "aten::dim",     "aten::len",     "aten::numel",
+                                                "prim::device", "prim::is_cuda", "aten::sym_size"};
+    return names.count(node->kind().toQualString()) > 0;
+}
+
+std::vector<Unit> find_units(const Model& model, const Facts& facts) {
+    std::vector<Unit> units;
+    std::set<const Node*> taken;
+    std::unordered_map<const Node*, Unit> padding;
+    const auto graph = model.graph();
+    for (Node* node : graph->block()->nodes()) {
+        const auto kind = std::string(node->kind().toQualString());
+        if (kind != "aten::pad" && kind != "aten::constant_pad_nd") continue;
+        const Site site{model, facts, node};
+        if (!site.is_float(node->output()) || !find_row(node)->refuse(site).empty()) continue;
+        if (auto unit = pad_channels(site)) {
+            for (const Node* part : unit->nodes)
+                if (part != node) taken.insert(part);
+            padding.emplace(node, std::move(*unit));
+        }
+    }
+    for (Node* node : graph->block()->nodes()) {
+        const auto* row = find_row(node);
+        if (!row || taken.count(node)) continue;
+        const Site site{model, facts, node};
+        Unit unit;
+        if (const auto found = padding.find(node); found != padding.end()) {
+            unit = found->second;
+        } else {
+            unit.kind = row->kind;
+            unit.node = node;
+            unit.nodes = {node};
+        }
+        unit.row = row;
+        if (unit.kind == UnitKind::kSplit && node->kind() != prim::ConstantChunk) {
+            if (!site.shape(node->input(0)) || !row->refuse(site).empty()) continue;
+            Node* unpack = node->output()->uses()[0].user;
+            unit.nodes.push_back(unpack);
+            unit.outputs = unpack->outputs().vec();
+        } else {
+            unit.outputs = node->outputs().vec();
+        }
+        const bool tensors = std::all_of(unit.outputs.begin(), unit.outputs.end(),
+                                         [&](const Value* value) { return site.is_float(value); });
+        const bool weighty = as_conv(node) || as_linear(node);
+        if (!tensors) {
+            // Numbers, lists and index tensors use the same operator names; only layers are worth a word.
+            if (!weighty) continue;
+            unit.inputs = tensor_inputs(row->kind, node);
+            unit.refusal = facts.runs(node) == 0 ? "the example input does not reach it" : "its output is not float32";
+            units.push_back(std::move(unit));
+            continue;
+        }
+        if (row->kind == UnitKind::kLinear && !as_linear(node)) continue;  // of two computed tensors
+        if (row->kind == UnitKind::kCat && node->input(0)->node()->kind() != prim::ListConstruct) continue;
+        if (unit.inputs.empty()) unit.inputs = tensor_inputs(row->kind, node);
+        unit.refusal = refusal_of(unit, site);
+        if (unit.refusal.empty() && row->fuses && unit.outputs[0]->uses().size() == 1) {
+            Node* user = unit.outputs[0]->uses()[0].user;
+            if (clamp_of(user) && user->owningBlock() == node->owningBlock()) {
+                unit.activation = user;
+                unit.nodes.push_back(user);
+                unit.outputs = {user->output()};
+                taken.insert(user);
+            }
+        }
+        if (unit.refusal.empty()) add_costs(unit, facts);
+        units.push_back(std::move(unit));
+    }
+    return units;
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,157 @@
+// Stage quantize.static: post-training quantization to int8 with ranges from calibration data (Jacob et al., arXiv
+// 1712.05877; Wu et al., arXiv 2004.09602).
+#include <chrono>
+#include <cmath>
+
+#include <coppice/error.h>
+#include <coppice/quantize.h>
+
+#include "plan/plan.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.static";
+
+std::vector<Inputs> calibration_batches(const Context& context, const StaticOptions& options) {
+    const auto& data = context.data.calibration ? context.data.calibration : context.data.train;
+    if (!data)
+        throw InvalidArgument(kWhere, "there is no calibration data", "Give `data:` a `calibration` or `train` split.");
+    std::vector<Inputs> batches;
+    BatchIterator iterator(*data, options.batch_size, /*shuffle=*/true, context.seed);
+    while (static_cast<int64_t>(batches.size()) < options.batches) {
+        auto batch = iterator.next();
+        if (!batch) break;
+        batches.push_back(std::move(batch->inputs));
+        if (context.interrupted()) throw Interrupted(kWhere, "stopped while reading calibration data", "");
+    }
+    return batches;
+}
+
+double seconds_of(const Model& model, const Inputs& inputs) {
+    constexpr int kRuns = 5;
+    torch::NoGradGuard no_grad;
+    for (int i = 0; i < 2; ++i) model.forward(inputs);
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kRuns; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        model.forward(inputs);
+        least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return least;
+}
+
+/// Converts for every engine that can run the plan and returns the fastest one's name.
+std::string fastest_engine(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
+    const bool islands =
+        std::any_of(plan.impl().units.begin(), plan.impl().units.end(), [](const Unit& unit) { return unit.island; });
+    std::string best;
+    double least = std::numeric_limits<double>::infinity();
+    for (const auto& name : engines()) {
+        // Only these have a linear layer with float on both sides; qnnpack's kernels are for ARM.
+        if (name == "qnnpack" || (islands && name != "x86" && name != "fbgemm")) continue;
+        auto impl = std::make_shared<StaticPlan::Impl>(plan.impl());
+        impl->options.engine = name;
+        const double time = seconds_of(convert(StaticPlan(impl)), inputs);
+        seconds[name] = time;
+        if (time < least) {
+            least = time;
+            best = name;
+        }
+    }
+    return best;
+}
+
+std::string decibel(double value) {
+    char text[48];
+    std::snprintf(text, sizeof text, "SQNR %.1f dB", value);
+    return text;
+}
+
+class StaticInt8 final : public Stage {
+public:
+    explicit StaticInt8(StaticOptions options) : options_(std::move(options)) {}
+
+    Needs needs() const override {
+        Needs needs;
+        needs.calibration_data = true;
+        return needs;
+    }
+
+    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+
+    Model apply(const Model& model, Context& context) const override {
+        const auto calibration = calibration_batches(context, options_);
+        auto plan = plan_static(model, context.example, calibration, options_);
+        Json seconds = Json::object();
+        std::string engine_name = options_.engine;
+        if (engine_name == "auto") {
+            engine_name = fastest_engine(plan, calibration.front(), seconds);
+            context.log->info("int8 engine: " + engine_name + " is the fastest here");
+        }
+        const auto result = convert(plan);
+        record(plan, context, calibration);
+        context.facts["engine"] = engine_name;
+        if (!seconds.empty()) context.facts["engine_seconds"] = seconds;
+        if (engine_name != "x86")
+            context.log->warning(
+                "stock LibTorch loads int8 models for engine x86; the program that loads this one has to call "
+                "at::globalContext().setQEngine before, to run it on " +
+                engine_name);
+        return result;
+    }
+
+private:
+    void record(const StaticPlan& plan, Context& context, const std::vector<Inputs>& calibration) const {
+        for (const auto& change : plan.impl().folded) context.record(change);
+        int64_t int8_layers = 0, float_layers = 0, int8_weights = 0, float_weights = 0;
+        double worst = std::numeric_limits<double>::infinity();
+        for (const auto& layer : plan.layers()) {
+            if (layer.parameters > 0) {
+                ++(layer.int8 ? int8_layers : float_layers);
+                (layer.int8 ? int8_weights : float_weights) += layer.parameters;
+            }
+            if (layer.int8) {
+                if (layer.sqnr_db != 0) worst = std::min(worst, layer.sqnr_db);
+                context.record(
+                    {layer.layer, "int8", "float32", "int8", layer.sqnr_db != 0 ? decibel(layer.sqnr_db) : ""});
+            } else {
+                context.record({layer.layer, "kept", "float32", "float32", layer.reason});
+            }
+        }
+        auto& facts = context.facts;
+        facts["int8_layers"] = int8_layers;
+        facts["float_layers"] = float_layers;
+        facts["int8_weights"] = int8_weights;
+        facts["float_weights"] = float_weights;
+        if (std::isfinite(worst)) facts["worst_layer_sqnr_db"] = worst;
+        facts["calibration_batches"] = calibration.size();
+        facts["exact_int8_products"] = exact_int8_products();
+        facts["batch_norms_folded"] =
+            std::count_if(plan.impl().folded.begin(), plan.impl().folded.end(),
+                          [](const LayerChange& change) { return change.action == "folded"; });
+    }
+
+    const StaticOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> static_int8(StaticOptions options) {
+    const auto positive = [](const char* name, int64_t value) {
+        if (value < 1)
+            throw InvalidArgument(kWhere, std::string(name) + " is " + std::to_string(value) + ", must be at least 1",
+                                  "");
+    };
+    positive("batches", options.batches);
+    positive("batch_size", options.batch_size);
+    if (options.activation_levels != 0 && options.activation_levels != 128 && options.activation_levels != 256)
+        throw InvalidArgument(kWhere, "activation_levels is " + std::to_string(options.activation_levels),
+                              "Use 256, 128 for CPUs without VNNI, or 0 to choose by this CPU.");
+    const auto known = engines();
+    if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
+        throw_unknown(kWhere, "engine", options.engine, known);
+    return std::make_unique<StaticInt8>(std::move(options));
+}
+
+}  // namespace coppice::quantize
