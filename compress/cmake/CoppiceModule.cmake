@@ -29,7 +29,8 @@ endfunction()
 
 # Warnings, sanitizers and the shared precompiled header: for every target of the project.
 function(coppice_target target)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-unused-parameter)
+  # -fPIC for programs too: a precompiled header is only valid where it is the same, and CMake gives programs -fPIE.
+  target_compile_options(${target} PRIVATE -fPIC -Wall -Wextra -Wno-unused-parameter)
   if(COPPICE_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
   endif()

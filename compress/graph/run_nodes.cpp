@@ -130,7 +130,11 @@ private:
             case prim::DictConstruct: return dictConstruct(stack, *node->output()->type(), count);
             case prim::ListUnpack: return listUnpack(stack, node->outputs().size());
             case prim::TupleUnpack: return tupleUnpack(stack);
-            case prim::TupleSlice: return tupleSlice(stack, node->i(attr::beg), node->i(attr::end));
+            case prim::TupleSlice: {  // LibTorch does not export its own
+                const auto elements = stack.back().toTuple()->elements().vec();
+                stack.back() = c10::ivalue::Tuple::create(std::vector<c10::IValue>(elements.begin() + node->i(attr::beg), elements.begin() + node->i(attr::end)));
+                return;
+            }
             case prim::TupleConstruct:
                 if (node->output()->type()->expect<c10::TupleType>()->name().has_value())
                     return namedTupleConstruct(stack, node->output()->type(), count);
