@@ -119,7 +119,7 @@ std::optional<Candidate> candidate(const Stage& stage, const Measure& measure, b
             stage.latency(measure.batch, measure.threads)->ratio.value) {
             x.value = *ratio.value * *base.value;
             x.provenance = weakest(weakest(ratio.provenance, base.provenance), "derived");
-            x.method = "paired ratio to the baseline x the baseline's median";
+            x.method = "paired ratio to the baseline × the baseline's median";
             x.interval = ratio.interval;
             if (x.interval) x.interval = std::pair(x.interval->first * *base.value, x.interval->second * *base.value);
         }
@@ -185,7 +185,7 @@ Json pareto_of(const Measure& measure, const std::vector<Candidate>& candidates)
     for (const auto& c : candidates) scaled.push_back({c.x.value / unit, -c.y.value});
     json["hypervolume"] = {
         {"value", hypervolume(scaled, {reference_x, -reference_y})},
-        {"unit", "points x share of the baseline"},
+        {"unit", "points × share of the baseline"},
         {"reference", {{"x", reference_x}, {"y", reference_y}}},
         {"method",
          "x: 1.1 times the largest, as a share of the baseline; y: the worst quality less a tenth of the range"}};

@@ -30,12 +30,22 @@ std::string e(const std::string& text) {
 }
 
 std::string mark(const std::string& provenance) {
-    return "<span class=pv title=\"" + provenance + ": " + e(provenance_meaning(provenance)) + "\" aria-hidden=true>" +
-           provenance_mark(provenance) + "</span><span class=sr> (" + provenance + ")</span>";
+    return "<span class=\"pv " + provenance + "\" title=\"" + provenance + ": " + e(provenance_meaning(provenance)) +
+           "\" aria-hidden=true>" + provenance_mark(provenance) + "</span><span class=sr> (" + provenance + ")</span>";
 }
 
 std::string with_mark(const Figure& figure) {
     return "<span>" + e(quantity(figure)) + "</span>" + mark(figure.provenance);
+}
+
+// A name that may break after its dots.
+std::string breakable(const std::string& text) {
+    std::string out;
+    for (const char c : e(text)) {
+        out += c;
+        if (c == '.') out += "<wbr>";
+    }
+    return out;
 }
 
 std::string anchor_of(const Stage& stage) {
@@ -173,7 +183,8 @@ Json picture_data(const View& view, const Detail& detail) {
     double drop = 0;
     for (const auto& stage : view.stages)
         if (stage.is_final && comparable(stage)) drop = std::max(drop, std::abs(difference(stage)));
-    if (std::isfinite(best) && drop > 0 && best - worst > 6 * drop) data["zoom"] = best - 4 * drop;
+    const double range = std::max(4 * drop, 0.03 * std::abs(best));
+    if (std::isfinite(best) && best - worst > 2 * range) data["zoom"] = best - range;
     return data;
 }
 
@@ -234,16 +245,19 @@ std::string static_picture(const Json& data, const std::string& key) {
                 const double y = data["points"][at.get<size_t>()]["y"][0];
                 line += px(across(point[2])) + "," + px(up(y)) + " ";
             }
-    out += "<polyline class=front points=\"" + line + "\"/>";
+    out += "<polyline class=frontline points=\"" + line + "\"/>";
     static const char* const kStatus[] = {"front", "tied", "dominated"};
-    for (const auto& point : (*measure)["points"]) {
-        const Json& stage = data["points"][point[0].get<size_t>()];
-        const double x = across(point[2]), y = up(stage["y"][0]);
-        const std::string name = stage["baseline"] ? stage["label"] : stage["number"];
-        out += std::string("<g class=") + kStatus[point[1].get<size_t>()] + "><circle class=mark cx=" + px(x) +
-               " cy=" + px(y) + " r=6 /><text class=name x=" + px(x + 10) + " y=" + px(y - 6) + ">" + e(name) +
-               "</text></g>";
-    }
+    // Dominated ones first, so that the front lies on top.
+    for (size_t status : {2, 1, 0})
+        for (const auto& point : (*measure)["points"]) {
+            if (point[1] != status) continue;
+            const Json& stage = data["points"][point[0].get<size_t>()];
+            const double x = across(point[2]), y = up(stage["y"][0]);
+            const std::string name = stage["baseline"] ? stage["label"] : stage["number"];
+            out += std::string("<g class=") + kStatus[status] + "><circle class=mark cx=" + px(x) + " cy=" + px(y) +
+                   " r=6 /><text class=name x=" + px(x > 600 ? x + 6 : x + 8) + " y=" + px(y - 9) +
+                   (x > 600 ? " text-anchor=end>" : ">") + e(name) + "</text></g>";
+        }
     return out + "</svg>";
 }
 
@@ -261,17 +275,17 @@ std::string picture(const View& view, const Json& data) {
         out += "<option value=\"" + e(measure["key"]) + "\"" + (measure["key"] == key ? " selected" : "") + ">" +
                e(measure["name"]) + "</option>";
     out += "</select></label>";
-    if (data["zoom"] != 0)
-        out += "<button type=button class=plain id=zoom aria-pressed=false>Only near the baseline</button>";
+    if (data["zoom"] != 0) out += "<button type=button class=plain id=zoom aria-pressed=false>Show all models</button>";
     out += "</div></div><figure><div id=plot>" + static_picture(data, key) + "</div><figcaption><ul class=legend>";
     const auto sample = [](const std::string& shape, const std::string& text) {
         return "<li><svg viewBox=\"0 0 22 16\" aria-hidden=true>" + shape + "</svg>" + text + "</li>";
     };
-    out +=
-        sample("<path class=mark d=\"M11 1l2 5h5l-4 3.3 1.5 5.2L11 11.4 6.500 14.500 8 9.300 4 6h5z\"/>", "baseline");
-    out += sample("<path class=front d=\"M0 8H22\"/><circle class=mark cx=11 cy=8 r=5 />", "on the front");
-    out += sample("<g class=tied><circle class=mark cx=11 cy=8 r=5 /></g>",
-                  "tied: not better or worse beyond the uncertainty");
+    out += sample(
+        "<path class=mark d=\"M11 0l2.4 5.300 5.600.600-4.200 3.800 1.200 5.600L11 12.400 6 15.300l1.200-5.600L3 "
+        "5.900l5.600-.600z\"/>",
+        "baseline");
+    out += sample("<path class=frontline d=\"M0 8H22\"/><circle class=mark cx=11 cy=8 r=5 />", "on the front");
+    out += sample("<g class=tied><circle class=mark cx=11 cy=8 r=5 /></g>", "tied within the uncertainty");
     out += sample("<g class=dominated><circle class=mark cx=11 cy=8 r=5 /></g>", "dominated");
     out += sample("<g class=undone><circle class=mark cx=11 cy=8 r=5 /></g>", "not kept");
     out += "<li>Area: file size</li><li>Bars: 95 % intervals</li></ul><span id=plot-note>";
@@ -385,24 +399,32 @@ std::string stage_table(const View& view, const Detail& detail) {
     return out + "<p class=sr id=live role=status></p></section>";
 }
 
+// A setting in words: {"taylor": {"batches": 8}} reads "taylor (batches 8)".
+std::string spoken(const Json& value, int depth = 0) {
+    if (value.is_null()) return "not known";
+    if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
+    if (value.is_number_float()) return exact(rounded(value.get<double>()));
+    if (!value.is_structured() || depth == 4) return text_of(value);
+    std::string text;
+    for (const auto& [name, item] : value.items()) {
+        text += text.empty() ? "" : ", ";
+        if (value.is_array())
+            text += spoken(item, depth + 1);
+        else if (item.is_object())
+            text += name + " (" + spoken(item, depth + 1) + ")";
+        else
+            text += name + " " + spoken(item, depth + 1);
+    }
+    return text;
+}
+
 std::string pairs(const Json& object) {
     if (!object.is_object() || object.empty()) return {};
     std::string out = "<dl class=pairs>";
     for (const auto& [name, value] : object.items()) {
-        std::string text = text_of(value);
-        if (value.is_array()) {  // ["avx2", "avx512f"]: words, not JSON
-            text.clear();
-            for (const auto& item : value) text += (text.empty() ? "" : ", ") + text_of(item);
-        } else if (value.is_boolean()) {
-            text = value.get<bool>() ? "yes" : "no";
-        } else if (value.is_number_float()) {
-            text = number(value.get<double>(), 4);
-        } else if (value.is_null()) {
-            text = "not known";
-        }
-        std::string spoken = name;
-        std::replace(spoken.begin(), spoken.end(), '_', ' ');
-        out += "<dt>" + e(spoken) + "</dt><dd>" + e(shortened(text, 400)) + "</dd>";
+        std::string title = name;
+        std::replace(title.begin(), title.end(), '_', ' ');
+        out += "<dt>" + e(title) + "</dt><dd>" + e(shortened(spoken(value), 400)) + "</dd>";
     }
     return out + "</dl>";
 }
@@ -486,8 +508,8 @@ std::string figures(const Stage& stage, const Detail& detail) {
                         " to " + number(figure.systematic_ratio->second, 2) + "×";
         std::string spoken = name;
         std::replace(spoken.begin(), spoken.end(), '_', ' ');
-        rows.push_back({e(spoken), e(quantity(figure)), e(interval),
-                        provenance_mark(figure.provenance) + " " + figure.provenance,
+        rows.push_back({e(spoken), "<span class=nw>" + e(quantity(figure)) + "</span>", e(interval),
+                        "<span class=nw>" + provenance_mark(figure.provenance) + " " + figure.provenance + "</span>",
                         e(figure.value ? figure.method : figure.reason)});
     };
     for (const char* group : {"metrics", "figures"}) {
@@ -524,7 +546,7 @@ std::string stage_details(const View& view, const Detail& detail) {
     size_t shown = 0;
     for (const auto& stage : view.stages) {
         if (shown++ == detail.stages) break;
-        out += "<details class=stage id=" + anchor_of(stage) + "><summary><span class=title>" + e(stage.label) +
+        out += "<details class=stage id=" + anchor_of(stage) + "><summary><span class=title>" + breakable(stage.label) +
                "</span><span class=said>" +
                e(stage.verdict.empty() && stage.is_baseline ? "The model as it was given." : stage.verdict) +
                "</span><span class=\"tag" + (stage.is_final ? " final" : "") + "\">" +

@@ -70,7 +70,7 @@ function logTicks(low, high, room) {
 
 // ---- the picture
 var plot = document.getElementById("plot"), select = document.getElementById("measure"), zoomButton = document.getElementById("zoom");
-var caption = document.getElementById("plot-note"), tip = null, zoomed = false;
+var caption = document.getElementById("plot-note"), tip = null, zoomed = !!zoomButton;
 
 function current() {
   for (var i = 0; i < data.measures.length; i++) if (data.measures[i].key === select.value) return data.measures[i];
@@ -165,7 +165,7 @@ function draw() {
   var line = measure.front.filter(function (i) { return byPoint[i]; }).map(function (i) {
     return X(byPoint[i][2]).toFixed(1) + "," + Y(data.points[i].y[0]).toFixed(1);
   });
-  if (line.length > 1) root.appendChild(svg("polyline", { "class": "front", points: line.join(" ") }));
+  if (line.length > 1) root.appendChild(svg("polyline", { "class": "frontline", points: line.join(" ") }));
 
   // Large and dominated ones first, so that nothing hides a small one on the front.
   var order = shown.slice().sort(function (a, b) { return b[1] - a[1] || radius(data.points[b[0]]) - radius(data.points[a[0]]) || a[0] - b[0]; });
@@ -205,18 +205,26 @@ function draw() {
     }
   }
   plot.replaceChildren(root);
-  var probe = svg("text", {}, [""]);
+  var probe = svg("text", {}, [""]), names = svg("g", { "class": "names", "aria-hidden": "true" });
   root.appendChild(probe);
+  root.appendChild(names);
+  function write(p, text, x, y, anchor) {
+    names.appendChild(svg("text", { "class": "name " + STATUS[p[1]], x: x.toFixed(1), y: y.toFixed(1), "text-anchor": anchor }, [text]));
+  }
   order.slice().sort(function (a, b) { return a[1] - b[1] || a[0] - b[0]; }).forEach(function (p) {
     var point = data.points[p[0]], mark = marks[p[0]], done = false;
     var extra = measure.knee === p[0] ? 6 : 1;
-    var texts = [point.label + (measure.knee === p[0] ? " (knee)" : ""), point.label, point.number];
+    // On a phone names would drift away from their points: numbers, which the table explains, and the two that matter by name.
+    var full = !narrow || !point.number || point.final;
+    var texts = full ? [point.label + (measure.knee === p[0] ? " (knee)" : ""), point.label, point.number] : [point.number];
     texts.filter(function (t, i) { return t && texts.indexOf(t) === i; }).forEach(function (text) {
       if (done) return;
       probe.textContent = text;
-      var w = probe.getComputedTextLength(), h = 14, d = mark.r + 5 + extra, q = d * 0.72;
-      var places = [[d, 4.5, "start"], [-d, 4.5, "end"], [0, -d - 2, "middle"], [0, d + 11, "middle"], [q, -q, "start"], [q, q + 9, "start"], [-q, -q, "end"], [-q, q + 9, "end"],
-        [d + 10, -18, "start"], [d + 10, 26, "start"], [-d - 10, -18, "end"], [-d - 10, 26, "end"], [0, -d - 18, "middle"], [0, d + 27, "middle"]];
+      // A whole name stays beside its point; a number may go farther out, tied to it by a line.
+      for (var ring = 0; ring < (text === point.number ? 4 : 1) && !done; ring++) placeAt(mark.r + 5 + extra + 11 * ring, ring > 0);
+      function placeAt(d, tied) {
+      var w = probe.getComputedTextLength(), q = d * 0.72;
+      var places = [[d, 4.5, "start"], [-d, 4.5, "end"], [0, -d - 2, "middle"], [0, d + 11, "middle"], [q, -q, "start"], [q, q + 9, "start"], [-q, -q, "end"], [-q, q + 9, "end"]];
       places.forEach(function (place) {
         if (done) return;
         var x = mark.x + place[0], y = mark.y + place[1], left = place[2] === "start" ? x : place[2] === "end" ? x - w : x - w / 2;
@@ -225,14 +233,16 @@ function draw() {
         var free = taken.every(function (o) { return o.x1 <= box.x0 || o.x0 >= box.x1 || o.y1 <= box.y0 || o.y0 >= box.y1; });
         if (!free) return;
         taken.push(box);
-        mark.node.appendChild(svg("text", { "class": "name", x: x.toFixed(1), y: y.toFixed(1), "text-anchor": place[2] }, [text]));
+        if (tied) names.appendChild(svg("line", { "class": "err", x1: mark.x, y1: mark.y, x2: Math.max(box.x0, Math.min(box.x1, mark.x)), y2: Math.max(box.y0, Math.min(box.y1, mark.y)) }));
+        write(p, text, x, y, place[2]);
         done = true;
       });
+      }
     });
-    if (!done) mark.node.appendChild(svg("text", { "class": "name", x: mark.x + mark.r + 4, y: mark.y + 4.5, "text-anchor": "start" }, [point.number]));
+    if (!done) write(p, point.number || point.label, mark.x + mark.r + 4, mark.y + 4.5, "start");
   });
   probe.remove();
-  caption.textContent = measure.note + (hidden ? " " + hidden + (hidden === 1 ? " model below the range is" : " models below the range are") + " not shown." : "");
+  caption.textContent = measure.note + (hidden ? " " + hidden + (hidden === 1 ? " model of much lower quality is" : " models of much lower quality are") + " not shown." : "");
 }
 function open(anchor) {
   var details = document.getElementById(anchor);
@@ -290,7 +300,7 @@ function remember(change) {
 function restore() {
   var now = state();
   if (now.measure && data.measures.some(function (m) { return m.key === now.measure; })) select.value = now.measure;
-  if (now.zoom && zoomButton) { zoomed = now.zoom === "1"; zoomButton.setAttribute("aria-pressed", "" + zoomed); }
+  if (now.zoom && zoomButton) { zoomed = now.zoom === "1"; zoomButton.setAttribute("aria-pressed", "" + !zoomed); }
   if (now.sort) sortBy(now.sort.replace(/^-/, ""), now.sort.charAt(0) === "-");
   if (/^#stage-/.test(location.hash)) open(location.hash.slice(1));
 }
@@ -298,7 +308,7 @@ if (select) {
   select.addEventListener("change", function () { draw(); remember({ measure: select.value }); });
   if (zoomButton) zoomButton.addEventListener("click", function () {
     zoomed = !zoomed;
-    zoomButton.setAttribute("aria-pressed", "" + zoomed);
+    zoomButton.setAttribute("aria-pressed", "" + !zoomed);
     draw();
     remember({ zoom: zoomed ? "1" : "0" });
   });

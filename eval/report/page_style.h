@@ -7,6 +7,7 @@ constexpr const char* kPageStyle = R"css(
 :root{color-scheme:light dark;--paper:#fcfbf9;--raised:#fff;--ink:#1c2226;--muted:#5f686d;--faint:#8b9398;--line:#e4e2dc;--soft:#f3f1ec;--accent:#1d6b4c;--accent-soft:#dcebe3;--warn:#8a5a00;--warn-soft:#fbf1dc}
 @media (prefers-color-scheme:dark){:root{--paper:#131618;--raised:#1a1e20;--ink:#e7e9e7;--muted:#a0a9ab;--faint:#7b8487;--line:#2b3134;--soft:#1d2224;--accent:#74c9a0;--accent-soft:#1f3a2e;--warn:#e3b45c;--warn-soft:#2f2818}}
 *{box-sizing:border-box}
+[hidden]{display:none!important}
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%;scroll-padding-top:1rem}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums}
 header,main,footer{max-width:1140px;margin:0 auto;padding:0 2rem}
@@ -31,7 +32,7 @@ pre{overflow:auto;margin:.5rem 0;padding:1rem;background:var(--soft);border-radi
 .warnings h2{font-size:1rem;color:var(--warn)}
 .warnings ul{margin:.3rem 0;padding-left:1.2rem}
 .tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:0 2.5rem;margin:2.6rem 0 0}
-.tiles div{border-top:1px solid var(--line);padding:.9rem 0 0}
+.tiles>div{border-top:1px solid var(--line);padding:.8rem 0 0}
 .tiles dt{color:var(--muted);font-size:.875rem}
 .tiles dd{margin:0}
 .tiles .big{font-size:1.6rem;line-height:1.3;font-weight:600;letter-spacing:-.015em;white-space:nowrap}
@@ -48,15 +49,16 @@ figure{margin:0}
 #plot svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--muted);font-size:12.5px}
 svg .grid{stroke:var(--line);stroke-width:1}
-svg .front{fill:none;stroke:var(--accent);stroke-width:1.75;stroke-linejoin:round}
+svg .frontline{fill:none;stroke:var(--accent);stroke-width:1.75;stroke-linejoin:round}
 svg .err{stroke:var(--faint);stroke-width:1;opacity:.75}
 svg .mark{fill:var(--accent);fill-opacity:.82;stroke:var(--paper);stroke-width:1.25}
 svg .tied .mark{fill:var(--paper);fill-opacity:.85;stroke:var(--accent);stroke-width:1.75}
 svg .dominated .mark{fill:var(--faint);fill-opacity:.38;stroke:none}
 svg .undone .mark{stroke:var(--ink);stroke-width:1.25;stroke-dasharray:2.5 2.5}
 svg .dominated .err{opacity:.35}
-svg .name{fill:var(--ink)}
-svg .dominated .name{fill:var(--muted)}
+svg .name{fill:var(--ink);stroke:var(--paper);stroke-width:3px;stroke-linejoin:round;paint-order:stroke}
+svg .names{pointer-events:none}
+svg .name.dominated{fill:var(--muted)}
 svg .knee{fill:none;stroke:var(--accent);stroke-width:1.25}
 svg .pt{cursor:pointer;outline:none}
 svg .pt:focus-visible .halo,svg .pt:hover .halo{stroke:var(--ink);stroke-width:1.5}
@@ -66,17 +68,18 @@ svg .halo{fill:transparent}
 .tip span{display:block;color:var(--muted)}
 .tip .fact{color:var(--ink);margin-top:.35rem}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;list-style:none;margin:.4rem 0 .6rem;padding:0}
-.legend li{display:inline-flex;gap:.45rem;align-items:center;white-space:nowrap}
+.legend li{display:inline-flex;gap:.45rem;align-items:center}
 .legend svg{width:22px;height:16px;flex:none}
 .scroll{overflow-x:auto;margin:.75rem 0 0;border-top:1px solid var(--line);border-bottom:1px solid var(--line)}
 .scroll.tall{max-height:26rem;overflow:auto}
 table{border-collapse:collapse;width:100%;font-size:.875rem;line-height:1.4}
-th,td{padding:.5rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+th,td{padding:.5rem .55rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 tr:last-child>th,tr:last-child>td{border-bottom:0}
 thead th{font-weight:500;color:var(--muted);vertical-align:bottom;background:var(--paper)}
 .tall thead th{position:sticky;top:0;z-index:1;box-shadow:inset 0 -1px var(--line)}
 th.n,td.n{text-align:right;white-space:nowrap}
 tbody th{font-weight:500}
+.nw{white-space:nowrap}
 #stage-table th:first-child{position:sticky;left:0;z-index:1;background:var(--paper);padding-left:0;min-width:9.5rem;max-width:14rem;overflow-wrap:anywhere}
 #stage-table thead th{padding-top:.3rem;padding-bottom:.3rem}
 #stage-table tr.undone td,#stage-table tr.undone tbody th,#stage-table tr.undone a{color:var(--muted)}
@@ -88,11 +91,11 @@ button.sort:hover{color:var(--ink)}
 button.sort::after{content:"↕";display:inline-block;width:1em;margin-left:.15em;text-align:center;opacity:.35}
 th[aria-sort=ascending] button.sort::after{content:"↑";opacity:1;color:var(--accent)}
 th[aria-sort=descending] button.sort::after{content:"↓";opacity:1;color:var(--accent)}
-.pv{color:var(--faint);font-size:.7em;margin-left:.3em;cursor:help;display:inline-block;width:1em;text-align:center;vertical-align:.08em}
-.share{display:block;height:2px;margin:.25rem 1.2em 0 auto;background:var(--line);width:4.2rem}
-.share i{display:block;height:2px;background:var(--accent);float:right}
-td.n .sub{margin-right:1.5em}
-td.n .pv{margin-left:.45em}
+.pv{color:var(--faint);font-size:.625rem;margin-left:.25rem;cursor:help;display:inline-block;width:.75rem;text-align:center;vertical-align:.08em;white-space:nowrap}.pv.modelled{font-size:.875rem;line-height:1;vertical-align:-.02em}
+.share{display:block;height:2px;margin:.3rem 1rem .1rem auto;background:var(--line);width:4.2rem}
+.share i{display:block;height:2px;background:var(--accent)}
+#stage-table td.n .sub{margin-right:1rem}
+#stage-table thead th.n{white-space:normal;min-width:5.4rem}#stage-table thead th.n button{padding-right:1rem;position:relative}#stage-table thead th.n button::after{position:absolute;right:0;bottom:.35rem;width:.9rem;margin:0}
 .tag{display:inline-block;font-size:.75rem;line-height:1.3;padding:.1rem .5rem;border-radius:99px;border:1px solid var(--line);color:var(--muted);white-space:nowrap}
 .tag.final{border-color:var(--accent);color:var(--accent)}
 details.stage{border-top:1px solid var(--line)}

@@ -12,6 +12,8 @@ using namespace report;
 std::string machine_of(const Stage& stage) {
     const Json& environment = member(*stage.measurement, "environment");
     std::string text = text_member(environment, "cpu");
+    for (const std::string sign : {"(R)", "(TM)"})
+        for (size_t at; (at = text.find(sign)) != std::string::npos;) text.erase(at, sign.size());
     if (const auto threads = number_member(environment, "threads"))
         text += (text.empty() ? "" : ", ") + plural(static_cast<size_t>(*threads), "thread", "threads");
     return text;
@@ -93,9 +95,8 @@ std::string terminal_table(const Json& json) {
         std::string text = shown_points(stage.quality, stage.quality.points.value);
         if (text.size() > 2 && text.compare(text.size() - 2, 2, " %") == 0) text.resize(text.size() - 2);
         if (!stage.is_baseline && stage.baseline && stage.baseline->quality.available)
-            text += " (" +
-                    shown_difference(stage.quality, stage.quality.points.value - stage.baseline->quality.points.value) +
-                    ")";
+            text += " " +
+                    shown_difference(stage.quality, stage.quality.points.value - stage.baseline->quality.points.value);
         return Cell{text, stage.quality.provenance};
     });
     const auto add_measure = [&](const Measure* measure, const std::string& head, const std::string& second) {
@@ -103,7 +104,7 @@ std::string terminal_table(const Json& json) {
         add(head, second, [&](const Stage& stage) {
             const Figure figure = stage.on(*measure), ratio = relative(stage, *measure);
             Cell cell{quantity(figure), figure.provenance};
-            if (!second.empty() && !stage.is_baseline && figure.value && ratio.value && *ratio.value > 0)
+            if (second.rfind("×", 0) == 0 && !stage.is_baseline && figure.value && ratio.value && *ratio.value > 0)
                 cell.text += " " + factor(1 / *ratio.value);
             return cell;
         });
@@ -113,7 +114,7 @@ std::string terminal_table(const Json& json) {
     if (view.small_batch) add_measure(view.small_batch, "Batch " + std::to_string(view.small_batch->batch), "× faster");
     if (view.large_batch && view.large_batch->batch != view.small_batch->batch)
         add_measure(view.large_batch, "Batch " + std::to_string(view.large_batch->batch), "× faster");
-    add_measure(view.measure("energy_per_inference_j"), "Energy/inf.", "");
+    add_measure(view.measure("energy_per_inference_j"), "Energy", "per inf.");
     add("Kept", "", [](const Stage& stage) { return Cell{stage.is_baseline ? "" : stage.kept ? "yes" : "no", ""}; });
     columns_of.back().right = false;
 

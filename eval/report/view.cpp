@@ -104,11 +104,11 @@ std::vector<Measure> measures_of(const std::deque<Stage>& stages) {
     all.push_back({"file_bytes", "File size", "B", smaller, 0, 0});
     all.push_back({"macs", "Multiply-adds (MACs)", "1", fewer, 0, 0});
     all.push_back({"parameters", "Parameters", "1", fewer, 0, 0});
-    all.push_back({"nonzero_parameters", "Non-zero parameters", "1", fewer, 0, 0});
-    all.push_back({"weight_bytes", "Weights in memory", "B", smaller, 0, 0});
+    all.push_back({"carbon_per_inference_g", "Carbon per inference", "g", less, 0, 0});
     all.push_back({"peak_memory_bytes", "Peak memory of a run", "B", less, 0, 0});
     all.push_back({"power_w", "Average power", "W", less, 0, 0});
-    all.push_back({"carbon_per_inference_g", "Carbon per inference", "g", less, 0, 0});
+    all.push_back({"nonzero_parameters", "Non-zero parameters", "1", fewer, 0, 0});
+    all.push_back({"weight_bytes", "Weights in memory", "B", smaller, 0, 0});
     std::vector<Measure> present;
     for (const auto& measure : all) {
         bool any = false, differs = measure.key != "nonzero_parameters";
