@@ -1,0 +1,14 @@
+/// Private to train/.
+#pragma once
+
+#include <coppice/train.h>
+
+namespace coppice {
+
+/// @throws InvalidArgument naming the first option out of its range
+void check(const TrainOptions& options);
+
+/// Every option that the result depends on: what a checkpoint must agree with.
+Json to_json(const TrainOptions& options);
+
+}  // namespace coppice

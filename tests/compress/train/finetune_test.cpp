@@ -1,0 +1,172 @@
+#include "models.h"
+
+namespace coppice::testing {
+namespace {
+
+/// Distance to the teacher's output: a loss that needs one.
+class Imitate final : public Loss {
+public:
+    Needs needs() const override {
+        Needs needs;
+        needs.teacher = true;
+        return needs;
+    }
+    at::Tensor operator()(const at::Tensor& output, const at::Tensor& teacher, const Batch&) const override {
+        return at::mse_loss(output, teacher);
+    }
+};
+
+std::unique_ptr<Stage> stage(std::vector<std::pair<std::string, std::string>> scalars) {
+    auto losses = builtin_losses();
+    losses.insert(losses.begin() + 1,
+                  Entry<Loss>{"imitate", "test", [](Options&) { return std::make_unique<Imitate>(); }});
+    Options options("train.finetune", std::move(scalars));
+    const auto stages = train_stages(losses);
+    auto made = find_entry(stages, "stage", "train.finetune", "test").make(options);
+    options.done();
+    return made;
+}
+
+Context context_with(const std::shared_ptr<Dataset>& data) {
+    Context context;
+    context.example = {at::ones({1, 1, 8, 8})};
+    context.data.train = data;
+    return context;
+}
+
+}  // namespace
+
+TEST(FineTune, TrainsACopyAndReportsIt) {
+    const auto data = stripes(120);
+    const auto model = small_model();
+    const auto untouched = values(*trainable(small_model()));
+    auto context = context_with(data);
+    context.evaluate = [&](const Model& m) { return accuracy(*trainable(m), *data); };
+    const auto made = stage({{"epochs", "4"}, {"lr", "0.05"}, {"batch_size", "16"}});
+    EXPECT_TRUE(made->needs().training_data);
+    EXPECT_TRUE(made->needs().labels);
+    EXPECT_FALSE(made->needs().teacher);
+    made->check(model, context);
+    const auto trained = made->apply(model, context);
+    EXPECT_TRUE(bitwise_equal(values(*trainable(model)), untouched));
+    EXPECT_GT(accuracy(*trainable(trained), *data), 0.95);
+    EXPECT_EQ(context.facts["epochs"], 4);
+    EXPECT_EQ(context.facts["train_loss"].size(), 4u);
+    EXPECT_GT(context.facts["metric"][3].get<double>(), 0.95);
+    EXPECT_GT(context.facts["train_seconds"].get<double>(), 0);
+    // Eval mode: dropout off, so two runs agree.
+    EXPECT_TRUE(at::equal(first_tensor(trained.forward({at::ones({1, 1, 8, 8})})),
+                          first_tensor(trained.forward({at::ones({1, 1, 8, 8})}))));
+}
+
+TEST(FineTune, LearnsFromTheBaselineOrAFile) {
+    const TemporaryFolder folder;
+    const auto data = stripes(60);
+    auto teacher = small_model();
+    const auto taught = trainable(teacher);
+    TrainOptions options;
+    options.epochs = 3, options.lr = 0.05, options.batch_size = 16;
+    Trainer(options).fit(*taught, *data, *cross_entropy());
+    teacher.save(folder / "teacher.pt");
+    for (const char* name : {"baseline", "teacher.pt"}) {
+        auto context = context_with(data);
+        context.base_dir = folder.path();
+        if (std::string(name) == "baseline") context.baseline = &teacher;
+        const auto made =
+            stage({{"epochs", "6"}, {"lr", "0.02"}, {"batch_size", "16"}, {"loss", "imitate"}, {"teacher", name}});
+        EXPECT_EQ(made->needs().teacher, std::string(name) == "baseline");
+        made->check(small_model(), context);
+        const auto student = made->apply(small_model("0.0"), context);
+        EXPECT_LT(context.facts["train_loss"][5].get<double>(), context.facts["train_loss"][0].get<double>() / 3)
+            << name;
+        EXPECT_GT(accuracy(*trainable(student), *data), 0.9) << name;
+    }
+    auto context = context_with(data);
+    context.base_dir = folder.path();
+    EXPECT_ERROR(stage({{"loss", "imitate"}, {"teacher", "none.pt"}})->check(small_model(), context), InvalidArgument,
+                 "none.pt is not there");
+    EXPECT_ERROR(stage({{"loss", "imitate"}})->apply(small_model(), context), InvalidArgument,
+                 "no baseline to learn from");
+}
+
+TEST(FineTune, GoesOnFromItsCheckpoint) {
+    const TemporaryFolder folder;
+    const auto data = stripes(60);
+    const auto made = stage({{"epochs", "4"}, {"lr", "0.05"}, {"batch_size", "16"}});
+    auto whole = context_with(data);
+    const auto expected = made->apply(small_model(), whole);
+    auto context = context_with(data);
+    context.work_dir = folder.path();
+    int polls = 0;
+    context.interrupted = [&] { return ++polls == 10; };
+    EXPECT_ERROR(made->apply(small_model(), context), Interrupted, "epoch 3");
+    context.interrupted = [] { return false; };
+    const auto resumed = made->apply(small_model(), context);
+    EXPECT_EQ(context.facts["resumed"], true);
+    EXPECT_TRUE(bitwise_equal(values(*trainable(resumed)), values(*trainable(expected))));
+}
+
+TEST(FineTune, SaysWhichLayersATracedModelCannotTrain) {
+    struct Recorder final : Log {
+        void write(const std::string& level, const std::string& message) override {
+            lines.push_back(level + ": " + message);
+        }
+        std::vector<std::string> lines;
+    } log;
+    const auto traced = build_model({{"bn.weight", at::ones({1})},
+                                     {"bn.bias", at::zeros({1})},
+                                     {"bn.running_mean", at::zeros({1})},
+                                     {"bn.running_var", at::ones({1})},
+                                     {"fc.weight", sine({3, 64}, 0.3)}},
+                                    R"(
+def forward(self, x):
+    x = torch.batch_norm(x, self.bn.weight, self.bn.bias, self.bn.running_mean, self.bn.running_var, False, 0.1, 1e-5, True)
+    return torch.linear(torch.flatten(x, 1), self.fc.weight)
+)");
+    auto context = context_with(stripes(30));
+    context.log = &log;
+    stage({{"epochs", "1"}})->apply(traced, context);
+    ASSERT_FALSE(log.lines.empty());
+    EXPECT_THAT(log.lines[0], ::testing::HasSubstr("warning: train.finetune: 1 layers (bn) behave as in eval mode"));
+    ASSERT_EQ(context.changes.size(), 1u);
+    EXPECT_EQ(context.changes[0].layer, "bn");
+    auto scripted = context_with(stripes(30));
+    stage({{"epochs", "1"}})->apply(small_model(), scripted);
+    EXPECT_TRUE(scripted.changes.empty());
+}
+
+TEST(FineTune, TakesTheLossOfTheTask) {
+    auto context = context_with(tensor_dataset({sine({16, 4})}, sine({16, 2}), "values"));
+    context.task = Task::kRegression;
+    const auto model =
+        build_model({{"w", sine({2, 4})}}, "def forward(self, x):\n    return torch.linear(x, self.w)\n");
+    stage({{"epochs", "3"}, {"lr", "0.1"}, {"batch_size", "4"}})->apply(model, context);
+    EXPECT_LT(context.facts["train_loss"][2].get<double>(), context.facts["train_loss"][0].get<double>());
+    EXPECT_ERROR(stage({{"loss", "mes"}}), InvalidArgument, "Did you mean \"mse\"?");
+    EXPECT_ERROR(stage({{"epoch", "3"}}), InvalidArgument, "Did you mean \"epochs\"?");
+}
+
+TEST(RealModel, Resnet20FineTunesOnAFewImagesWithoutForgetting) {
+    SKIP_WITHOUT_DATA("cifar10/train.bin");
+    SKIP_WITHOUT_DATA("cifar10/resnet20.pt");
+    Options data_options("data", {{"path", data_path("cifar10/train.bin").string()}});
+    std::vector<std::pair<std::string, Setting>> members = {
+        {"format", Setting::scalar("cifar10")},
+        {"train", Setting::map({{"path", Setting::scalar(data_path("cifar10/train.bin").string())},
+                                {"rows", [] {
+                                     Setting rows;
+                                     rows.kind = Setting::Kind::kList;
+                                     rows.items = {Setting::scalar("0"), Setting::scalar("512")};
+                                     return rows;
+                                 }()}})}};
+    const auto splits = open_data(Setting::map(members), ".");
+    Context context;
+    context.data = splits;
+    const auto model = Model::load(data_path("cifar10/resnet20.pt"));
+    const auto trained =
+        stage({{"epochs", "1"}, {"lr", "0.001"}, {"crop_padding", "4"}, {"flip", "true"}})->apply(model, context);
+    EXPECT_LT(context.facts["train_loss"][0].get<double>(), 0.4);  // random weights: 2.3
+    EXPECT_GT(accuracy(*trainable(trained), *splits.train), 0.9);
+}
+
+}  // namespace coppice::testing
