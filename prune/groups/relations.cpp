@@ -1,0 +1,416 @@
+#include "groups/relations.h"
+
+namespace coppice::prune {
+
+using namespace torch::jit;
+
+namespace {
+
+bool holds_tensor(const c10::TypePtr& type) {
+    if (type->isSubtypeOf(*c10::TensorType::get())) return true;
+    for (const auto& inner : type->containedTypes())
+        if (holds_tensor(inner)) return true;
+    return false;
+}
+
+}  // namespace
+
+Relations::Relations(const Model& model, const Facts& facts) : model_(model), facts_(facts), names_(model) {}
+
+// ----------------------------------------------------------------------------------------------------------- elements
+
+int32_t Relations::root(int32_t element) const {
+    while (parent_[element] != element) {
+        parent_[element] = parent_[parent_[element]];
+        element = parent_[element];
+    }
+    return element;
+}
+
+void Relations::unite(int32_t a, int32_t b) {
+    a = root(a);
+    b = root(b);
+    if (a == b) return;
+    if (b < a) std::swap(a, b);  // the older element leads: deterministic, and cheap enough with path halving
+    parent_[b] = a;
+    // The older reason stays: it is the one nearer to the cause.
+    if (reason_[a] < 0 || (reason_[b] >= 0 && reason_[b] < reason_[a])) reason_[a] = reason_[b];
+    inexact_[a] |= inexact_[b];
+    independent_[a] |= independent_[b];
+    has_parameter_[a] |= has_parameter_[b];
+}
+
+void Relations::freeze_element(int32_t element, int32_t reason) {
+    const auto r = root(element);
+    if (reason_[r] < 0) reason_[r] = reason;
+}
+
+int32_t Relations::intern(const std::string& reason) {
+    const auto [found, added] = reason_ids_.emplace(reason, static_cast<int32_t>(reasons_.size()));
+    if (added) reasons_.push_back(reason);
+    return found->second;
+}
+
+TensorId Relations::make_tensor(const std::vector<int64_t>& shape) {
+    Tracked tracked;
+    tracked.shape = shape;
+    for (const int64_t size : shape) {
+        const auto first = static_cast<int32_t>(parent_.size());
+        tracked.first.push_back(first);
+        const size_t count = parent_.size() + static_cast<size_t>(size);
+        if (count > 1'000'000'000)
+            throw UnsupportedModel("prune", "the model has too many tensor elements to analyse",
+                                   "Use a smaller example input.");
+        parent_.resize(count);
+        for (size_t i = static_cast<size_t>(first); i < count; ++i) parent_[i] = static_cast<int32_t>(i);
+        reason_.resize(count, -1);
+        inexact_.resize(count, 0);
+        independent_.resize(count, 0);
+        has_parameter_.resize(count, 0);
+    }
+    tensors_.push_back(std::move(tracked));
+    return static_cast<TensorId>(tensors_.size()) - 1;
+}
+
+// ------------------------------------------------------------------------------------------------------------ tensors
+
+TensorId Relations::tensor(const Value* value) {
+    if (const auto known = of_value_.find(value); known != of_value_.end()) return known->second;
+    TensorId id = kNoTensor;
+    if (value->node()->kind() == prim::GetAttr) {
+        if (const auto name = attribute_name(value); name && has_attribute(model_, *name)) {
+            const auto attribute = get_attribute(model_, *name);
+            if (attribute.isTensor() && attribute.toTensor().defined()) {
+                const auto tensor = attribute.toTensor();
+                const auto known = parameter_of_impl_.find(tensor.unsafeGetTensorImpl());
+                if (known != parameter_of_impl_.end()) {
+                    id = parameters_[known->second].id;
+                } else {
+                    id = make_tensor(tensor.sizes().vec());
+                    for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+                        for (int64_t i = 0; i < tensor.size(dim); ++i) has_parameter_[tensors_[id].first[dim] + i] = 1;
+                    parameter_of_impl_[tensor.unsafeGetTensorImpl()] = parameters_.size();
+                    parameters_.push_back({id, *name, tensor});
+                }
+            }
+        }
+    } else if (facts_.has_shape(value)) {
+        id = make_tensor(facts_.shape(value));
+        if (value->node()->kind() == prim::Constant) freeze_all(id, "meets a tensor constant of the graph");
+    }
+    of_value_[value] = id;
+    return id;
+}
+
+TensorId Relations::find_tensor(const Value* value) const {
+    const auto known = of_value_.find(value);
+    return known == of_value_.end() ? kNoTensor : known->second;
+}
+
+std::shared_ptr<std::vector<TensorId>> Relations::list(const Value* value) {
+    return find_list(value);
+}
+
+std::shared_ptr<std::vector<TensorId>> Relations::find_list(const Value* value) const {
+    const auto known = lists_.find(value);
+    return known == lists_.end() ? nullptr : known->second;
+}
+
+// ---------------------------------------------------------------------------------------------------------- relations
+
+void Relations::tie(TensorId a, int64_t dim_a, TensorId b, int64_t dim_b) {
+    if (a == kNoTensor || b == kNoTensor) return;
+    dim_a = wrap(a, dim_a);
+    dim_b = wrap(b, dim_b);
+    const int64_t count = size(a, dim_a);
+    if (count != size(b, dim_b))
+        throw InternalError(
+            "prune", "tied dimensions of size " + std::to_string(count) + " and " + std::to_string(size(b, dim_b)), "");
+    for (int64_t i = 0; i < count; ++i)
+        unite(tensors_[a].first[dim_a] + static_cast<int32_t>(i), tensors_[b].first[dim_b] + static_cast<int32_t>(i));
+}
+
+void Relations::tie(TensorId a, int64_t dim_a, int64_t index_a, TensorId b, int64_t dim_b, int64_t index_b) {
+    unite(tensors_[a].first[wrap(a, dim_a)] + static_cast<int32_t>(index_a),
+          tensors_[b].first[wrap(b, dim_b)] + static_cast<int32_t>(index_b));
+}
+
+void Relations::tie_all(TensorId a, TensorId b) {
+    if (a == kNoTensor || b == kNoTensor) return;
+    for (int64_t dim = 0; dim < rank(a); ++dim) tie(a, dim, b, dim);
+}
+
+void Relations::tie_broadcast(TensorId a, TensorId b) {
+    if (a == kNoTensor || b == kNoTensor) return;
+    for (int64_t back = 1; back <= std::min(rank(a), rank(b)); ++back)
+        if (size(a, -back) == size(b, -back)) tie(a, -back, b, -back);
+}
+
+void Relations::tie_reshaped(TensorId x, TensorId y) {
+    if (x == kNoTensor || y == kNoTensor) return;
+    // Dimensions of size 1 carry nothing. Both shapes fall into the smallest runs of dimensions with equal products.
+    std::vector<Factor> from, to;
+    for (int64_t dim = 0; dim < rank(x); ++dim)
+        if (size(x, dim) != 1) from.push_back({x, dim});
+    for (int64_t dim = 0; dim < rank(y); ++dim)
+        if (size(y, dim) != 1) to.push_back({y, dim});
+    for (const auto& factors : {from, to})
+        for (const auto& factor : factors)
+            if (size(factor.id, factor.dim) == 0) return;
+    for (size_t i = 0, j = 0; i < from.size() && j < to.size();) {
+        std::vector<Factor> left{from[i]}, right{to[j]};
+        int64_t left_size = size(from[i].id, from[i].dim), right_size = size(to[j].id, to[j].dim);
+        ++i, ++j;
+        while (left_size != right_size) {
+            if (left_size < right_size) {
+                left_size *= size(from[i].id, from[i].dim);
+                left.push_back(from[i++]);
+            } else {
+                right_size *= size(to[j].id, to[j].dim);
+                right.push_back(to[j++]);
+            }
+        }
+        if (left.size() == 1 && right.size() == 1) {
+            tie(left[0].id, left[0].dim, right[0].id, right[0].dim);
+        } else if (right.size() == 1) {
+            foldings_.push_back({left, right[0]});
+        } else if (left.size() == 1) {
+            foldings_.push_back({right, left[0]});
+        } else {
+            const TensorId flat = make_tensor({left_size});
+            foldings_.push_back({left, {flat, 0}});
+            foldings_.push_back({right, {flat, 0}});
+        }
+    }
+}
+
+bool Relations::all_frozen(const Factor& factor) const {
+    for (int64_t i = 0; i < size(factor.id, factor.dim); ++i)
+        if (!frozen(class_of(factor.id, factor.dim, i))) return false;
+    return true;
+}
+
+// A flat dimension can lose the indices of one of its digits, at every value of the others: [C, H, W] -> [C*H*W] loses
+// blocks, heads x width -> features loses whole heads. Which digit is a choice where several are free; the others are
+// frozen. Preferred: heads of attention, then digits that a parameter knows, then the largest.
+void Relations::resolve(const Folding& folding) {
+    const auto& flat = folding.flat;
+    const Factor* active = nullptr;
+    const auto rank_of = [&](const Factor& factor) {
+        bool is_independent = false, has_parameter = false;
+        for (int64_t i = 0; i < size(factor.id, factor.dim); ++i) {
+            const auto r = class_of(factor.id, factor.dim, i);
+            is_independent |= independent_[r] != 0;
+            has_parameter |= has_parameter_[r] != 0;
+        }
+        return std::make_tuple(is_independent, has_parameter, size(factor.id, factor.dim));
+    };
+    if (!all_frozen(flat))
+        for (const auto& factor : folding.factors)
+            if (!all_frozen(factor) && (!active || rank_of(factor) > rank_of(*active))) active = &factor;
+    if (!active) {
+        // Every part is needed as it is: so is the whole, and the other way round.
+        const auto& known = all_frozen(flat) ? flat : folding.factors.front();
+        const std::string why = reason(class_of(known.id, known.dim, 0));
+        freeze(flat.id, flat.dim, why);
+        for (const auto& factor : folding.factors) freeze(factor.id, factor.dim, why);
+        return;
+    }
+    for (const auto& factor : folding.factors)
+        if (&factor != active)
+            freeze(factor.id, factor.dim, "shares one dimension with another that is pruned instead");
+    int64_t inner = 1;
+    for (size_t i = folding.factors.size(); i-- > 0;) {
+        if (&folding.factors[i] == active) break;
+        inner *= size(folding.factors[i].id, folding.factors[i].dim);
+    }
+    const int64_t count = size(active->id, active->dim);
+    for (int64_t k = 0; k < size(flat.id, flat.dim); ++k)
+        tie(flat.id, flat.dim, k, active->id, active->dim, k / inner % count);
+}
+
+void Relations::freeze(TensorId id, int64_t dim, const std::string& reason) {
+    if (id == kNoTensor) return;
+    dim = wrap(id, dim);
+    const auto number = intern(reason);
+    for (int64_t i = 0; i < size(id, dim); ++i)
+        freeze_element(tensors_[id].first[dim] + static_cast<int32_t>(i), number);
+}
+
+void Relations::freeze_all(TensorId id, const std::string& reason) {
+    if (id == kNoTensor) return;
+    for (int64_t dim = 0; dim < rank(id); ++dim) freeze(id, dim, reason);
+}
+
+void Relations::freeze_value(const Value* value, const std::string& reason) {
+    if (!holds_tensor(value->type())) return;
+    freeze_all(tensor(value), reason);
+    if (const auto tensors = list(value))
+        for (const TensorId id : *tensors) freeze_all(id, reason);
+}
+
+void Relations::freeze_node(const Node* node, const std::string& reason) {
+    for (const Value* value : node->inputs()) freeze_value(value, reason);
+    for (const Value* value : node->outputs()) freeze_value(value, reason);
+}
+
+void Relations::refuse(const Node* node, const std::string& why) {
+    const std::string name = std::string(node->kind().toQualString()) + " at " + names_.of(node);
+    freeze_node(node, "meets " + name + ", which " + why);
+    if (unknown_seen_.insert(node->kind().toQualString()).second) unknown_.push_back(name);
+}
+
+void Relations::produces(const Value* weight, int64_t dim, const Node* layer) {
+    if (weight->node()->kind() != prim::GetAttr) return;
+    const TensorId id = tensor(weight);
+    if (id != kNoTensor) productions_.push_back({id, dim, layer});
+}
+
+void Relations::statistic(const Node* node, TensorId id, int64_t dim) {
+    if (id == kNoTensor) return;
+    statistics_.insert(node);
+    dim = wrap(id, dim);
+    for (int64_t i = 0; i < size(id, dim); ++i) inexact_[class_of(id, dim, i)] = 1;
+}
+
+void Relations::independent(TensorId id, int64_t dim) {
+    if (id == kNoTensor) return;
+    dim = wrap(id, dim);
+    for (int64_t i = 0; i < size(id, dim); ++i) independent_[class_of(id, dim, i)] = 1;
+}
+
+// ------------------------------------------------------------------------------------------------------------ numbers
+
+namespace {
+
+std::optional<c10::IValue> known(const Facts& facts, const Value* value) {
+    if (auto constant = constant_of(value)) return constant;
+    const auto* fact = facts.find(value);
+    return fact ? fact->constant : std::nullopt;
+}
+
+}  // namespace
+
+std::optional<int64_t> Relations::integer(const Value* value) const {
+    const auto constant = known(facts_, value);
+    return constant && constant->isInt() ? std::optional<int64_t>(constant->toInt()) : std::nullopt;
+}
+
+std::optional<std::vector<int64_t>> Relations::integers(const Value* value) const {
+    const auto constant = known(facts_, value);
+    if (constant && constant->isIntList()) return constant->toIntVector();
+    if (constant && constant->isInt()) return std::vector<int64_t>{constant->toInt()};
+    if (constant && constant->isList() && constant->toListRef().empty()) return std::vector<int64_t>{};
+    return std::nullopt;
+}
+
+std::optional<bool> Relations::boolean(const Value* value) const {
+    const auto constant = known(facts_, value);
+    return constant && constant->isBool() ? std::optional<bool>(constant->toBool()) : std::nullopt;
+}
+
+bool Relations::is_none(const Value* value) const {
+    if (value->mustBeNone()) return true;
+    const auto constant = known(facts_, value);
+    return constant && constant->isNone();
+}
+
+// --------------------------------------------------------------------------------------------------------------- walk
+
+void Relations::build() {
+    const auto graph = model_.graph();
+    for (size_t i = 1; i < graph->inputs().size(); ++i) {
+        freeze_value(graph->inputs()[i], "is an input of the model");
+        // Tensors inside of containers have no facts of their own; whatever unpacks them is frozen as unknown.
+    }
+    walk(graph->block());
+    for (const Value* value : graph->outputs()) freeze_value(value, "is an output of the model");
+    // In order of the graph: what an early split decides, a later merge finds decided.
+    for (size_t i = 0; i < foldings_.size(); ++i) resolve(foldings_[i]);
+}
+
+int Relations::taken_block(const Node* node) const {
+    if (const auto condition = boolean(node->input(0))) return *condition ? 0 : 1;
+    if (const auto name = attribute_name(node->input(0)); name && has_attribute(model_, *name)) {
+        const auto attribute = get_attribute(model_, *name);
+        if (attribute.isBool()) return attribute.toBool() ? 0 : 1;
+    }
+    for (int i = 0; i < 2; ++i)
+        for (const Node* inner : node->blocks()[i]->nodes())
+            if (facts_.runs(inner) > 0) return i;
+    return -1;
+}
+
+void Relations::freeze_reads(const Block* block, const std::string& reason) {
+    for (const Node* node : const_cast<Block*>(block)->nodes()) {
+        if (node->kind() == prim::GetAttr || node->kind() == prim::Constant) continue;
+        // A shape query in a branch that is not taken constrains nothing.
+        bool writes_tensor = false;
+        for (const Value* value : node->outputs()) writes_tensor |= holds_tensor(value->type());
+        if (writes_tensor || node->outputs().empty())
+            for (const Value* value : node->inputs()) freeze_value(value, reason);
+        for (const Block* inner : const_cast<Node*>(node)->blocks()) freeze_reads(inner, reason);
+    }
+    for (const Value* value : const_cast<Block*>(block)->outputs()) freeze_value(value, reason);
+}
+
+void Relations::walk_if(const Node* node) {
+    const int taken = taken_block(node);
+    for (int i = 0; i < 2; ++i)
+        if (i != taken)
+            freeze_reads(node->blocks()[i],
+                         "is read in a branch that the example input does not take (" + names_.of(node) + ")");
+    if (taken < 0) {
+        freeze_node(node, "leaves a branch that the analysis cannot follow (" + names_.of(node) + ")");
+        return;
+    }
+    const Block* block = node->blocks()[taken];
+    walk(block);
+    for (size_t i = 0; i < node->outputs().size(); ++i) {
+        const Value* inner = const_cast<Block*>(block)->outputs()[i];
+        if (!holds_tensor(node->outputs()[i]->type())) continue;
+        if (const auto tensors = list(inner)) set_list(node->outputs()[i], tensors);
+        if (const TensorId id = tensor(inner); id != kNoTensor) set_tensor(node->outputs()[i], id);
+    }
+}
+
+void Relations::walk(const Block* block) {
+    for (const Node* node : const_cast<Block*>(block)->nodes()) {
+        switch (node->kind()) {
+            case prim::Constant:
+            case prim::GetAttr:
+                continue;
+            case prim::If:
+                walk_if(node);
+                continue;
+            case prim::Loop:
+                freeze_reads(node->blocks()[0], "is read in a loop (" + names_.of(node) + ")");
+                freeze_node(node, "passes through a loop (" + names_.of(node) + ")");
+                continue;
+            default:
+                break;
+        }
+        bool reads = false, writes = false;
+        for (const Value* value : node->inputs()) reads |= holds_tensor(value->type());
+        for (const Value* value : node->outputs()) writes |= holds_tensor(value->type());
+        if (!reads && !writes) continue;
+        if (const Rule* rule = find_rule(node)) {
+            rule->relate(*this, node);
+            continue;
+        }
+        // A question about a tensor (size, dtype, device) has no tensor for an answer and constrains nothing.
+        const bool question = !writes && !node->outputs().empty();
+        if (question) continue;
+        // Numbers that tracing wrapped in tensors: no dimension, nothing to tie.
+        bool scalars = true;
+        for (const auto& values : {node->inputs(), node->outputs()})
+            for (const Value* value : values)
+                if (holds_tensor(value->type())) {
+                    const TensorId id = tensor(value);
+                    scalars &= id != kNoTensor && rank(id) == 0;
+                }
+        if (!scalars) refuse(node);
+    }
+}
+
+}  // namespace coppice::prune

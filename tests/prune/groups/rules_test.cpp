@@ -1,0 +1,433 @@
+// For every operator family a small net: random channels are cut from every group, and the result must equal the masked original.
+#include "prune/masking.h"
+
+namespace coppice::testing {
+namespace {
+
+using Tensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+void add_batch_norm(Tensors& tensors, const std::string& name, int64_t channels) {
+    tensors.emplace_back(name + ".weight", 1 + sine({channels}, 0.5));
+    tensors.emplace_back(name + ".bias", sine({channels}, 0.2));
+    tensors.emplace_back(name + ".running_mean", sine({channels}, 0.1));
+    tensors.emplace_back(name + ".running_var", 1 + sine({channels}, 0.3));
+}
+
+std::string batch_norm(const std::string& x, const std::string& name) {
+    return "torch.batch_norm(" + x + ", self." + name + ".weight, self." + name + ".bias, self." + name + ".running_mean, self." +
+           name + ".running_var, self.training, 0.1, 1e-5, True)";
+}
+
+at::Tensor image(int64_t channels = 3, int64_t size = 8) { return sine({2, channels, size, size}).add(0.1); }
+
+int64_t width(const Model& model, const std::string& name, int64_t dim) {
+    return get_attribute(model, name).toTensor().size(dim);
+}
+
+TEST(PruneRules, ResidualBlockWithBatchNorm) { expect_cut_equals_masked(residual_model(), {image()}); }
+
+TEST(PruneRules, LinearLayersLoseOutputsAndTheInputsThatReadThem) {
+    const auto model = build_model({{"a.weight", sine({12, 6}, 0.4)}, {"a.bias", sine({12}, 0.1)}, {"b.weight", sine({5, 12}, 0.3)}}, R"(
+def forward(self, x):
+    return torch.linear(torch.relu(torch.linear(x, self.a.weight, self.a.bias)), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {sine({4, 6})});
+    expect_cut_equals_masked(model, {sine({4, 3, 6})});  // more dimensions in front
+    const auto check = check_cut(model, {sine({4, 6})}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "a.weight", 0), 6);
+    EXPECT_EQ(width(check.smaller, "a.bias", 0), 6);
+    EXPECT_EQ(width(check.smaller, "b.weight", 1), 6);
+}
+
+TEST(PruneRules, FlattenTurnsAChannelIntoABlockOfFeatures) {
+    Tensors tensors = {{"conv.weight", sine({6, 3, 3, 3}, 0.3)}, {"fc.weight", sine({5, 6 * 4 * 4}, 0.2)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.conv.weight, None, [2, 2], [1, 1]))
+    return torch.linear(torch.flatten(x, 1), self.fc.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto check = check_cut(model, {image()}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "fc.weight", 1), 3 * 16);
+}
+
+TEST(PruneRules, ViewWithAWrittenWidthIsRewritten) {
+    Tensors tensors = {{"conv.weight", sine({6, 3, 3, 3}, 0.3)}, {"fc.weight", sine({5, 6 * 4 * 4}, 0.2)}};
+    for (const char* sizes : {"[-1, 96]", "[x.size(0), 96]", "[x.size(0), x.size(1) * 16]", "[2, 96]", "[x.size(0), -1]"}) {
+        SCOPED_TRACE(sizes);
+        const auto model = build_model(tensors, std::string(R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.conv.weight, None, [2, 2], [1, 1]))
+    return torch.linear(x.view()") + sizes + R"(), self.fc.weight)
+)");
+        expect_cut_equals_masked(model, {image()});
+    }
+}
+
+TEST(PruneRules, SizesThatAreComputedStillFollowTheBatch) {
+    Tensors tensors = {{"conv.weight", sine({6, 3, 3, 3}, 0.3)}, {"fc.weight", sine({5, 6}, 0.2)}};
+    // Batch and pixels share a dimension that is computed from both; channels are the written 6.
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.conv.weight, None, [2, 2], [1, 1]))
+    n = x.size(0)
+    x = x.permute([0, 2, 3, 1]).reshape([n * 16, 6])
+    return torch.linear(x, self.fc.weight).view([n, 16, 5])
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto check = check_cut(model, {image()}, 0.5, 1);
+    EXPECT_EQ(first_tensor(check.smaller.forward({sine({5, 3, 8, 8})})).sizes(), (std::vector<int64_t>{5, 16, 5}));
+}
+
+TEST(PruneRules, ConcatenationMapsEachPartToItsOwnPlace) {
+    Tensors tensors = {{"a.weight", sine({6, 3, 3, 3}, 0.3)}, {"b.weight", sine({4, 3, 1, 1}, 0.4)}, {"c.weight", sine({5, 13, 3, 3}, 0.2)}};
+    add_batch_norm(tensors, "bn", 13);
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    a = torch.relu(torch.conv2d(x, self.a.weight, None, [1, 1], [1, 1]))
+    b = torch.sigmoid(torch.conv2d(x, self.b.weight))
+    x = torch.cat([b, x, a], 1)
+    x = )" + batch_norm("x", "bn") + R"(
+    return torch.conv2d(x, self.c.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_EQ(group_of(groups, "a").channels, 6);
+    EXPECT_EQ(group_of(groups, "b").channels, 4);
+    // Channel 0 of a is index 4 + 3 of what c reads.
+    for (const auto& slice : group_of(groups, "a").slices) {
+        if (slice.name == "c.weight") EXPECT_EQ(slice.channel_of[7], 0);
+        if (slice.name == "c.weight") EXPECT_EQ(slice.channel_of[6], -1);
+    }
+}
+
+TEST(PruneRules, DenseBlockAppendsToAList) {
+    Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)}, {"b.weight", sine({4, 7, 3, 3}, 0.2)}, {"c.weight", sine({6, 11, 1, 1}, 0.2)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    features = [x]
+    features.append(torch.relu(torch.conv2d(torch.cat(features, 1), self.a.weight, None, [1, 1], [1, 1])))
+    features.append(torch.relu(torch.conv2d(torch.cat(features, 1), self.b.weight, None, [1, 1], [1, 1])))
+    return torch.conv2d(torch.cat(features, 1), self.c.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, DepthwiseConvolutionRewritesItsGroupCount) {
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"dw.weight", sine({8, 1, 3, 3}, 0.4)}, {"dw.bias", sine({8}, 0.1)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    x = torch.conv2d(x, self.dw.weight, self.dw.bias, [1, 1], [1, 1], [1, 1], 8)
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto check = check_cut(model, {image()}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "dw.weight", 0), 4);
+    EXPECT_EQ(width(check.smaller, "dw.weight", 1), 1);
+}
+
+TEST(PruneRules, DepthwiseConvolutionWithTwoOutputsPerChannel) {
+    Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"dw.weight", sine({12, 1, 3, 3}, 0.4)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    x = torch.conv2d(x, self.dw.weight, None, [1, 1], [1, 1], [1, 1], 6)
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, GroupedConvolutionKeepsItsGroups) {
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"g.weight", sine({12, 4, 3, 3}, 0.3)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    add_batch_norm(tensors, "bn", 12);
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    x = torch.conv2d(x, self.g.weight, None, [1, 1], [1, 1], [1, 1], 2)
+    x = )" + batch_norm("x", "bn") + R"(
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_EQ(group_of(groups, "a").channels, 4);  // each channel is one of both groups
+    EXPECT_EQ(group_of(groups, "a").multiplicity, 2);
+    EXPECT_EQ(group_of(groups, "g").channels, 6);
+}
+
+TEST(PruneRules, TransposedConvolutions) {
+    for (const int64_t groups : {1, 2, 6}) {
+        SCOPED_TRACE(groups);
+        Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"up.weight", sine({6, 6 / groups, 2, 2}, 0.4)}, {"up.bias", sine({6}, 0.1)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}};
+        const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    x = torch.conv_transpose2d(x, self.up.weight, self.up.bias, [2, 2], [0, 0], [0, 0], )" + std::to_string(groups) + R"()
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+        expect_cut_equals_masked(model, {image()});
+    }
+}
+
+TEST(PruneRules, OneAndThreeDimensionalConvolutions) {
+    const auto one = build_model({{"a.weight", sine({6, 2, 5}, 0.3)}, {"b.weight", sine({4, 6, 3}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.max_pool1d(torch.relu(torch.conv1d(x, self.a.weight)), [2])
+    return torch.conv1d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(one, {sine({2, 2, 30})});
+    const auto three = build_model({{"a.weight", sine({6, 2, 3, 3, 3}, 0.2)}, {"b.weight", sine({4, 6, 1, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.avg_pool3d(torch.relu(torch.conv3d(x, self.a.weight)), [2, 2, 2])
+    return torch.conv3d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(three, {sine({2, 2, 8, 8, 8})});
+}
+
+TEST(PruneRules, ZeroPaddingOfChannelsShrinksWithThem) {
+    // The option-A shortcut of CIFAR ResNets: stride 2 and zero channels on both sides.
+    Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)}, {"b.weight", sine({8, 4, 3, 3}, 0.3)}, {"c.weight", sine({8, 8, 3, 3}, 0.2)}, {"fc.weight", sine({5, 8}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight, None, [1, 1], [1, 1]))
+    y = torch.relu(torch.conv2d(x, self.b.weight, None, [2, 2], [1, 1]))
+    y = torch.conv2d(y, self.c.weight, None, [1, 1], [1, 1])
+    s = torch.constant_pad_nd(x[:, :, ::2, ::2], [0, 0, 0, 0, 2, 2], 0)
+    return torch.linear(torch.relu(y + s).mean([2, 3]), self.fc.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_EQ(groups.all().size(), 3u);  // what a and c share, what only c has, b
+    EXPECT_EQ(group_of(groups, "a").channels, 4);
+    EXPECT_EQ(group_of(groups, "b").channels, 8);
+}
+
+TEST(PruneRules, ASharedWeightIsCutOnce) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"s.weight", sine({6, 6, 3, 3}, 0.2)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    x = torch.relu(torch.conv2d(x, self.s.weight, None, [1, 1], [1, 1]))
+    x = torch.relu(torch.conv2d(x, self.s.weight, None, [1, 1], [1, 1]))
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, SqueezeExciteGatesTheChannelsItReads) {
+    Tensors tensors = {{"a.weight", sine({8, 3, 3, 3}, 0.3)}, {"down.weight", sine({4, 8, 1, 1}, 0.5)}, {"up.weight", sine({8, 4, 1, 1}, 0.5)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.silu(torch.conv2d(x, self.a.weight))
+    s = torch.relu(torch.conv2d(torch.adaptive_avg_pool2d(x, [1, 1]), self.down.weight))
+    x = x * torch.sigmoid(torch.conv2d(s, self.up.weight))
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_EQ(group_of(groups, "a").name, group_of(groups, "up").name);
+}
+
+TEST(PruneRules, ChannelShuffleOfTwoBranches) {
+    Tensors tensors = {{"stem.weight", sine({8, 3, 1, 1}, 0.4)}, {"branch.weight", sine({4, 4, 3, 3}, 0.3)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.stem.weight))
+    a, b = torch.chunk(x, 2, 1)
+    b = torch.relu(torch.conv2d(b, self.branch.weight, None, [1, 1], [1, 1]))
+    x = torch.cat([a, b], 1)
+    n, c, h, w = x.size(0), x.size(1), x.size(2), x.size(3)
+    x = x.view([n, 2, c // 2, h, w]).transpose(1, 2).contiguous().view([n, -1, h, w])
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, SplitsSlicesAndNarrows) {
+    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)}, {"p.weight", sine({4, 5, 1, 1}, 0.4)}, {"q.weight", sine({4, 7, 1, 1}, 0.4)}, {"r.weight", sine({4, 8, 1, 1}, 0.4)}, {"s.weight", sine({4, 6, 1, 1}, 0.4)}};
+    for (const char* split : {"p, q = torch.split(x, [5, 7], 1)", "p, q = x[:, :5], x[:, 5:]", "p, q = x[:, :-7], x[:, -7:]",
+                              "p, q = torch.narrow(x, 1, 0, 5), torch.narrow(x, 1, 5, 7)", "p, q = torch.split_with_sizes(x, [5, x.size(1) - 5], 1)"}) {
+        SCOPED_TRACE(split);
+        const auto model = build_model(tensors, std::string(R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    )") + split + R"(
+    h = torch.split(x, 6, 1)
+    return torch.conv2d(p, self.p.weight) + torch.conv2d(q, self.q.weight) + torch.conv2d(x[:, 2:10], self.r.weight) + torch.conv2d(h[0] - h[1], self.s.weight)
+)");
+        expect_cut_equals_masked(model, {image()});
+    }
+}
+
+TEST(PruneRules, EvenChunksBecomeUnevenSplits) {
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"p.weight", sine({4, 4, 1, 1}, 0.4)}, {"q.weight", sine({4, 4, 3, 3}, 0.4)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    p, q = torch.chunk(torch.relu(torch.conv2d(x, self.a.weight)), 2, 1)
+    return torch.conv2d(p, self.p.weight) + torch.conv2d(q, self.q.weight, None, [1, 1], [1, 1])
+)");
+    const auto facts = Facts::observe(model, {image()});
+    const auto groups = prune::find_groups(model, facts);
+    ASSERT_EQ(groups.all().size(), 2u);
+    const prune::Removal removal = {{0, 1, 2}, {3}};
+    const auto smaller = prune::cut(model, facts, groups, removal);
+    const auto masked = first_tensor(run_masked(model, {image()}, groups, removal));
+    EXPECT_LT(max_difference(masked, first_tensor(smaller.forward({image()}))), 1e-5);
+    EXPECT_EQ(width(smaller, "p.weight", 1), 1);
+    EXPECT_EQ(width(smaller, "q.weight", 1), 3);
+}
+
+TEST(PruneRules, GroupNormLosesWholeGroups) {
+    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)}, {"gn.weight", 1 + sine({12}, 0.3)}, {"gn.bias", sine({12}, 0.2)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    x = torch.group_norm(x, 4, self.gn.weight, self.gn.bias, 1e-5, True)
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_EQ(group_of(groups, "a").channels, 4);
+    EXPECT_TRUE(group_of(groups, "a").exact);
+}
+
+TEST(PruneRules, LayerNormOverTheChannelsIsTakenOverWhatStays) {
+    Tensors tensors = {{"a.weight", sine({12, 6}, 0.4)}, {"ln.weight", 1 + sine({12}, 0.3)}, {"ln.bias", sine({12}, 0.2)}, {"b.weight", sine({5, 12}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.layer_norm(torch.linear(x, self.a.weight), [12], self.ln.weight, self.ln.bias, 1e-5, True)
+    return torch.linear(torch.gelu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {sine({4, 6})});
+    EXPECT_FALSE(prune::find_groups(model, Facts::observe(model, {sine({4, 6})})).all()[0].exact);
+}
+
+TEST(PruneRules, AttentionLosesWholeHeads) {
+    Tensors tensors = {{"q.weight", sine({12, 8}, 0.5)}, {"k.weight", sine({12, 8}, 0.4)}, {"v.weight", sine({12, 8}, 0.3)}, {"o.weight", sine({8, 12}, 0.3)}, {"o.bias", sine({8}, 0.1)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    n, t = x.size(0), x.size(1)
+    q = torch.linear(x, self.q.weight).view([n, t, 3, 4]).transpose(1, 2)
+    k = torch.linear(x, self.k.weight).view([n, t, 3, 4]).transpose(1, 2)
+    v = torch.linear(x, self.v.weight).view([n, t, -1, 4]).transpose(1, 2)
+    y = torch.scaled_dot_product_attention(q, k, v)
+    return torch.linear(y.transpose(1, 2).reshape([n, t, 12]), self.o.weight, self.o.bias)
+)");
+    expect_cut_equals_masked(model, {sine({2, 5, 8})});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {sine({2, 5, 8})}));
+    EXPECT_EQ(group_of(groups, "q").channels, 3);
+    EXPECT_EQ(group_of(groups, "q").multiplicity, 4);
+}
+
+TEST(PruneRules, AttentionByHandWithPackedProjections) {
+    Tensors tensors = {{"qkv.weight", sine({36, 8}, 0.5)}, {"qkv.bias", sine({36}, 0.2)}, {"o.weight", sine({8, 12}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    n, t = x.size(0), x.size(1)
+    qkv = torch.linear(x, self.qkv.weight, self.qkv.bias).reshape([n, t, 3, 3, 4]).permute([2, 0, 3, 1, 4])
+    q, k, v = qkv.unbind(0)
+    a = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) / (q.size(-1) ** 0.5), -1)
+    return torch.linear(torch.matmul(a, v).transpose(1, 2).reshape([n, t, -1]), self.o.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 5, 8})});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {sine({2, 5, 8})}));
+    EXPECT_EQ(group_of(groups, "qkv").channels, 3);
+    EXPECT_EQ(group_of(groups, "qkv").multiplicity, 12);
+}
+
+TEST(PruneRules, ASingleHeadLosesWidthAndKeepsItsScale) {
+    Tensors tensors = {{"q.weight", sine({6, 8}, 0.9)}, {"k.weight", sine({6, 8}, 0.8)}, {"v.weight", sine({6, 8}, 0.3)}, {"o.weight", sine({8, 6}, 0.3)}};
+    for (const char* attention : {"torch.scaled_dot_product_attention(q, k, v)",
+                                  "torch.matmul(torch.softmax(torch.matmul(q, k.transpose(1, 2)) / (q.size(2) ** 0.5), 2), v)"}) {
+        SCOPED_TRACE(attention);
+        const auto model = build_model(tensors, std::string(R"(
+def forward(self, x):
+    q = torch.linear(x, self.q.weight)
+    k = torch.linear(x, self.k.weight)
+    v = torch.linear(x, self.v.weight)
+    return torch.linear()") + attention + R"(, self.o.weight)
+)");
+        expect_cut_equals_masked(model, {sine({2, 5, 8})});
+    }
+}
+
+TEST(PruneRules, AStatisticOverChannelsFreezesThem) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    return torch.conv2d(x * x.mean([1], True), self.b.weight)
+)");
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_TRUE(groups.all().empty());
+    EXPECT_THAT(info_of(groups, "a").reason, ::testing::HasSubstr("averaged"));
+}
+
+TEST(PruneRules, AnUnknownOperatorFreezesWhatItTouchesAndIsNamed) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}, {"c.weight", sine({4, 5, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.fft_fft(torch.conv2d(x, self.a.weight), None, 1).abs()
+    return torch.conv2d(torch.conv2d(x, self.b.weight), self.c.weight)
+)");
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    ASSERT_EQ(groups.unknown_operators().size(), 1u);
+    EXPECT_THAT(groups.unknown_operators()[0], ::testing::HasSubstr("aten::fft_fft"));
+    EXPECT_THAT(info_of(groups, "a").reason, ::testing::HasSubstr("aten::fft_fft"));
+    EXPECT_EQ(info_of(groups, "a").prunable, 0);
+    EXPECT_EQ(info_of(groups, "b").prunable, 5);  // the rest is still pruned
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, InPlaceOperatorsAndBareParameters) {
+    Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"gamma", 1 + sine({6, 1, 1}, 0.4)}, {"prelu.weight", sine({6}, 0.3)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    y = torch.conv2d(x, self.a.weight)
+    y.mul_(self.gamma)
+    y = torch.prelu(y, self.prelu.weight)
+    z = torch.zeros([y.size(0), 6, 8, 8])
+    z.add_(y)
+    z[:, 1:3] = torch.sigmoid(y[:, 1:3])
+    return torch.conv2d(torch.sigmoid_(z), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, InterpolateAndPixelShuffle) {
+    const auto model = build_model({{"a.weight", sine({16, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 4, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.pixel_shuffle(torch.relu(torch.conv2d(x, self.a.weight)), 2)
+    x = torch.upsample_nearest2d(x, [20, 20], None)
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+}
+
+TEST(PruneRules, ExpandAndEmbedding) {
+    const auto model = build_model({{"e.weight", sine({20, 6}, 0.5)}, {"token", sine({1, 1, 6}, 0.5)}, {"b.weight", sine({5, 6}, 0.4)}}, R"(
+def forward(self, ids):
+    x = torch.embedding(self.e.weight, ids)
+    t = self.token.expand([x.size(0), -1, 6])
+    return torch.linear(torch.cat([t, x], 1), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {at::arange(8).reshape({2, 4})});
+}
+
+TEST(PruneRules, AGruKeepsItsStateAndLosesInputs) {
+    SKIP_WITHOUT_DATA("fsdd/cnn_gru.pt");
+    expect_cut_equals_masked(Model::load(data_path("fsdd/cnn_gru.pt")), {sine({2, 1, 8000})});
+}
+
+TEST(PruneRules, ABranchNotTakenKeepsWhatItReads) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}, {"c.weight", sine({5, 5, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    if x.size(2) > 100:
+        x = torch.fft_fft(x, None, 1).abs()
+    return torch.conv2d(torch.conv2d(x, self.b.weight), self.c.weight)
+)");
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_THAT(info_of(groups, "a").reason, ::testing::HasSubstr("branch"));
+    expect_cut_equals_masked(model, {image()});
+}
+
+}  // namespace
+}  // namespace coppice::testing

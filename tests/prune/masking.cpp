@@ -1,0 +1,158 @@
+#include "prune/masking.h"
+
+#include <random>
+#include <set>
+
+namespace coppice::testing {
+
+using prune::Groups;
+using prune::Removal;
+
+namespace {
+
+/// Indices along `dim` of a value that are removed; empty when none.
+std::vector<int64_t> removed_indices(const Groups& groups, const std::vector<std::set<int64_t>>& gone,
+                                     const torch::jit::Value* value, int64_t dim) {
+    std::vector<int64_t> indices;
+    const auto places = groups.places(value, dim);
+    for (size_t i = 0; i < places.size(); ++i)
+        if (places[i].group >= 0 && gone[places[i].group].count(places[i].channel)) indices.push_back(static_cast<int64_t>(i));
+    return indices;
+}
+
+/// Normalises over the elements that stay; the others become zero.
+at::Tensor norm_of_kept(const torch::jit::Node* node, const std::vector<c10::IValue>& inputs,
+                        const std::vector<int64_t>& removed, int64_t dim) {
+    const auto x = inputs[0].toTensor();
+    std::vector<int64_t> kept;
+    const std::set<int64_t> gone(removed.begin(), removed.end());
+    for (int64_t i = 0; i < x.size(dim); ++i)
+        if (!gone.count(i)) kept.push_back(i);
+    const auto index = at::tensor(kept, at::kLong);
+    const auto part = x.index_select(dim, index);
+    const auto parameter = [&](const c10::IValue& value) -> std::optional<at::Tensor> {
+        if (!value.isTensor() || !value.toTensor().defined()) return std::nullopt;
+        return value.toTensor().index_select(0, index);
+    };
+    at::Tensor result;
+    const std::string op = node->kind().toQualString();
+    if (op == "aten::layer_norm")
+        result = at::layer_norm(part, {part.size(dim)}, parameter(inputs[2]), parameter(inputs[3]), inputs[4].toDouble());
+    else if (op == "aten::group_norm")
+        result = at::group_norm(part, 1, parameter(inputs[2]), parameter(inputs[3]), inputs[4].toDouble());
+    else
+        throw InternalError("masking", "no reference for " + op, "");
+    return at::zeros_like(x).index_copy(dim, index, result);
+}
+
+}  // namespace
+
+c10::IValue run_masked(const Model& model, const Inputs& inputs, const Groups& groups, const Removal& removal) {
+    torch::NoGradGuard no_grad;
+    std::vector<std::set<int64_t>> gone;
+    for (const auto& channels : removal) gone.emplace_back(channels.begin(), channels.end());
+    std::vector<c10::IValue> seen;
+    NodeHooks hooks;
+    hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& values) {
+        if (groups.has_statistic(node)) seen = values;
+    };
+    hooks.after = [&](const torch::jit::Node* node, std::vector<c10::IValue>& outputs) {
+        for (size_t o = 0; o < outputs.size(); ++o) {
+            if (!outputs[o].isTensor() || !outputs[o].toTensor().defined()) continue;
+            auto tensor = outputs[o].toTensor();
+            for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+                const auto removed = removed_indices(groups, gone, node->outputs()[o], dim);
+                if (removed.empty()) continue;
+                if (groups.has_statistic(node)) {
+                    tensor = norm_of_kept(node, seen, removed, dim);
+                    outputs[o] = tensor;
+                    continue;
+                }
+                const auto index = at::tensor(removed, at::kLong);
+                // In place, so that what an operator changed in place is masked too; an expanded tensor has to be copied.
+                bool overlaps = false;
+                for (int64_t d = 0; d < tensor.dim(); ++d) overlaps |= tensor.stride(d) == 0 && tensor.size(d) > 1;
+                if (overlaps) tensor = tensor.clone();
+                tensor.index_fill_(dim, index, 0);
+                outputs[o] = tensor;
+            }
+        }
+    };
+    Inputs copies;
+    for (const auto& input : inputs) copies.push_back(input.isTensor() ? c10::IValue(input.toTensor().clone()) : input);
+    return run_nodes(model, copies, hooks);
+}
+
+Removal random_removal(const Groups& groups, double share, uint64_t seed) {
+    std::mt19937_64 random(seed);
+    Removal removal;
+    for (const auto& group : groups.all()) {
+        std::vector<int64_t> channels;
+        for (int64_t c = 0; c < group.channels; ++c) channels.push_back(c);
+        std::shuffle(channels.begin(), channels.end(), random);
+        const auto count = std::clamp<int64_t>(static_cast<int64_t>(share * static_cast<double>(group.channels)), 1, group.channels - 1);
+        channels.resize(static_cast<size_t>(count));
+        std::sort(channels.begin(), channels.end());
+        removal.push_back(std::move(channels));
+    }
+    return removal;
+}
+
+CutCheck check_cut(const Model& model, const Inputs& example, double share, uint64_t seed) {
+    torch::NoGradGuard no_grad;
+    const auto facts = Facts::observe(model, example);
+    CutCheck check;
+    check.groups = prune::find_groups(model, facts);
+    const auto removal = random_removal(check.groups, share, seed);
+    for (size_t g = 0; g < removal.size(); ++g) {
+        check.channels += check.groups.all()[g].channels;
+        check.removed += static_cast<int64_t>(removal[g].size());
+    }
+    const auto masked = all_tensors(run_masked(model, example, check.groups, removal));
+    check.smaller = prune::cut(model, facts, check.groups, removal);
+    Inputs copies;
+    for (const auto& input : example) copies.push_back(input.isTensor() ? c10::IValue(input.toTensor().clone()) : input);
+    const auto cut = all_tensors(check.smaller.forward(copies));
+    if (masked.size() != cut.size()) {
+        check.difference = std::numeric_limits<double>::infinity();
+        return check;
+    }
+    for (size_t i = 0; i < cut.size(); ++i) {
+        const double scale = std::max(masked[i].abs().max().to(at::kDouble).item<double>(), 1e-30);
+        const double difference = max_difference(masked[i], cut[i]) / scale;
+        // The comparison also turns NaN into a difference.
+        if (!(difference <= check.difference)) check.difference = difference;
+    }
+    return check;
+}
+
+void expect_cut_equals_masked(const Model& model, const Inputs& example, double tolerance) {
+    const auto output = all_tensors(model.forward(example));
+    for (const uint64_t seed : {1, 2, 3}) {
+        const auto check = check_cut(model, example, 0.4, seed);
+        ASSERT_GT(check.removed, 0) << "nothing to prune";
+        EXPECT_LE(check.difference, tolerance) << "seed " << seed;
+        int64_t before = 0, after = 0;
+        for (const auto& named : named_tensors(model)) before += named.tensor.numel();
+        for (const auto& named : named_tensors(check.smaller)) after += named.tensor.numel();
+        EXPECT_LT(after, before);
+    }
+    const auto again = all_tensors(model.forward(example));
+    for (size_t i = 0; i < output.size(); ++i) EXPECT_TRUE(at::equal(output[i], again[i])) << "the original changed";
+}
+
+const prune::PrunableInfo& info_of(const Groups& groups, const std::string& layer) {
+    for (const auto& info : groups.layers())
+        if (info.layer == layer) return info;
+    std::string known;
+    for (const auto& info : groups.layers()) known += " " + info.layer;
+    throw std::runtime_error("no layer " + layer + " among" + known);
+}
+
+const prune::ChannelGroup& group_of(const Groups& groups, const std::string& layer) {
+    for (const auto& group : groups.all())
+        if (std::find(group.layers.begin(), group.layers.end(), layer) != group.layers.end()) return group;
+    throw std::runtime_error("no group of " + layer + ": " + info_of(groups, layer).reason);
+}
+
+}  // namespace coppice::testing

@@ -1,0 +1,35 @@
+/// The reference that a cut is held against: the original model, run with the removed channels set to zero after every operator, so
+/// that whatever reads them next sees zero. Layer norms over removed channels are recomputed over those that stay.
+#pragma once
+
+#include <coppice/prune.h>
+
+#include "support/support.h"
+
+namespace coppice::testing {
+
+/// Output of `model` with the channels of `removal` masked.
+c10::IValue run_masked(const Model& model, const Inputs& inputs, const prune::Groups& groups,
+                       const prune::Removal& removal);
+
+/// A share of the channels of every group, drawn by `seed`, at least one and never all.
+prune::Removal random_removal(const prune::Groups& groups, double share, uint64_t seed);
+
+struct CutCheck {
+    prune::Groups groups;
+    int64_t channels = 0, removed = 0;
+    double difference = 0;  ///< largest, over all outputs, divided by the largest magnitude of an output
+    Model smaller;
+};
+
+/// Cuts random channels of every group and compares with the masked model.
+CutCheck check_cut(const Model& model, const Inputs& example, double share, uint64_t seed);
+
+/// check_cut with seeds 1, 2, 3; expects equality up to `tolerance`, an untouched original and smaller parameters.
+void expect_cut_equals_masked(const Model& model, const Inputs& example, double tolerance = 1e-4);
+
+/// The group that produces `layer`'s outputs; fails the test when there is none.
+const prune::ChannelGroup& group_of(const prune::Groups& groups, const std::string& layer);
+const prune::PrunableInfo& info_of(const prune::Groups& groups, const std::string& layer);
+
+}  // namespace coppice::testing
