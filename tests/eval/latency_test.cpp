@@ -1,0 +1,217 @@
+#include <ATen/Parallel.h>
+#include <coppice/eval.h>
+
+#include <cmath>
+#include <random>
+
+#include "support/support.h"
+
+namespace coppice::eval {
+namespace {
+
+// A machine in simulated time: a query moves the clock by its duration, times what the machine is slowed down by.
+struct Machine {
+    double now = 0, cpu = 0;
+    std::function<double()> slow_down = [] { return 1.0; };
+
+    std::function<void()> query(double seconds) {
+        return [this, seconds] {
+            const double taken = seconds * slow_down();
+            now += taken;
+            cpu += 2 * taken;  // as if two threads were busy
+        };
+    }
+    LatencyOptions options(double seconds) {
+        LatencyOptions options;
+        options.seconds = seconds;
+        options.clock = [this] { return now; };
+        options.cpu_clock = [this] { return cpu; };
+        return options;
+    }
+};
+
+// Joules by the simulated clock: `watts` while anything runs.
+class SimulatedMeter final : public EnergyMeter {
+public:
+    SimulatedMeter(const Machine& machine, double watts) : machine_(machine), watts_(watts) {}
+    std::string name() const override { return "simulated"; }
+    std::string method() const override { return "simulated"; }
+    void start() override { start_ = machine_.now; }
+    Figure read() override { return Figure::measured((machine_.now - start_) * watts_, "J", method()); }
+
+private:
+    const Machine& machine_;
+    double watts_, start_ = 0;
+};
+
+TEST(TimeInterleaved, FindsTheRatioOfTwoQueries) {
+    Machine machine;
+    const auto rows = time_interleaved({machine.query(0.004), machine.query(0.001)}, machine.options(3));
+    ASSERT_EQ(rows.size(), 2);
+    EXPECT_NEAR(*rows[0].p50_s.value, 0.004, 1e-9);
+    EXPECT_NEAR(*rows[1].p50_s.value, 0.001, 1e-9);
+    EXPECT_NEAR(*rows[1].throughput_per_s.value, 1000, 1e-3);
+    EXPECT_NEAR(*rows[1].ratio_to_baseline.value, 0.25, 1e-6);
+    EXPECT_EQ(*rows[0].ratio_to_baseline.value, 1);
+    EXPECT_EQ(rows[1].ratio_to_baseline.provenance, Provenance::kDerived);
+    EXPECT_TRUE(rows[0].steady);
+    EXPECT_NEAR(*rows[0].cpu_s.value, 0.008, 1e-9);
+    EXPECT_NEAR(rows[0].cpu_share, 2, 1e-6);
+}
+
+TEST(TimeInterleaved, ReadsTheMeterAroundEachWindow) {
+    Machine machine;
+    SimulatedMeter meter(machine, 50);
+    const auto rows = time_interleaved({machine.query(0.004), machine.query(0.001)}, machine.options(3), &meter);
+    EXPECT_NEAR(*rows[0].energy_j.value, 0.2, 1e-9);
+    EXPECT_NEAR(*rows[1].energy_j.value, 0.05, 1e-9);
+    EXPECT_NEAR(*rows[1].power_w.value, 50, 1e-6);
+    EXPECT_EQ(rows[1].power_w.provenance, Provenance::kDerived);
+    EXPECT_FALSE(time_interleaved({machine.query(1)}, machine.options(1))[0].energy_j.available());
+}
+
+TEST(TimeInterleaved, DriftAndBurstsOfTheMachineDoNotReachTheRatio) {
+    Machine machine;
+    std::mt19937_64 engine(1);
+    std::uniform_real_distribution<double> uniform;
+    // The machine's speed swings by half within seconds, each query scatters by 5 %, and some take thrice as long.
+    machine.slow_down = [&] {
+        const double drift = 1 + 0.5 * std::sin(machine.now);
+        return drift * (0.95 + 0.1 * uniform(engine)) * (uniform(engine) < 0.03 ? 3 : 1);
+    };
+    auto options = machine.options(60);
+    options.warm_up_seconds = 0.5;
+    const auto rows = time_interleaved({machine.query(0.01), machine.query(0.0097)}, options);
+    const auto& ratio = rows[1].ratio_to_baseline;
+    ASSERT_TRUE(ratio.interval);
+    EXPECT_NEAR(*ratio.value, 0.97, 0.02);
+    EXPECT_LE(ratio.interval->low, 0.975);
+    EXPECT_GE(ratio.interval->high, 0.965);
+    EXPECT_LE((ratio.interval->high - ratio.interval->low) / 2, 0.021);
+}
+
+TEST(TimeInterleaved, PercentilesNeedEnoughQueries) {
+    Machine machine;
+    auto few = time_interleaved({machine.query(0.1)}, machine.options(3))[0];
+    EXPECT_TRUE(few.p50_s.available());
+    EXPECT_FALSE(few.p90_s.available());
+    EXPECT_THAT(few.p90_s.reason, ::testing::HasSubstr("needs 64 queries"));
+    auto more = time_interleaved({machine.query(0.01)}, machine.options(3))[0];
+    EXPECT_GE(more.queries, 64);
+    EXPECT_TRUE(more.p90_s.available());
+    EXPECT_FALSE(more.p99_s.available()) << "3 s hold 300 queries, p99 needs 662";
+    EXPECT_THAT(more.p99_s.reason, ::testing::HasSubstr("662"));
+    auto many = time_interleaved({machine.query(0.001)}, machine.options(3))[0];
+    EXPECT_TRUE(many.p99_s.available());
+}
+
+TEST(TimeInterleaved, SlowQueriesStillGetEightRounds) {
+    Machine machine;
+    const auto rows = time_interleaved({machine.query(2), machine.query(1)}, machine.options(3));
+    EXPECT_EQ(rows[1].pairs, 8);
+    EXPECT_EQ(rows[1].queries, 8);
+    EXPECT_NEAR(*rows[1].ratio_to_baseline.value, 0.5, 1e-9);
+}
+
+TEST(TimeInterleaved, StopsEarlyOncePreciseAndNotBefore) {
+    Machine machine;
+    time_interleaved({machine.query(0.01)}, machine.options(600));
+    EXPECT_LT(machine.now, 60) << "queries without noise are precise after the 662 that p99 needs";
+    EXPECT_GT(machine.now, 6.6);
+
+    Machine noisy;
+    std::mt19937_64 engine(1);
+    std::uniform_real_distribution<double> uniform;
+    noisy.slow_down = [&] { return 0.2 + 1.6 * uniform(engine); };
+    time_interleaved({noisy.query(0.5), noisy.query(0.5)}, noisy.options(10));
+    EXPECT_GE(noisy.now, 20) << "noise of +-80 % is not within 2 % after 20 queries, so all the time is used";
+}
+
+TEST(TimeInterleaved, SaysWhenTheWarmUpNeverBecameSteady) {
+    Machine machine;
+    machine.slow_down = [&machine] { return 1 + 5 * machine.now; };  // ever slower
+    EXPECT_FALSE(time_interleaved({machine.query(0.01)}, machine.options(1))[0].steady);
+}
+
+TEST(TimeInterleaved, EndsOnRequest) {
+    Machine machine;
+    auto options = machine.options(60);
+    options.interrupted = [&machine] { return machine.now > 1; };
+    EXPECT_ERROR(time_interleaved({machine.query(0.01)}, options), Interrupted, "stopped");
+}
+
+TEST(Tiled, RepeatsWhatHasTheBatchDimension) {
+    const auto ids = at::arange(6).reshape({2, 3}), mask = at::ones({2, 3}), table = at::zeros({5});
+    const auto more = tiled({ids, mask, table, 3}, 5);
+    EXPECT_TRUE(at::equal(more[0].toTensor(), at::cat({ids, ids, ids.narrow(0, 0, 1)})));
+    EXPECT_EQ(more[1].toTensor().size(0), 5);
+    EXPECT_EQ(more[2].toTensor().size(0), 5) << "its dimension 0 is not the batch";
+    EXPECT_EQ(more[3].toInt(), 3);
+    EXPECT_EQ(tiled({ids}, 1)[0].toTensor().size(0), 1);
+    EXPECT_ERROR(tiled({c10::IValue(3)}, 4), InvalidArgument, "batch dimension");
+}
+
+LatencyOptions brief() {
+    LatencyOptions options;
+    options.seconds = 0.1;
+    options.warm_up_seconds = 0.1;
+    options.window_seconds = 0.002;
+    return options;
+}
+
+TEST(MeasureLatency, TimesModelsPerBatchAndThreadCountAndRestoresTheThreads) {
+    const auto small = testing::build_module({{"weight", testing::sine({16, 16})}},
+                                             "def forward(self, x):\n    return torch.linear(x, self.weight)\n");
+    const auto large = testing::build_module({{"weight", testing::sine({16, 16})}}, R"(
+def forward(self, x):
+    for i in range(40):
+        x = torch.linear(x, self.weight)
+    return x
+)");
+    const int threads = at::get_num_threads();
+    const auto rows =
+        measure_latency({{"large", large}, {"small", small}}, {testing::sine({1, 16})}, {1, 4}, {1}, brief());
+    ASSERT_EQ(rows.size(), 2);
+    EXPECT_EQ(at::get_num_threads(), threads);
+    for (const auto& row : rows) {
+        ASSERT_EQ(row.size(), 2);
+        EXPECT_LT(*row[1].ratio_to_baseline.value, 0.5) << "40 layers against one";
+        EXPECT_THAT(row[1].p50_s.method, ::testing::HasSubstr("torch::jit::freeze"));
+        EXPECT_EQ(row[1].threads, 1);
+    }
+    EXPECT_EQ(rows[1][0].batch, 4);
+    EXPECT_NEAR(*rows[1][1].throughput_per_s.value * *rows[1][1].p50_s.value, 4, 3) << "examples, not queries";
+}
+
+TEST(MeasureLatency, AModelThatRefusesABatchSizeSaysSo) {
+    const auto any = testing::build_module({}, "def forward(self, x):\n    return x * 2\n");
+    const auto two = testing::build_module({}, "def forward(self, x):\n    return x.reshape([2, 3])\n");
+    const auto rows = measure_latency({{"any", any}, {"two", two}}, {testing::sine({2, 3})}, {2, 8}, {1}, brief());
+    EXPECT_TRUE(rows[0][1].p50_s.available());
+    EXPECT_TRUE(rows[1][0].p50_s.available());
+    EXPECT_FALSE(rows[1][1].p50_s.available());
+    EXPECT_THAT(rows[1][1].p50_s.reason, ::testing::HasSubstr("does not run at batch size 8"));
+    EXPECT_FALSE(rows[1][1].ratio_to_baseline.available());
+    const auto reversed = measure_latency({{"two", two}, {"any", any}}, {testing::sine({2, 3})}, {8}, {1}, brief());
+    EXPECT_TRUE(reversed[0][1].p50_s.available());
+    EXPECT_THAT(reversed[0][1].ratio_to_baseline.reason, ::testing::HasSubstr("the baseline does not run"));
+}
+
+TEST(MeasureLatency, LeavesAModelInTrainingModeAsItWas) {
+    auto module = testing::build_module({}, "def forward(self, x):\n    return torch.dropout(x, 0.5, self.training)\n");
+    module.setattr("training", true);
+    measure_latency({{"dropout", module}}, {testing::sine({2, 3})}, {1}, {1}, brief());
+    EXPECT_TRUE(module.attr("training").toBool());
+}
+
+TEST(Latency, JsonHasTheRowOfTheContract) {
+    Machine machine;
+    const auto json = time_interleaved({machine.query(0.01)}, machine.options(1))[0].to_json();
+    for (const char* key :
+         {"batch", "threads", "p50_s", "p90_s", "p99_s", "throughput_per_s", "ratio_to_baseline", "steady", "pairs"})
+        EXPECT_TRUE(json.contains(key)) << key;
+    EXPECT_NO_THROW(Figure::from_json(json["p50_s"]));
+}
+
+}  // namespace
+}  // namespace coppice::eval
