@@ -360,7 +360,7 @@ std::string stage_table(const View& view, const Detail& detail) {
         if (stage.is_final && !stage.is_baseline) classes = "final";
         out += "<tr data-i=" + std::to_string(row) + (classes.empty() ? "" : " class=" + classes) +
                "><th scope=row data-v=" + std::to_string(row) + "><a href=\"#" + anchor_of(stage) + "\">" +
-               e(stage.label) + "</a>";
+               breakable(stage.label) + "</a>";
         if (!stage.kept)
             out += "<span class=sub>not kept</span>";
         else if (stage.is_final && !stage.is_baseline)

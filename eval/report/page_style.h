@@ -72,7 +72,7 @@ svg .halo{fill:transparent}
 .legend svg{width:22px;height:16px;flex:none}
 .scroll{overflow-x:auto;margin:.75rem 0 0;border-top:1px solid var(--line);border-bottom:1px solid var(--line)}
 .scroll.tall{max-height:26rem;overflow:auto}
-table{border-collapse:collapse;width:100%;font-size:.875rem;line-height:1.4}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.875rem;line-height:1.4}
 th,td{padding:.5rem .55rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 tr:last-child>th,tr:last-child>td{border-bottom:0}
 thead th{font-weight:500;color:var(--muted);vertical-align:bottom;background:var(--paper)}
@@ -109,7 +109,7 @@ details.stage[open]>summary::before{transform:rotate(90deg)}
 summary .title{font-weight:600;overflow-wrap:anywhere}
 summary .said{color:var(--muted);font-size:.9375rem;overflow-wrap:anywhere}
 .body{padding:0 0 1.8rem 1.9rem}
-.body details>summary{color:var(--accent);font-size:.9375rem;padding:.5rem 0}
+.body details>summary{list-style-position:inside;color:var(--accent);font-size:.9375rem;padding:.5rem 0}
 dl.pairs{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.25rem 1.6rem;margin:.5rem 0;font-size:.875rem}
 dl.pairs dt{color:var(--muted)}
 dl.pairs dd{margin:0;overflow-wrap:anywhere}
@@ -124,7 +124,7 @@ footer{margin-top:4rem;padding-bottom:3rem;color:var(--muted);font-size:.875rem}
 #stage-table th:first-child{min-width:7.2rem;max-width:7.6rem;padding-right:.5rem}
 .share{display:none}
 details.stage>summary{grid-template-columns:.8rem 1fr auto}summary .said{grid-column:2/-1;grid-row:2}.body{padding-left:0}
-dl.pairs{grid-template-columns:1fr}dl.pairs dd{margin-bottom:.5rem}}
+dl.pairs{grid-template-columns:minmax(6rem,40%) 1fr;gap:.25rem 1rem}.tall table{min-width:41rem}}
 @media print{:root{--paper:#fff;--raised:#fff;--ink:#000;--muted:#444;--faint:#777;--line:#ccc;--soft:#f5f5f5;--accent:#1d6b4c;--accent-soft:#fff}
 body{font-size:10.5pt}header,main,footer{max-width:none;padding:0}.controls,.skip,.tip,button.sort::after{display:none}.scroll,.scroll.tall{overflow:visible;max-height:none}section{margin-top:1.6rem}table{font-size:7.5pt}th,td{padding:.25rem .3rem}#stage-table th:first-child{position:static;min-width:0}.share{display:none}tr,figure,.tiles,details.stage>summary{break-inside:avoid}h2,h3{break-after:avoid}}
 @media (prefers-reduced-motion:reduce){*{transition:none!important}}

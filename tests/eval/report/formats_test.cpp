@@ -1,0 +1,257 @@
+// JSON with its schema, CSV, Markdown and the terminal's table; golden files for all four.
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+
+#include <coppice/report.h>
+
+#include "eval/report/sample.h"
+#include "report/text.h"
+#include "support/support.h"
+
+namespace coppice::eval {
+namespace {
+
+namespace fs = std::filesystem;
+using coppice::testing::TemporaryFolder;
+using coppice::testing::write_sample_run;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const Json& sample() {
+    static const Json report = [] {
+        TemporaryFolder folder;
+        write_sample_run(folder / "run-a");
+        return collect_report({folder / "run-a"});
+    }();
+    return report;
+}
+
+// The parts of JSON schema that report_schema() uses, checked one by one. Returns what is wrong.
+std::vector<std::string> violations(const Json& value, const Json& schema, const std::string& where = "") {
+    std::vector<std::string> wrong;
+    const auto add = [&wrong](std::vector<std::string> more) { wrong.insert(wrong.end(), more.begin(), more.end()); };
+    const auto is = [&value](const std::string& type) {
+        if (type == "object") return value.is_object();
+        if (type == "array") return value.is_array();
+        if (type == "string") return value.is_string();
+        if (type == "integer") return value.is_number_integer();
+        if (type == "number") return value.is_number();
+        if (type == "boolean") return value.is_boolean();
+        return type == "null" && value.is_null();
+    };
+    for (const auto& [key, rule] : schema.items()) {
+        if (key == "$ref") {
+            add(violations(value, report_schema().at(Json::json_pointer(rule.get<std::string>().substr(1))), where));
+        } else if (key == "type") {
+            bool any = false;
+            for (const auto& type : rule.is_array() ? rule : Json::array({rule})) any |= is(type);
+            if (!any) wrong.push_back(where + " is not of type " + rule.dump());
+        } else if (key == "const") {
+            if (value != rule) wrong.push_back(where + " is not " + rule.dump());
+        } else if (key == "enum") {
+            if (std::find(rule.begin(), rule.end(), value) == rule.end())
+                wrong.push_back(where + " is none of " + rule.dump());
+        } else if (key == "required") {
+            for (const auto& name : rule)
+                if (!value.contains(name.get<std::string>())) wrong.push_back(where + " lacks " + name.dump());
+        } else if (key == "properties") {
+            for (const auto& [name, inner] : rule.items())
+                if (value.is_object() && value.contains(name)) add(violations(value[name], inner, where + "/" + name));
+        } else if (key == "additionalProperties") {
+            for (const auto& [name, inner] : value.items()) add(violations(inner, rule, where + "/" + name));
+        } else if (key == "items") {
+            for (size_t i = 0; i < value.size(); ++i) add(violations(value[i], rule, where + "/" + std::to_string(i)));
+        } else if (key == "minItems") {
+            if (value.size() < rule.get<size_t>()) wrong.push_back(where + " is too short");
+        } else if (key == "maxItems") {
+            if (value.size() > rule.get<size_t>()) wrong.push_back(where + " is too long");
+        } else if (key == "anyOf") {
+            bool any = false;
+            for (const auto& choice : rule) any |= violations(value, choice, where).empty();
+            if (!any) wrong.push_back(where + " fits no choice");
+        } else if (key != "$schema" && key != "title" && key != "description" && key != "$defs") {
+            wrong.push_back("the schema uses " + key + ", which this test does not know");
+        }
+    }
+    return wrong;
+}
+
+TEST(ReportJson, FitsItsSchema) {
+    EXPECT_THAT(violations(sample(), report_schema()), ::testing::IsEmpty());
+}
+
+TEST(ReportJson, TheSchemaNoticesWhatIsWrong) {
+    Json report = sample();
+    report.erase("pareto");
+    report["runs"][0]["stages"][3]["measurement"]["figures"]["macs"]["provenance"] = "guessed";
+    report["runs"][0]["stages"][4]["measurement"]["figures"]["macs"]["interval"] = {1, 2, 3};
+    const auto wrong = violations(report, report_schema());
+    EXPECT_EQ(wrong.size(), 3u) << ::testing::PrintToString(wrong);
+}
+
+std::vector<std::vector<std::string>> parse_csv(const std::string& text) {
+    std::vector<std::vector<std::string>> rows(1, {""});
+    bool quoted = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        if (quoted && text[i] == '"' && text[i + 1] == '"')
+            rows.back().back() += text[++i];
+        else if (text[i] == '"')
+            quoted = !quoted;
+        else if (!quoted && text[i] == ',')
+            rows.back().emplace_back();
+        else if (!quoted && text[i] == '\r' && text[i + 1] == '\n')
+            rows.push_back({""}), ++i;
+        else
+            rows.back().back() += text[i];
+    }
+    rows.pop_back();
+    return rows;
+}
+
+TEST(ReportCsv, HasARowPerStageAndFiveColumnsPerFigure) {
+    const auto rows = parse_csv(csv(sample()));
+    ASSERT_EQ(rows.size(), 11u);
+    for (const auto& row : rows) ASSERT_EQ(row.size(), rows[0].size());
+    const auto cell = [&rows](size_t row, const std::string& column) {
+        const auto found = std::find(rows[0].begin(), rows[0].end(), column);
+        return found == rows[0].end() ? "no column " + column : rows[row][static_cast<size_t>(found - rows[0].begin())];
+    };
+    EXPECT_EQ(cell(10, "stage"), "09-deploy");
+    EXPECT_EQ(cell(10, "file_bytes"), "168912");
+    EXPECT_EQ(cell(10, "file_bytes_unit"), "B");
+    EXPECT_EQ(cell(10, "file_bytes_provenance"), "measured");
+    EXPECT_EQ(cell(10, "file_bytes_low"), "");
+    EXPECT_EQ(cell(10, "power_w"), "");  // unavailable is empty, never 0
+    EXPECT_EQ(cell(10, "power_w_provenance"), "unavailable");
+    EXPECT_EQ(cell(4, "kept"), "no");
+    EXPECT_NEAR(std::stod(cell(10, "latency_p50_s_b128_t2_low")), 0.0521 * 0.988, 1e-12);
+    EXPECT_EQ(cell(1, "compression_seconds"), "");
+    EXPECT_EQ(cell(3, "compression_seconds"), "512");
+    // A verdict with commas and colons comes back whole.
+    EXPECT_EQ(cell(5, "verdict"),
+              "Undone: half of the weights are zero, the file is smaller, and nothing runs faster.");
+}
+
+TEST(ReportMarkdown, IsATableWithMarksAndTheGridsAttribution) {
+    const std::string text = markdown(sample());
+    EXPECT_THAT(text, HasSubstr("| 9 deploy | 87.39 % ● | −1.31 | 4.72 mJ ≈ (4.2× less) | 1.21 ms ● (3.0× faster) |"));
+    EXPECT_THAT(text, HasSubstr("CC BY 4.0"));
+    EXPECT_THAT(text, HasSubstr("≈ modelled"));
+    size_t columns = 0;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);)
+        if (!line.empty() && line[0] == '|') {
+            const size_t pipes = static_cast<size_t>(std::count(line.begin(), line.end(), '|'));
+            if (columns == 0) columns = pipes;
+            EXPECT_EQ(pipes, columns) << line;
+        }
+}
+
+TEST(ReportMarkdown, TextFromFilesCannotBreakTheTable) {
+    Json report = sample();
+    report["runs"][0]["stages"][1]["name"] = "a|b\n<b>`x`*";
+    EXPECT_THAT(markdown(report), HasSubstr("| 1 a\\|b &lt;b>\\`x\\`\\* |"));
+}
+
+TEST(TerminalTable, FitsAHundredColumnsAndHoldsEveryStage) {
+    Json report = sample();
+    report["runs"][0]["stages"][1]["name"] = "a.stage.with_a_name_that_is_much_longer_than_any_column\x1b[31m";
+    const std::string text = terminal_table(report);
+    std::istringstream lines(text);
+    size_t count = 0;
+    for (std::string line; std::getline(lines, line); ++count) EXPECT_LE(report::columns(line), 100u) << line;
+    EXPECT_EQ(count, 3u + 10u);
+    EXPECT_EQ(text.find('\x1b'), std::string::npos);
+    EXPECT_THAT(text, HasSubstr("modelled"));
+}
+
+TEST(TerminalTable, MarksAFigureWhoseSourceDiffersFromItsColumn) {
+    Json report = sample();
+    report["runs"][0]["stages"][2]["measurement"]["figures"]["file_bytes"]["provenance"] = "assumed";
+    EXPECT_THAT(terminal_table(report), HasSubstr("611 kB 1.81×◇"));
+    EXPECT_THAT(terminal_table(report), HasSubstr("◇ assumed"));
+    EXPECT_THAT(terminal_table(sample()), Not(HasSubstr("◇")));
+}
+
+TEST(Formats, RefuseJsonThatIsNoReport) {
+    for (const auto& render : {html, csv, markdown, terminal_table, summary_sentence}) {
+        EXPECT_ERROR(render(Json::object()), InvalidArgument, "not a report");
+        EXPECT_ERROR(render({{"format", "coppice-run"}, {"version", 1}}), InvalidArgument, "\"coppice-run\"");
+        EXPECT_ERROR(render({{"format", "coppice-report"}, {"version", 2}}), InvalidArgument, "version is 2");
+    }
+}
+
+// A report written by another program may hold anything within the schema's outline.
+TEST(Formats, SurviveMembersOfTheWrongType) {
+    const Json report = {
+        {"format", "coppice-report"},
+        {"version", 1},
+        {"title", 7},
+        {"warnings", "none"},
+        {"runs", {5, {{"stages", "x"}}, {{"stages", {1, {{"measurement", {{"quality", 3}, {"latency", {2}}}}}}}}}},
+        {"pareto", {{"measures", {1, {{"points", {1}}}}}}}};
+    for (const auto& render : {html, csv, markdown, terminal_table}) EXPECT_FALSE(render(report).empty());
+}
+
+TEST(WriteReport, WritesTheFormatsAskedFor) {
+    TemporaryFolder folder;
+    const auto files = write_report(sample(), folder / "out", {"csv", "json"});
+    ASSERT_EQ(files.size(), 2u);
+    EXPECT_EQ(files[1], folder / "out" / "report.json");
+    EXPECT_EQ(read_json(files[1]), sample());
+    EXPECT_FALSE(fs::exists(folder / "out" / "report.html"));
+    EXPECT_ERROR(write_report(sample(), folder.path(), {"htm"}), InvalidArgument, "html");
+}
+
+TEST(Numbers, ReadAsPeopleWriteThem) {
+    using namespace report;
+    EXPECT_EQ(quantity(0, "B"), "0 B");
+    EXPECT_EQ(quantity(512, "B"), "512 B");
+    EXPECT_EQ(quantity(999, "B"), "999 B");
+    EXPECT_EQ(quantity(999.6e3, "B"), "1.00 MB");
+    EXPECT_EQ(quantity(1.0944e6, "B"), "1.09 MB");
+    EXPECT_EQ(quantity(0.0034, "s"), "3.40 ms");
+    EXPECT_EQ(quantity(9.996e-3, "s"), "10.0 ms");
+    EXPECT_EQ(quantity(960, "s"), "16.0 min");
+    EXPECT_EQ(quantity(40812544, "1"), "40.8 M");
+    EXPECT_EQ(quantity(12, "1"), "12");
+    EXPECT_EQ(quantity(2.64e-6, "g"), "2.64 µg");
+    EXPECT_EQ(quantity(0.887, "ratio"), "88.70 %");
+    EXPECT_EQ(quantity(3.5, "furlong"), "3.50 furlong");
+    EXPECT_EQ(quantity(Figure()), "–");
+    EXPECT_EQ(factor(1.2345), "1.23×");
+    EXPECT_EQ(factor(5.34), "5.3×");
+    EXPECT_EQ(factor(9.96), "10×");
+    EXPECT_EQ(fixed(-0.001, 2), "0.00");
+    EXPECT_EQ(exact(0.1), "0.1");
+    EXPECT_EQ(shortened("größer", 4), "grö…");
+    EXPECT_EQ(compared(2, 10, {"smaller", "larger"}), "5.0× smaller");
+    EXPECT_EQ(compared(10, 2, {"smaller", "larger"}), "5.0× larger");
+    EXPECT_EQ(compared(10, 10.01, {"smaller", "larger"}), "the same");
+}
+
+// COPPICE_UPDATE_GOLDEN=1 writes the files anew: see tests/golden/README.md.
+void expect_golden(const std::string& name, const std::string& text) {
+    const char* source = std::getenv("COPPICE_SOURCE");
+    if (!source) GTEST_SKIP() << "needs COPPICE_SOURCE, the project's folder";
+    const fs::path file = fs::path(source) / "tests" / "golden" / "report" / name;
+    if (std::getenv("COPPICE_UPDATE_GOLDEN")) write_atomically(file, text);
+    EXPECT_EQ(read_text(file), text);
+}
+
+TEST(Golden, TerminalTable) {
+    expect_golden("sample.txt", terminal_table(sample()));
+}
+TEST(Golden, Markdown) {
+    expect_golden("sample.md", markdown(sample()));
+}
+TEST(Golden, Csv) {
+    expect_golden("sample.csv", csv(sample()));
+}
+TEST(Golden, Pareto) {
+    expect_golden("sample-pareto.json", sample()["pareto"].dump(1) + "\n");
+}
+
+}  // namespace
+}  // namespace coppice::eval

@@ -1,0 +1,262 @@
+// The HTML page: its text, its safety, and what a reader sees in a browser.
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <regex>
+
+#include <coppice/report.h>
+
+#include "eval/report/sample.h"
+#include "support/support.h"
+
+namespace coppice::eval {
+namespace {
+
+namespace fs = std::filesystem;
+using coppice::testing::TemporaryFolder;
+using coppice::testing::write_sample_run;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+Json sample() {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    return collect_report({folder / "run-a"});
+}
+
+TEST(ReportPage, IsRebuiltByteForByteFromItsJson) {
+    const Json report = sample();
+    EXPECT_EQ(html(report), html(Json::parse(report.dump())));
+    EXPECT_EQ(html(report), html(Json::parse(report.dump(2))));
+}
+
+TEST(ReportPage, NeedsNothingFromOutside) {
+    const std::string page = html(sample());
+    for (const char* outside : {"http:", "https:", "//cdn", "<link", "<img", "@import", "url(", "<iframe", " src="}) {
+        std::string without = page;
+        // The name of the SVG namespace is an identifier, nothing is loaded from it.
+        const std::string name = "http://www.w3.org/2000/svg";
+        for (size_t at; (at = without.find(name)) != std::string::npos;) without.erase(at, name.size());
+        EXPECT_EQ(without.find(outside), std::string::npos) << outside;
+    }
+    EXPECT_THAT(page, HasSubstr("default-src 'none'"));
+}
+
+TEST(ReportPage, EscapesEverythingThatCameFromFiles) {
+    const std::string attack = "\"><script>alert(1)</script><b a='";
+    Json report = sample();
+    report["title"] = attack;
+    report["summary"] = attack;
+    report["warnings"] = {attack};
+    report["generated_by"] = attack;
+    report["runs"][0]["recipe"] = attack;
+    report["runs"][0]["folder"] = attack;
+    report["runs"][0]["manifest"][attack] = attack;
+    for (auto& stage : report["runs"][0]["stages"]) {
+        stage["name"] = attack;
+        stage["stage"]["verdict"] = attack;
+        stage["stage"]["options"] = {{attack, attack}};
+        stage["stage"]["facts"] = {{attack, {attack, attack}}};
+        stage["stage"]["warnings"] = {attack};
+        stage["stage"]["changes"] = {
+            {{"layer", attack}, {"action", attack}, {"before", attack}, {"after", attack}, {"reason", attack}}};
+        stage["stage"]["layers"] = {{{"name", attack}, {"op", attack}, {"output_shape", attack}}};
+        stage["measurement"]["environment"] = {{attack, attack}};
+        stage["measurement"]["carbon"] = {{attack, attack}};
+        stage["measurement"]["quality"]["data"] = attack;
+        stage["measurement"]["quality"]["metric"] = attack;
+        for (auto& [name, figure] : stage["measurement"]["figures"].items())
+            figure["method"] = attack, figure["unit"] = attack;
+        stage["measurement"]["figures"][attack] = {{"value", 1}, {"unit", "1"}, {"provenance", "measured"}};
+        stage["measurement"]["figures"]["power_w"]["reason"] = attack;
+    }
+    for (auto& measure : report["pareto"]["measures"])
+        measure["name"] = attack, measure["unit"] = attack, measure["key"] = attack;
+    report["pareto"]["quality"]["name"] = attack;
+    const std::string page = html(report);
+    EXPECT_EQ(page.find("<script>alert"), std::string::npos);
+    EXPECT_EQ(page.find("<b a="), std::string::npos);
+    // Two script elements: the data and the program. Each begins and ends once.
+    const auto count = [&page](const std::string& what) {
+        size_t found = 0;
+        for (size_t at = page.find(what); at != std::string::npos; at = page.find(what, at + 1)) ++found;
+        return found;
+    };
+    EXPECT_EQ(count("<script"), 2u);
+    EXPECT_EQ(count("</script"), 2u);
+}
+
+TEST(ReportPage, StaysBelowHalfAMegabyteAndSaysWhatItLeavesOut) {
+    Json report = sample();
+    for (auto& stage : report["runs"][0]["stages"]) {
+        const Json change = stage["stage"]["layers"][0];
+        for (int i = 0; i < 900; ++i)
+            stage["stage"]["changes"].push_back(
+                {{"layer", "encoder.layers." + std::to_string(i) + ".self_attention.projection"},
+                 {"action", "int8"},
+                 {"before", "float32, 768 x 3072"},
+                 {"after", "int8, per channel"},
+                 {"reason", "a reason of the usual length for a layer that was converted"}});
+    }
+    const std::string page = html(report);
+    EXPECT_LE(page.size(), 500'000u);
+    EXPECT_THAT(page, HasSubstr("layers are in report.json"));
+
+    // A great many stages: the table itself is cut, and says so.
+    Json& stages = report["runs"][0]["stages"];
+    const Json first = stages[0], last = stages[9];
+    stages = Json::array({first});
+    for (int i = 1; i < 600; ++i) {
+        stages.push_back(last);
+        stages.back()["folder"] = std::to_string(i) + "-deploy";
+    }
+    const std::string cut = html(report);
+    EXPECT_LE(cut.size(), 500'000u);
+    EXPECT_THAT(cut, HasSubstr("more stages are in report.json"));
+}
+
+TEST(ReportPage, ShowsTheProvenanceBesideEveryValueOfTheTable) {
+    const std::string page = html(sample());
+    const size_t begin = page.find("<table id=stage-table>"), end = page.find("</table>", begin);
+    const std::string table = page.substr(begin, end - begin);
+    const std::regex cell("<td class=n.*?</td>"),
+        marked("<span class=sr> \\((measured|derived|modelled|assumed|unavailable)\\)</span>");
+    size_t cells = 0;
+    for (std::sregex_iterator it(table.begin(), table.end(), cell), none; it != none; ++it, ++cells)
+        EXPECT_TRUE(std::regex_search(it->str(), marked)) << it->str();
+    EXPECT_GE(cells, 10u * 10u);
+}
+
+// ------------------------------------------------------------------------------------------------------------------ in
+// a browser
+
+std::string browser() {
+    for (const char* name : {"chromium", "chromium-browser", "google-chrome"})
+        if (std::system(("command -v " + std::string(name) + " >/dev/null 2>&1").c_str()) == 0) return name;
+    return {};
+}
+
+#define SKIP_WITHOUT_BROWSER() \
+    if (browser().empty()) GTEST_SKIP() << "needs chromium, chromium-browser or google-chrome"
+
+struct Seen {
+    std::string dom;      // after the script ran
+    std::string console;  // messages of the page, errors included
+};
+
+// Opens the page in headless Chromium. @param fragment  "#sort=file_bytes"
+Seen open_page(const Json& report, const std::string& fragment, int width = 1280) {
+    TemporaryFolder folder;
+    const fs::path page = write_report(report, folder.path(), {"html"})[0];
+    const fs::path dom = folder / "dom.html", log = folder / "log.txt", profile = folder / "profile";
+    const std::string command =
+        browser() +
+        " --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir=" + profile.string() +
+        " --window-size=" + std::to_string(width) +
+        ",1000 --virtual-time-budget=3000 --enable-logging=stderr --v=0 --dump-dom 'file://" + page.string() +
+        fragment + "' >" + dom.string() + " 2>" + log.string();
+    EXPECT_EQ(std::system(("timeout 120 " + command).c_str()), 0) << read_text(log);
+    Seen seen{read_text(dom), {}};
+    std::istringstream lines(read_text(log));
+    for (std::string line; std::getline(lines, line);)
+        if (line.find(":CONSOLE") != std::string::npos || line.find("INFO:CONSOLE") != std::string::npos)
+            seen.console += line + "\n";
+    return seen;
+}
+
+std::vector<std::string> all(const std::string& text, const std::string& pattern) {
+    std::vector<std::string> found;
+    const std::regex expression(pattern);
+    for (std::sregex_iterator it(text.begin(), text.end(), expression), none; it != none; ++it)
+        found.push_back((*it)[1]);
+    return found;
+}
+
+// Labels of the rows of the table of stages, from top to bottom.
+std::vector<std::string> rows(const std::string& dom) {
+    const size_t begin = dom.find("id=\"stage-table\""), end = dom.find("</table>", begin);
+    auto labels = all(dom.substr(begin, end - begin), "<a href=\"#stage-[^\"]*\">(.*?)</a>");
+    for (auto& label : labels)
+        for (size_t at; (at = label.find("<wbr>")) != std::string::npos;) label.erase(at, 5);
+    return labels;
+}
+
+std::string picture(const std::string& dom) {
+    const size_t begin = dom.find("<div id=\"plot\">"), end = dom.find("</figure>", begin);
+    return dom.substr(begin, end - begin);
+}
+
+TEST(ReportPageInChromium, ShowsNamedPointsATableAndNoConsoleMessage) {
+    SKIP_WITHOUT_BROWSER();
+    const Seen seen = open_page(sample(), "#zoom=0");
+    EXPECT_EQ(seen.console, "");
+    const std::string plot = picture(seen.dom);
+    EXPECT_THAT(plot, HasSubstr("↑ Top-1 accuracy"));
+    EXPECT_THAT(plot, HasSubstr("← Energy per inference, log scale"));
+    for (const char* name : {">baseline<", ">1 prune.channel<", ">9 deploy<", ">3 lowrank.svd<"})
+        EXPECT_THAT(plot, HasSubstr(name));
+    // Every point can be reached by the keyboard and speaks for itself.
+    EXPECT_EQ(all(plot, "class=\"pt ([a-z]+)[^\"]*\" tabindex=\"0\"").size(), 10u);
+    EXPECT_THAT(plot, HasSubstr("aria-label=\"9 deploy (final). Top-1 accuracy 87.39 %"));
+    EXPECT_THAT(plot, HasSubstr("Energy per inference 4.72 mJ, 4.62 mJ to 4.82 mJ; 4.2× less. ≈ modelled"));
+    EXPECT_THAT(plot, HasSubstr("Tied: another model is better in value, but not beyond the uncertainty"));
+    EXPECT_THAT(rows(seen.dom), ElementsAre("baseline", "1 prune.channel", "2 train.finetune", "3 lowrank.svd",
+                                            "4 prune.weight", "5 quantize.dynamic", "6 prune.channel",
+                                            "7 train.finetune", "8 quantize.static", "9 deploy"));
+    EXPECT_THAT(seen.dom, HasSubstr("6.5× smaller"));
+    EXPECT_THAT(seen.dom, HasSubstr("&lt;script&gt;alert(1)&lt;/script&gt;"));  // as text
+}
+
+TEST(ReportPageInChromium, SortsTheTableAndSwitchesTheMeasureAsTheAddressSays) {
+    SKIP_WITHOUT_BROWSER();
+    const Seen seen = open_page(sample(), "#sort=file_bytes&measure=file_bytes");
+    EXPECT_EQ(seen.console, "");
+    EXPECT_THAT(rows(seen.dom),
+                ElementsAre("9 deploy", "8 quantize.static", "4 prune.weight", "6 prune.channel", "7 train.finetune",
+                            "3 lowrank.svd", "5 quantize.dynamic", "1 prune.channel", "2 train.finetune", "baseline"));
+    EXPECT_THAT(seen.dom, HasSubstr("data-key=\"file_bytes\" class=\"n\" aria-sort=\"ascending\""));
+    EXPECT_THAT(picture(seen.dom), HasSubstr("← File size, log scale"));
+    EXPECT_THAT(seen.dom, HasSubstr("2 models of much lower quality are not shown"));
+}
+
+TEST(ReportPageInChromium, SortsDownwards) {
+    SKIP_WITHOUT_BROWSER();
+    const auto order = rows(open_page(sample(), "#sort=-quality").dom);
+    ASSERT_EQ(order.size(), 10u);
+    EXPECT_EQ(order[0], "baseline");
+    EXPECT_EQ(order[1], "2 train.finetune");
+    EXPECT_EQ(order[9], "1 prune.channel");
+}
+
+TEST(ReportPageInChromium, AReportWithOneStageAndWithoutQualityStillOpens) {
+    SKIP_WITHOUT_BROWSER();
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    for (const auto& entry : fs::directory_iterator(folder / "run-a"))
+        if (entry.is_directory() && entry.path().filename() != "00-baseline") fs::remove_all(entry.path());
+    EXPECT_EQ(open_page(collect_report({folder / "run-a"}), "").console, "");
+    Json measurement = read_json(folder / "run-a" / "00-baseline" / "measurement.json");
+    measurement.erase("quality");
+    write_atomically(folder / "run-a" / "00-baseline" / "measurement.json", measurement.dump());
+    const Seen seen = open_page(collect_report({folder / "run-a"}), "");
+    EXPECT_EQ(seen.console, "");
+    EXPECT_THAT(seen.dom, HasSubstr("there is nothing to compare"));
+}
+
+// The check above must be able to fail: a page whose script throws does leave a message.
+TEST(ReportPageInChromium, AnErrorInAPageIsNoticed) {
+    SKIP_WITHOUT_BROWSER();
+    TemporaryFolder folder;
+    write_atomically(folder / "bad.html", "<!doctype html><script>undefined_name.x</script>");
+    const std::string command =
+        "timeout 120 " + browser() +
+        " --headless=new --no-sandbox --disable-gpu --user-data-dir=" + (folder / "profile").string() +
+        " --enable-logging=stderr --v=0 --dump-dom 'file://" + (folder / "bad.html").string() + "' >/dev/null 2>" +
+        (folder / "log.txt").string();
+    EXPECT_EQ(std::system(command.c_str()), 0);
+    EXPECT_THAT(read_text(folder / "log.txt"), HasSubstr(":CONSOLE"));
+}
+
+}  // namespace
+}  // namespace coppice::eval
