@@ -1,0 +1,216 @@
+// coppice doctor: what this machine offers, what it does not, and the command that would change that. Changes nothing
+// itself.
+#include <ATen/Config.h>
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/cpu/Utils.h>
+#include <coppice/eval.h>
+#include <coppice/quantize.h>
+
+#include <dlfcn.h>
+
+#include <filesystem>
+#include <iostream>
+
+#include "commands.h"
+
+namespace coppice::cli {
+namespace {
+
+std::string yes(bool value) {
+    return value ? "yes" : "no";
+}
+
+std::string dl_problem() {
+    const char* text = ::dlerror();
+    return text ? text : "unknown reason";
+}
+
+// libtorch_cuda lies beside libtorch_cpu when LibTorch was built with CUDA; it is opened here, never linked.
+Json cuda_status() {
+    Json status = {{"usable", false}, {"reason", ""}, {"enable", ""}, {"devices", Json::array()}};
+    Dl_info info{};
+    std::filesystem::path folder;
+    if (::dladdr(reinterpret_cast<const void*>(&at::get_num_threads), &info) && info.dli_fname)
+        folder = std::filesystem::path(info.dli_fname).parent_path();
+    const auto library = folder / "libtorch_cuda.so";
+    if (!std::filesystem::exists(library)) {
+        status["reason"] = "this LibTorch was built for the CPU only";
+        status["enable"] = "build with -DCMAKE_PREFIX_PATH=<a LibTorch with CUDA>";
+        return status;
+    }
+    // The driver first: without it, loading a gigabyte of kernels would tell nothing.
+    void* driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (!driver) {
+        status["reason"] = "no NVIDIA driver: " + dl_problem();
+        return status;
+    }
+    if (!::dlopen(library.c_str(), RTLD_LAZY | RTLD_GLOBAL)) {
+        status["reason"] = "libtorch_cuda.so does not load: " + dl_problem();
+        status["enable"] = "pip install torch (with its nvidia packages) into the environment that LibTorch comes from";
+        return status;
+    }
+    try {
+        const auto count =
+            at::globalContext().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : c10::DeviceIndex(0);
+        status["usable"] = count > 0;
+        if (count == 0) status["reason"] = "no device is visible";
+        for (int i = 0; i < count; ++i) status["devices"].push_back("cuda:" + std::to_string(i));
+    } catch (const std::exception& error) {
+        status["reason"] = message_of(error);
+    }
+    return status;
+}
+
+// NVML's own names, from its public C interface; nothing of the toolkit is needed.
+Json nvml_status() {
+    Json status = {{"usable", false}, {"reason", ""}, {"driver", ""}, {"devices", Json::array()}};
+    void* library = ::dlopen("libnvidia-ml.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (!library) {
+        status["reason"] = dl_problem();
+        return status;
+    }
+    using Simple = int (*)();
+    using Count = int (*)(unsigned*);
+    using Text = int (*)(char*, unsigned);
+    using Handle = int (*)(unsigned, void**);
+    using Name = int (*)(void*, char*, unsigned);
+    using Energy = int (*)(void*, unsigned long long*);
+    const auto init = reinterpret_cast<Simple>(::dlsym(library, "nvmlInit_v2"));
+    const auto shutdown = reinterpret_cast<Simple>(::dlsym(library, "nvmlShutdown"));
+    const auto count = reinterpret_cast<Count>(::dlsym(library, "nvmlDeviceGetCount_v2"));
+    const auto driver = reinterpret_cast<Text>(::dlsym(library, "nvmlSystemGetDriverVersion"));
+    const auto handle = reinterpret_cast<Handle>(::dlsym(library, "nvmlDeviceGetHandleByIndex_v2"));
+    const auto name = reinterpret_cast<Name>(::dlsym(library, "nvmlDeviceGetName"));
+    const auto energy = reinterpret_cast<Energy>(::dlsym(library, "nvmlDeviceGetTotalEnergyConsumption"));
+    if (!init || !count || !handle || !name) {
+        status["reason"] = "libnvidia-ml.so.1 lacks a function that is needed";
+        return status;
+    }
+    if (const int error = init()) {
+        status["reason"] = "nvmlInit failed with code " + std::to_string(error);
+        return status;
+    }
+    char text[96] = {};
+    if (driver && driver(text, sizeof text) == 0) status["driver"] = text;
+    unsigned devices = 0;
+    if (count(&devices) == 0) {
+        for (unsigned i = 0; i < devices; ++i) {
+            void* device = nullptr;
+            unsigned long long millijoules = 0;
+            char device_name[96] = {};
+            if (handle(i, &device) != 0) continue;
+            name(device, device_name, sizeof device_name);
+            status["devices"].push_back(
+                {{"name", device_name}, {"energy_counter", energy && energy(device, &millijoules) == 0}});
+        }
+    }
+    status["usable"] = !status["devices"].empty();
+    if (status["devices"].empty()) status["reason"] = "no device is visible";
+    if (shutdown) shutdown();
+    return status;
+}
+
+bool has_flag(const std::vector<std::string>& flags, const std::string& flag) {
+    return std::find(flags.begin(), flags.end(), flag) != flags.end();
+}
+
+}  // namespace
+
+int run_doctor(const Arguments& arguments) {
+    CommandLine line(
+        "doctor", "[options]",
+        "Shows what this machine offers to Coppice: CPU features, threads, LibTorch, CUDA, engines of quantized "
+        "operators\n"
+        "and energy counters, each with the reason why it cannot be used and the command that would enable it.",
+        "  coppice doctor\n  coppice doctor --json\n");
+    line.add()("json", "as JSON");
+    if (!line.parse(arguments, "")) return kDone;
+
+    const auto machine = eval::environment();
+    const auto sources = eval::probe_energy_sources();
+    const auto power = eval::cpu_power(machine.cpu);
+    const auto cuda = cuda_status();
+    const auto nvml = nvml_status();
+    const bool vnni = has_flag(machine.flags, "avx512_vnni") || has_flag(machine.flags, "avx_vnni");
+    const bool bf16 = has_flag(machine.flags, "avx512_bf16") || has_flag(machine.flags, "amx_bf16");
+    const bool amx = has_flag(machine.flags, "amx_int8");
+
+    Json energy = Json::array();
+    for (const auto& source : sources)
+        energy.push_back({{"name", source.name},
+                          {"summary", source.summary},
+                          {"usable", source.usable},
+                          {"reason", source.reason},
+                          {"enable", source.enable}});
+    if (line.given("json")) {
+        const Json out = {
+            {"format", "coppice-doctor"},
+            {"version", 1},
+            {"coppice", version()},
+            {"environment", machine.to_json()},
+            {"cpu", {{"vnni", vnni}, {"amx", amx}, {"bf16", bf16}, {"capability", at::get_cpu_capability()}}},
+            {"threads", at::get_num_threads()},
+            {"engines", quantize::engines()},
+            {"exact_int8_products", quantize::exact_int8_products()},
+            {"cuda", cuda},
+            {"nvml", nvml},
+            {"energy", energy},
+            {"cpu_watts_per_core",
+             {{"value", power.watts_per_core}, {"known", power.known}, {"method", power.method}}}};
+        std::cout << out.dump(2) << "\n";
+        return kDone;
+    }
+
+    const auto item = [](const std::string& name, const std::string& text) {
+        std::cout << "  " << name << std::string(name.size() < 18 ? 18 - name.size() : 1, ' ') << wrapped(text, 100, 20)
+                  << "\n";
+    };
+    std::string flags;
+    for (const auto& flag : machine.flags) flags += (flags.empty() ? "" : " ") + flag;
+    std::cout << "Coppice " << version() << "\n\nCPU\n";
+    item("model", machine.cpu);
+    item("cores", std::to_string(machine.cores) + " for this process, " + std::to_string(at::get_num_threads()) +
+                      " threads by default");
+    item("instructions", flags.empty() ? "none beyond the basic ones" : flags);
+    item("int8 (VNNI)",
+         vnni ? "yes" : "no: int8 weights use 7 bits, so that sums cannot overflow, and gain less speed");
+    item("AMX", yes(amx));
+    item("bfloat16", bf16 ? "native" : "emulated: bf16 saves memory but no time");
+    item("memory", bytes_text(static_cast<double>(machine.memory_bytes)));
+    item("system", machine.kernel + (machine.virtual_machine ? ", virtual machine" : "") +
+                       (machine.container.empty() ? "" : ", container: " + machine.container) +
+                       (machine.governor.empty() ? "" : ", governor: " + machine.governor));
+
+    std::cout << "\nLibTorch\n";
+    item("version", machine.libtorch);
+    item("kernels for", at::get_cpu_capability());
+    item("oneDNN, MKL", std::string(at::hasMKLDNN() ? "yes" : "no") + ", " + yes(at::hasMKL()));
+    std::string engines;
+    for (const auto& engine : quantize::engines()) engines += (engines.empty() ? "" : ", ") + engine;
+    item("int8 engines", engines + (quantize::engine().empty() ? "" : "; in force: " + quantize::engine()));
+
+    std::cout << "\nGPU\n";
+    std::string devices;
+    for (const auto& device : cuda["devices"]) devices += (devices.empty() ? "" : ", ") + device.get<std::string>();
+    item("CUDA", cuda["usable"].get<bool>() ? devices : "no: " + cuda["reason"].get<std::string>());
+    if (!cuda["enable"].get<std::string>().empty()) item("", "to enable: " + cuda["enable"].get<std::string>());
+    devices.clear();
+    for (const auto& device : nvml["devices"])
+        devices += (devices.empty() ? "" : ", ") + device["name"].get<std::string>() +
+                   (device["energy_counter"].get<bool>() ? " (with energy counter)" : " (without energy counter)");
+    item("NVML", nvml["usable"].get<bool>() ? devices : "no: " + nvml["reason"].get<std::string>());
+
+    std::cout << "\nEnergy\n";
+    for (const auto& source : sources) {
+        item(source.name, std::string(source.usable ? "yes: " : "no: ") + source.reason);
+        if (!source.enable.empty()) item("", "to enable: " + source.enable);
+    }
+    char watts[32];
+    std::snprintf(watts, sizeof watts, "%.2f W", power.watts_per_core);
+    item("watts per core", std::string(watts) + ", " + (power.known ? "" : "assumed: ") + power.method);
+    return kDone;
+}
+
+}  // namespace coppice::cli
