@@ -341,9 +341,10 @@ std::string stage_table(const View& view, const Detail& detail) {
     std::string out =
         "<section id=stages aria-labelledby=stages-title><h2 id=stages-title>Stages</h2><p class=note>Differences are "
         "to the "
-        "baseline. Latency is the median of one batch; its difference is the paired ratio. The line below a value is "
-        "its share of the "
-        "baseline.</p><div class=scroll tabindex=0 role=region aria-labelledby=stages-title><table "
+        "baseline. Latency is the median of one batch; its difference is the paired ratio.<span class=wide> The line "
+        "below a value "
+        "is its share of the baseline.</span><span class=narrow> The table scrolls sideways.</span></p><div "
+        "class=scroll tabindex=0 role=region aria-labelledby=stages-title><table "
         "id=stage-table><thead><tr>";
     const auto head = [&out](const std::string& key, const std::string& name, bool numeric, bool descending) {
         out += "<th scope=col data-key=\"" + e(key) + "\"" + (numeric ? " class=n" : "") +
@@ -488,9 +489,9 @@ std::string layers(const Json& list, const Detail& detail) {
     };
     for (const auto& layer : list) {
         if (rows.size() > detail.rows) break;
-        rows.push_back({e(text_member(layer, "name")), e(text_member(layer, "op")), shape(layer, "output_shape"),
-                        count(layer, "parameters", "1"), count(layer, "macs", "1"),
-                        count(layer, "activation_bytes", "B")});
+        rows.push_back({e(text_member(layer, "name")), e(text_member(layer, "op")),
+                        "<span class=nw>" + shape(layer, "output_shape") + "</span>", count(layer, "parameters", "1"),
+                        count(layer, "macs", "1"), count(layer, "activation_bytes", "B")});
     }
     rows.resize(list.size());
     return layer_table("The " + plural(list.size(), "layer", "layers") + " of the result",

@@ -80,6 +80,7 @@ thead th{font-weight:500;color:var(--muted);vertical-align:bottom;background:var
 th.n,td.n{text-align:right;white-space:nowrap}
 tbody th{font-weight:500}
 .nw{white-space:nowrap}
+.narrow{display:none}
 #stage-table th:first-child{position:sticky;left:0;z-index:1;background:var(--paper);padding-left:0;min-width:9.5rem;max-width:14rem;overflow-wrap:anywhere}
 #stage-table thead th{padding-top:.3rem;padding-bottom:.3rem}
 #stage-table tr.undone td,#stage-table tr.undone tbody th,#stage-table tr.undone a{color:var(--muted)}
@@ -122,11 +123,12 @@ footer{margin-top:4rem;padding-bottom:3rem;color:var(--muted);font-size:.875rem}
 @media (max-width:600px){header,main,footer{padding-left:1.1rem;padding-right:1.1rem}header{padding-top:2rem}h1{font-size:1.75rem}.lead{font-size:1.05rem}section{margin-top:2.75rem}.tiles .big{font-size:1.3rem}.tiles{gap:1.25rem 1.25rem}
 .controls,.controls label,select{width:100%}.controls label{flex-direction:column;align-items:stretch;gap:.2rem}
 #stage-table th:first-child{min-width:7.2rem;max-width:7.6rem;padding-right:.5rem}
-.share{display:none}
+.share,.wide{display:none}.narrow{display:inline}
 details.stage>summary{grid-template-columns:.8rem 1fr auto}summary .said{grid-column:2/-1;grid-row:2}.body{padding-left:0}
 dl.pairs{grid-template-columns:minmax(6rem,40%) 1fr;gap:.25rem 1rem}.tall table{min-width:41rem}}
+@page{size:A4 landscape;margin:12mm}
 @media print{:root{--paper:#fff;--raised:#fff;--ink:#000;--muted:#444;--faint:#777;--line:#ccc;--soft:#f5f5f5;--accent:#1d6b4c;--accent-soft:#fff}
-body{font-size:10.5pt}header,main,footer{max-width:none;padding:0}.controls,.skip,.tip,button.sort::after{display:none}.scroll,.scroll.tall{overflow:visible;max-height:none}section{margin-top:1.6rem}table{font-size:7.5pt}th,td{padding:.25rem .3rem}#stage-table th:first-child{position:static;min-width:0}.share{display:none}tr,figure,.tiles,details.stage>summary{break-inside:avoid}h2,h3{break-after:avoid}}
+body{font-size:10.5pt}header,main,footer{max-width:none;padding:0}.controls,.skip,.tip,button.sort::after{display:none}.scroll,.scroll.tall{overflow:visible;max-height:none}section{margin-top:1.6rem}table{font-size:7.5pt}.sub{font-size:6.5pt}th,td{padding:.25rem .3rem}#stage-table thead th.n{min-width:0}button.sort{padding:0!important}#stage-table th:first-child{position:static;min-width:24mm}.pv,.pv.modelled{font-size:6pt}.share{display:none}tr,figure,.tiles,details.stage>summary{break-inside:avoid}h2,h3{break-after:avoid}}
 @media (prefers-reduced-motion:reduce){*{transition:none!important}}
 )css";
 
