@@ -49,6 +49,11 @@ std::optional<Target> target_of(Node* node) {
     return std::nullopt;
 }
 
+/// Scripted batch norms ask for the size of their input, which folding does not change.
+bool asks_shape(const Node* node) {
+    return node->kind() == aten::size || node->kind() == aten::dim;
+}
+
 /// Why `norm` is not a fixed scale and shift; empty when it is.
 std::string not_fixed(const Model& model, const BatchNormView& norm) {
     if (!norm.tracks_statistics) return "it keeps no running statistics and normalises by each batch";
@@ -73,7 +78,9 @@ std::string cannot_fold(const Model& model, const BatchNormView& norm, const Fac
     Node* source = norm.input->node();
     target = target_of(source);
     if (!target) return std::string("its input comes from ") + source->kind().toQualString();
-    if (norm.input->uses().size() != 1) return "the output of the layer before it is used elsewhere too";
+    for (const auto& use : norm.input->uses())
+        if (use.user != norm.node && !asks_shape(use.user))
+            return "the output of the layer before it is used elsewhere too";
     if (source->owningBlock() != norm.node->owningBlock())
         return "it runs under another condition than the layer before it";
     if (!facts.has_shape(norm.input)) return "the example input does not reach it";

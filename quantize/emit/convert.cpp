@@ -98,7 +98,7 @@ private:
     }
 
     void emit_unit(const Unit& unit) {
-        Node* before = nodes_.at(unit.nodes.back());
+        Node* before = nodes_.at(unit.node);
         for (const Node* node : unit.nodes) dead_.push_back(nodes_.at(node));
         std::vector<Value*> inputs;
         for (const auto* input : unit.inputs) inputs.push_back(as_int8(input));
@@ -151,21 +151,29 @@ private:
                 break;
             }
         }
+        if (unit.activation) forward_shape_questions(unit.node->output(), results[0]);
         for (size_t i = 0; i < unit.outputs.size(); ++i) int8_[unit.outputs[i]] = results[i];
         for (const auto* value : unit.outputs) made_int8_.push_back(value);
     }
 
+    /// What asks for the size in front of an activation that is now inside asks behind it.
+    void forward_shape_questions(const Value* old, Value* result) {
+        for (const auto& use : std::vector<Use>(values_.at(old)->uses()))
+            if (reads_no_values(use.user)) use.user->replaceInput(use.offset, result);
+    }
+
     void emit_island(const Unit& unit) {
         const bool relu = unit.activation && unit.activation->kind() == aten::relu;
-        Node* last = relu ? unit.activation : unit.node;
-        Node* before = nodes_.at(last);
-        dead_.push_back(nodes_.at(unit.node));
-        if (relu) dead_.push_back(before);
+        const Node* last = relu ? unit.activation : unit.node;
+        Node* before = nodes_.at(unit.node);
+        dead_.push_back(before);
+        if (relu) dead_.push_back(nodes_.at(last));
         const auto place = anchor_inputs(unit.node);
         Value* content = packed(unit, before);
         WithInsertPoint guard(before);
         Value* result = emit_.linear_float(nodes_.at(unit.node)->input(place.tensor), content,
                                            plan_.parameters.at(unit.inputs[0]), relu);
+        if (relu) forward_shape_questions(unit.node->output(), result);
         Value* old = values_.at(last->output());
         old->replaceAllUsesWith(result);
         values_[last->output()] = result;

@@ -2,6 +2,7 @@
 // layers that are too noisy.
 #include "plan/plan.h"
 
+#include <torch/csrc/jit/passes/constant_propagation.h>
 #include <torch/csrc/jit/passes/remove_mutation.h>
 
 #include <cmath>
@@ -313,6 +314,20 @@ private:
     std::set<const Node*> measured_;
 };
 
+/// An int8 model does not train: branches on `training` go, which scripted batch norms and dropouts bring along.
+void settle_training(Model& model) {
+    auto graph = model.graph();
+    for (Node* node : all_nodes(*graph)) {
+        if (node->kind() != prim::GetAttr || node->s(attr::name) != "training" ||
+            node->output()->type()->kind() != c10::TypeKind::BoolType)
+            continue;
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(graph->insertConstant(false));
+    }
+    ConstantPropagation(graph);
+    model.refresh();
+}
+
 std::string why_no_unit(const Node* node) {
     if (as_recurrent(const_cast<Node*>(node))) return "recurrent cells have no static int8 kernel";
     if (as_embedding(const_cast<Node*>(node))) return "embeddings stay in float";
@@ -337,6 +352,7 @@ at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight) {
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {
     Model copy = model.clone();
     copy.eval();
+    settle_training(copy);
     fold_batch_norm(copy, example, folded);
     // Residual networks add and rectify in place; the int8 operators do not.
     auto graph = copy.graph();

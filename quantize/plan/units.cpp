@@ -108,6 +108,17 @@ void add_costs(Unit& unit, const Facts& facts) {
     }
 }
 
+/// The one operator that reads the values of `value`; null when there are several or none.
+Node* only_reader(const Value* value) {
+    Node* reader = nullptr;
+    for (const auto& use : value->uses()) {
+        if (reads_no_values(use.user)) continue;
+        if (reader) return nullptr;
+        reader = use.user;
+    }
+    return reader;
+}
+
 }  // namespace
 
 bool reads_no_values(const Node* node) {
@@ -168,9 +179,9 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
         if (row->kind == UnitKind::kCat && node->input(0)->node()->kind() != prim::ListConstruct) continue;
         if (unit.inputs.empty()) unit.inputs = tensor_inputs(row->kind, node);
         unit.refusal = refusal_of(unit, site);
-        if (unit.refusal.empty() && row->fuses && unit.outputs[0]->uses().size() == 1) {
-            Node* user = unit.outputs[0]->uses()[0].user;
-            if (clamp_of(user) && user->owningBlock() == node->owningBlock()) {
+        if (unit.refusal.empty() && row->fuses) {
+            Node* user = only_reader(unit.outputs[0]);
+            if (user && clamp_of(user) && user->owningBlock() == node->owningBlock()) {
                 unit.activation = user;
                 unit.nodes.push_back(user);
                 unit.outputs = {user->output()};

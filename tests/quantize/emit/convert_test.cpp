@@ -1,0 +1,340 @@
+// Each operator of the table: it is emitted, and gives what the float operator gives on the same integers.
+#include <torch/csrc/jit/testing/file_check.h>
+
+#include "../layer_check.h"
+
+namespace coppice::quantize {
+namespace {
+
+using namespace coppice::testing;
+using testing::check_every_layer;
+
+/// One more than the exact result's rounding: the sum may lie at a tie, and kernels round the scale to float32.
+constexpr double kOneQuantum = 1.01;
+
+const char* const kStem = "    x = torch.relu(torch.conv2d(x, self.stem.weight, None, [1, 1], [1, 1]))\n";
+
+Model around(const std::string& body, std::vector<std::pair<std::string, at::Tensor>> more = {}) {
+    more.emplace_back("stem.weight", sine({8, 3, 3, 3}, 0.3));
+    more.emplace_back("head.weight", sine({4, 8, 1, 1}, 0.5));
+    return build_model(more, std::string("def forward(self, x):\n") + kStem + body);
+}
+
+std::vector<Inputs> images(int batches, std::vector<int64_t> shape = {2, 3, 8, 8}) {
+    std::vector<Inputs> all;
+    for (int i = 0; i < batches; ++i) all.push_back({sine(shape, 1.0 + 0.2 * i) + 0.1 * i});
+    return all;
+}
+
+StaticPlan plan_of(const Model& model, const std::vector<Inputs>& data, StaticOptions options = {}) {
+    if (!options.observer) options.observer = minmax();
+    return plan_static(model, data[0], data, options);
+}
+
+std::map<std::string, int> operators_of(const Model& model) {
+    std::map<std::string, int> count;
+    for (const auto* node : all_nodes(*model.graph())) ++count[node->kind().toQualString()];
+    return count;
+}
+
+/// Same output up to `quanta` steps of what the simulation's largest value makes of 255 levels.
+void expect_like_simulation(const StaticPlan& plan, const Model& int8, const Inputs& inputs, double quanta) {
+    const auto simulated = all_tensors(fake_quantized(plan, inputs));
+    const auto real = all_tensors(int8.forward(inputs));
+    ASSERT_EQ(simulated.size(), real.size());
+    for (size_t i = 0; i < real.size(); ++i) {
+        const double span = (simulated[i].max() - simulated[i].min()).item<double>();
+        EXPECT_LE(max_difference(real[i], simulated[i]), quanta * span / 255) << "output " << i;
+    }
+}
+
+TEST(Convert, ConvolutionFusesReluAndRoundsOnce) {
+    const auto model = around("    return torch.conv2d(x, self.head.weight)\n");
+    const auto data = images(3);
+    const auto plan = plan_of(model, data);
+    const auto int8 = convert(plan);
+    torch::jit::testing::FileCheck()
+        .check("aten::quantize_per_tensor")
+        ->check("quantized::conv2d_relu")
+        ->check("quantized::conv2d")
+        ->check("aten::dequantize")
+        ->check("return")
+        ->run(*int8.graph());
+    const auto count = operators_of(int8);
+    EXPECT_EQ(count.count("aten::relu"), 0u);
+    EXPECT_EQ(count.at("aten::quantize_per_tensor"), 1);
+    EXPECT_EQ(count.at("aten::dequantize"), 1);
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::conv2d_relu"], 1);
+    EXPECT_EQ(checked["quantized::conv2d"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+    expect_like_simulation(plan, int8, data[1], 2);  // one quantum of each of two layers
+}
+
+TEST(Convert, Conv1dAnd3dHaveTheirOwnOperators) {
+    const auto one = build_model({{"c.weight", sine({6, 2, 5}, 0.4)}, {"c.bias", sine({6})}},
+                                 "def forward(self, x):\n"
+                                 "    return torch.relu(torch.conv1d(x, self.c.weight, self.c.bias, [2], [2]))\n");
+    const auto signal = images(2, {3, 2, 40});
+    auto checked = check_every_layer(convert(plan_of(one, signal)), signal[0]);
+    EXPECT_EQ(checked["quantized::conv1d_relu"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+    const auto three = build_model({{"c.weight", sine({4, 2, 3, 3, 3}, 0.2)}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.conv3d(x, self.c.weight, None, [1, 2, 1], [1, 1, 1])\n");
+    const auto video = images(2, {2, 2, 4, 6, 6});
+    checked = check_every_layer(convert(plan_of(three, video)), video[0]);
+    EXPECT_EQ(checked["quantized::conv3d"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+}
+
+TEST(Convert, GroupedDilatedAndSamePaddedConvolutionsKeepTheirGeometry) {
+    const auto model = build_model({{"g.weight", sine({8, 2, 3, 3}, 0.4)},
+                                    {"d.weight", sine({8, 1, 3, 3}, 0.4)},
+                                    {"s.weight", sine({4, 8, 3, 5}, 0.2)}},
+                                   "def forward(self, x):\n"
+                                   "    x = torch.conv2d(x, self.g.weight, None, [1, 1], [2, 2], [2, 2], 4)\n"
+                                   "    x = torch.conv2d(x, self.d.weight, None, [2, 2], [1, 1], [1, 1], 8)\n"
+                                   "    return torch.conv2d(x, self.s.weight, None, [1, 1], 'same')\n");
+    const auto data = images(2, {2, 8, 10, 10});
+    const auto int8 = convert(plan_of(model, data));
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::conv2d"], 3);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+    EXPECT_EQ(int8.forward(data[0]).toTensor().sizes(), model.forward(data[0]).toTensor().sizes());
+}
+
+TEST(Convert, ResidualAdditionIsInt8WithItsRelu) {
+    const auto model = around(
+        "    y = torch.conv2d(x, self.mid.weight, None, [1, 1], [1, 1])\n"
+        "    z = torch.relu(y + x)\n"
+        "    return torch.conv2d(z, self.head.weight)\n",
+        {{"mid.weight", sine({8, 8, 3, 3}, 0.2)}});
+    const auto data = images(3);
+    const auto plan = plan_of(model, data);
+    const auto int8 = convert(plan);
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::add_relu"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+    EXPECT_EQ(operators_of(int8).at("aten::dequantize"), 1);
+    expect_like_simulation(plan, int8, data[2], 4);
+}
+
+TEST(Convert, InPlaceResidualBlocksAreInt8Too) {
+    const auto model = around(
+        "    y = torch.conv2d(x, self.mid.weight, None, [1, 1], [1, 1])\n"
+        "    y += x\n"
+        "    z = torch.relu_(y)\n"
+        "    return torch.conv2d(z, self.head.weight)\n",
+        {{"mid.weight", sine({8, 8, 3, 3}, 0.2)}});
+    const auto data = images(2);
+    const auto checked = check_every_layer(convert(plan_of(model, data)), data[0]);
+    EXPECT_EQ(checked["quantized::add_relu"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+}
+
+TEST(Convert, MultiplicationAndBroadcastGatesAreInt8) {
+    const auto model = around(
+        "    y = torch.conv2d(x, self.mid.weight)\n"
+        "    z = y * x\n"
+        "    return torch.conv2d(z, self.head.weight)\n",
+        {{"mid.weight", sine({8, 8, 1, 1}, 0.2)}});
+    const auto data = images(2);
+    const auto checked = check_every_layer(convert(plan_of(model, data)), data[0]);
+    EXPECT_EQ(checked["quantized::mul"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+}
+
+TEST(Convert, ClampedActivationsEndTheRangeInsteadOfCostingAnOperator) {
+    const auto model = build_model({{"a.weight", sine({8, 3, 3, 3}, 3)}, {"b.weight", sine({4, 8, 1, 1})}},
+                                   "def forward(self, x):\n"
+                                   "    x = torch.relu6(torch.conv2d(x, self.a.weight))\n"
+                                   "    return torch.hardtanh(torch.conv2d(x, self.b.weight), -1., 1.)\n");
+    const auto data = images(2);
+    const auto plan = plan_of(model, data);
+    const auto int8 = convert(plan);
+    EXPECT_EQ(operators_of(int8).count("aten::hardtanh"), 0u);
+    EXPECT_EQ(operators_of(int8).count("aten::relu6"), 0u);
+    const auto output = int8.forward({data[0][0].toTensor() * 10}).toTensor();
+    EXPECT_LE(output.abs().max().item<double>(), 1 + 1.0 / 255);  // half a step of 2/255
+    expect_like_simulation(plan, int8, data[0], 3);
+}
+
+TEST(Convert, ZeroPaddedShortcutIsAConvolutionWithTheSameBits) {
+    const auto model = build_model(
+        {{"stem.weight", sine({8, 3, 3, 3}, 0.3)}, {"mid.weight", sine({16, 8, 3, 3}, 0.2)}, {"head.weight", sine({4, 16, 1, 1})}},
+        "def forward(self, x):\n"
+        "    x = torch.conv2d(x, self.stem.weight, None, [1, 1], [1, 1])\n"  // no relu: the zero point is not 0
+        "    s = torch.constant_pad_nd(x[:, :, ::2, ::2], [0, 0, 0, 0, 3, 5], 0)\n"
+        "    z = torch.relu(torch.conv2d(x, self.mid.weight, None, [2, 2], [1, 1]) + s)\n"
+        "    return torch.conv2d(z, self.head.weight)\n");
+    for (const int64_t side : {8, 9}) {
+        const auto data = images(2, {2, 3, side, side});
+        const auto int8 = convert(plan_of(model, data));
+        const auto count = operators_of(int8);
+        EXPECT_EQ(count.count("aten::constant_pad_nd"), 0u);
+        EXPECT_EQ(count.count("aten::slice"), 0u);
+        EXPECT_EQ(count.at("quantized::conv2d"), 4);
+        // The shortcut's output has its input's integers where channels 3 to 10 are, and zero points elsewhere.
+        at::Tensor input, output;
+        NodeHooks hooks;
+        std::vector<c10::IValue> stack;
+        hooks.before = [&](const torch::jit::Node*, std::vector<c10::IValue>& inputs) { stack = inputs; };
+        hooks.after = [&](const torch::jit::Node* node, std::vector<c10::IValue>& outputs) {
+            if (std::string(node->kind().toQualString()) != "quantized::conv2d") return;
+            const auto weight = testing::call("quantized::conv2d_unpack", {stack[1]})[0].toTensor();
+            if (weight.size(2) != 1 || weight.size(0) != 16) return;
+            input = stack[0].toTensor();
+            output = outputs[0].toTensor();
+        };
+        run_nodes(int8, data[1], hooks);
+        ASSERT_TRUE(output.defined());
+        EXPECT_EQ(output.q_scale(), input.q_scale());
+        EXPECT_EQ(output.q_zero_point(), input.q_zero_point());
+        EXPECT_GT(input.q_zero_point(), 0);
+        const auto expected = at::constant_pad_nd(input.int_repr().slice(2, 0, side, 2).slice(3, 0, side, 2),
+                                                  {0, 0, 0, 0, 3, 5}, input.q_zero_point());
+        EXPECT_TRUE(at::equal(output.int_repr(), expected));
+    }
+}
+
+TEST(Convert, ConcatenationOfLikeRangesIsACopyAndOfUnlikeOnesConverts) {
+    for (const double other : {1.0, 30.0}) {
+        const auto model = around(
+            "    y = torch.conv2d(x, self.mid.weight)\n"
+            "    z = torch.conv2d(x, self.low.weight)\n"
+            "    c = torch.cat([y, z], 1)\n"
+            "    return torch.conv2d(c, self.end.weight)\n",
+            {{"mid.weight", sine({8, 8, 1, 1}, 0.3)},
+             {"low.weight", sine({8, 8, 1, 1}, 0.3 * other).roll(1)},
+             {"end.weight", sine({4, 16, 1, 1}, 0.3)}});
+        const auto data = images(3);
+        const auto plan = plan_of(model, data);
+        const auto int8 = convert(plan);
+        const auto count = operators_of(int8);
+        EXPECT_EQ(count.count("aten::cat"), other == 1.0 ? 1u : 0u) << other;
+        if (other == 1.0) {
+            EXPECT_EQ(count.count("quantized::cat"), 0u);
+            const auto checked = check_every_layer(int8, data[0]);
+            EXPECT_EQ(checked["aten::cat"], 1);
+            EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+        }
+        expect_like_simulation(plan, int8, data[1], 4);
+    }
+}
+
+TEST(Convert, OperatorsThatMoveOrAverageKeepTheirInputsScale) {
+    for (const std::string body : {"torch.max_pool2d(x, [2, 2])",
+                                   "torch.max_pool2d(x, [3], [2], [1])",
+                                   "torch.avg_pool2d(x, [2, 2])",
+                                   "torch.adaptive_avg_pool2d(x, [2, 2])",
+                                   "torch.mean(x, [2, 3], True)",
+                                   "torch.permute(x, [0, 1, 3, 2])",
+                                   "torch.transpose(x, 2, 3)",
+                                   "torch.reshape(x, [2, 8, 16, 4])",
+                                   "x.view(2, 8, 4, 16)",
+                                   "x[:, :, 1:5]",
+                                   "torch.unsqueeze(torch.select(x, 2, 1), 2)",
+                                   "torch.constant_pad_nd(x, [1, 1, 1, 1], 0)",
+                                   "torch.dropout(x, 0.5, self.training)",
+                                   "torch.clamp(x, -1., 2.)",
+                                   "torch.contiguous(x)",
+                                   "torch.upsample_nearest2d(x, [16, 16], None, None)",
+                                   "torch.upsample_bilinear2d(x, [16, 16], False, None, None)",
+                                   "torch.cat([torch.chunk(x, 2, 1)[1], torch.chunk(x, 2, 1)[0]], 1)"}) {
+        SCOPED_TRACE(body);
+        const auto model = around("    y = " + body + "\n    return torch.conv2d(y, self.head.weight)\n");
+        const auto data = images(2);
+        Model int8;
+        StaticPlan plan;
+        try {
+            plan = plan_of(model, data);
+            int8 = convert(plan);
+        } catch (const std::exception& error) {
+            ADD_FAILURE() << error.what();
+            continue;
+        }
+        const auto count = operators_of(int8);
+        // Two convolutions in int8, and nothing in between that goes through float unless that was cheaper.
+        EXPECT_EQ(count.at("quantized::conv2d"), 1);
+        EXPECT_EQ(count.at("quantized::conv2d_relu"), 1);
+        const auto checked = check_every_layer(int8, data[0]);
+        EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+        expect_like_simulation(plan, int8, data[1], 3);
+    }
+}
+
+TEST(Convert, ShapeQuestionsAreAnsweredByTheInt8Tensor) {
+    const auto model = around(
+        "    y = x.reshape(x.size(0), x.size(1), x.size(3), x.size(2))\n"
+        "    return torch.conv2d(y, self.head.weight)\n");
+    const auto data = images(2);
+    const auto int8 = convert(plan_of(model, data));
+    EXPECT_EQ(operators_of(int8).at("aten::dequantize"), 1);
+    const Inputs larger{sine({5, 3, 6, 9})};
+    EXPECT_EQ(int8.forward(larger).toTensor().sizes(), model.forward(larger).toTensor().sizes());
+}
+
+TEST(Convert, LinearBetweenFloatOperatorsRoundsInside) {
+    const auto model = build_model({{"up.weight", sine({12, 6}, 0.4)}, {"up.bias", sine({12})}, {"down.weight", sine({6, 12}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.gelu(torch.linear(x, self.up.weight, self.up.bias))\n"
+                                   "    z = torch.relu(torch.linear(y, self.down.weight))\n"
+                                   "    return torch.softmax(z, -1)\n");
+    const auto data = images(2, {3, 5, 6});
+    const auto plan = plan_of(model, data);
+    const auto int8 = convert(plan);
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::linear_with_input_q_dq_qweight_dq_output_fp32"], 1);
+    EXPECT_EQ(checked["quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32"], 1);
+    EXPECT_LE(checked.worst_quanta, 1);  // 1e-4 of the largest output: float32 sums
+    EXPECT_EQ(operators_of(int8).count("aten::dequantize"), 0u);
+    expect_like_simulation(plan, int8, data[1], 0.05);  // nothing is rounded between
+}
+
+TEST(Convert, MatrixProductsWithAParameterAreLinearLayers) {
+    const auto model = build_model({{"a.weight", sine({6, 8}, 0.4)}, {"b.weight", sine({5, 8}, 0.4)}, {"b.bias", sine({5})}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.mm(x, self.a.weight)\n"
+                                   "    return torch.addmm(self.b.bias, y, torch.t(self.b.weight))\n");
+    const auto data = images(2, {3, 6});
+    const auto plan = plan_of(model, data);
+    const auto int8 = convert(plan);
+    EXPECT_EQ(operators_of(int8).count("aten::mm"), 0u);
+    EXPECT_EQ(operators_of(int8).count("aten::addmm"), 0u);
+    expect_like_simulation(plan, int8, data[1], 1);
+}
+
+TEST(Convert, LinearChainsOnOneEngineOnlyAreInt8Throughout) {
+    const auto model = build_model({{"a.weight", sine({16, 8}, 0.4)}, {"a.bias", sine({16})}, {"b.weight", sine({4, 16}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.relu(torch.linear(x, self.a.weight, self.a.bias))\n"
+                                   "    return torch.linear(y, self.b.weight)\n");
+    const auto known = engines();
+    if (std::find(known.begin(), known.end(), "onednn") == known.end()) GTEST_SKIP() << "needs the onednn engine";
+    StaticOptions options;
+    options.engine = "onednn";  // it has no linear layer with float on both sides
+    const auto data = images(2, {3, 8});
+    const auto before = engine();
+    const auto int8 = convert(plan_of(model, data, options));
+    EXPECT_EQ(engine(), before);
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::linear_relu"], 1);
+    EXPECT_EQ(checked["quantized::linear"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+}
+
+TEST(Convert, AViewBehindAConvolutionBecomesAReshape) {
+    const auto model = build_model({{"c.weight", sine({8, 3, 3, 3}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.conv2d(x, self.c.weight)\n"
+                                   "    return torch.sigmoid(y.view(y.size(0), -1))\n");
+    const auto data = images(2);
+    const auto int8 = convert(plan_of(model, data));
+    EXPECT_EQ(operators_of(int8).count("aten::view"), 0u);
+    const double step = 8.0 / 255;  // of the convolution's output, times the largest slope of the sigmoid, 1/4
+    EXPECT_LE(max_difference(int8.forward(data[0]).toTensor(), model.forward(data[0]).toTensor()), step);
+}
+
+}  // namespace
+}  // namespace coppice::quantize

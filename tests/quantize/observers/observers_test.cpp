@@ -1,0 +1,150 @@
+#include <coppice/quantize.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "support/support.h"
+
+namespace coppice::quantize {
+namespace {
+
+using coppice::testing::sine;
+
+/// Mean squared error of rounding `values` by the parameters of `range`, in plain loops.
+double squared_error(const std::vector<float>& values, Range range) {
+    const double low = std::min(range.low, 0.0), high = std::max(range.high, 0.0), scale = (high - low) / 255;
+    const double zero_point = std::nearbyint(-low / scale);
+    double sum = 0;
+    for (const double x : values) {
+        const double q = std::min(std::max(std::nearbyint(x / scale) + zero_point, 0.0), 255.0);
+        const double back = (q - zero_point) * scale;
+        sum += (x - back) * (x - back);
+    }
+    return sum / static_cast<double>(values.size());
+}
+
+/// Two-sided bell with a few values far out, as activations before a ReLU have.
+std::vector<float> bell_with_outliers(size_t count, double outlier) {
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal(0.3f, 1.0f);
+    std::vector<float> values(count);
+    for (auto& value : values) value = normal(random);
+    for (size_t i = 0; i < count; i += 5000) values[i] = static_cast<float>(outlier);
+    return values;
+}
+
+at::Tensor tensor_of(const std::vector<float>& values) { return at::tensor(values); }
+
+TEST(MinMax, IsTheSmallestAndLargestOverAllBatches) {
+    const auto observer = minmax();
+    double low = 1e9, high = -1e9;
+    for (int batch = 0; batch < 3; ++batch) {
+        const auto values = sine({5, 7}, batch + 1.0);
+        observer->observe(values);
+        for (int64_t i = 0; i < 5; ++i)
+            for (int64_t k = 0; k < 7; ++k) {
+                low = std::min(low, values[i][k].item<double>());
+                high = std::max(high, values[i][k].item<double>());
+            }
+    }
+    EXPECT_EQ(observer->range(256).low, low);
+    EXPECT_EQ(observer->range(256).high, high);
+}
+
+TEST(MovingAverage, FollowsTheRecurrenceFromTheFirstBatch) {
+    const auto observer = moving_average(0.25);
+    observer->observe(at::tensor({-1.0f, 2.0f}));
+    observer->observe(at::tensor({-3.0f, 6.0f}));
+    observer->observe(at::tensor({0.0f, 1.0f}));
+    // low: -1, then -1 + 0.25 * (-3 + 1) = -1.5, then -1.5 + 0.25 * 1.5; high: 2, 3, 2.5
+    EXPECT_DOUBLE_EQ(observer->range(256).low, -1.125);
+    EXPECT_DOUBLE_EQ(observer->range(256).high, 2.5);
+}
+
+TEST(MovingAverage, RejectsAMomentumThatIsNoShare) {
+    EXPECT_ERROR(moving_average(0), InvalidArgument, "must be in (0, 1]");
+    EXPECT_ERROR(moving_average(1.5), InvalidArgument, "must be in (0, 1]");
+}
+
+TEST(Histogram, HasLessErrorThanMinMaxAndAlmostTheLeastPossible) {
+    const auto values = bell_with_outliers(20000, 30);
+    const auto observer = histogram();
+    observer->observe(tensor_of(values));
+    const auto found = observer->range(256);
+    const double error = squared_error(values, found);
+    double least = std::numeric_limits<double>::infinity();
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    for (int i = 1; i <= 100; ++i)  // brute force over both ends
+        for (int k = 1; k <= 100; k += 3)
+            least = std::min(least, squared_error(values, {*low * k / 100.0, *high * i / 100.0}));
+    EXPECT_LT(error, squared_error(values, {*low, *high}));
+    // 10 %: bins of up to 1/1024 of the range and ends on a grid of 1/128.
+    EXPECT_LT(error, 1.1 * least) << found.low << " " << found.high;
+}
+
+TEST(Histogram, ClipsAnOutlierWhoseErrorIsSmallerThanWhatItCosts) {
+    auto values = bell_with_outliers(200000, 0);
+    values[17] = 400;  // alone; covering it would make the scale 50 times coarser
+    const auto observer = histogram();
+    observer->observe(tensor_of(values));
+    const double error = squared_error(values, observer->range(256));
+    EXPECT_LE(error, squared_error(values, {-5, 400}));
+}
+
+TEST(Histogram, GrowsWithBatchesOfAnyScaleWithoutForgetting) {
+    std::vector<float> all;
+    const auto stream = histogram();
+    for (const double scale : {0.001, 1.0, -40.0, 3.0}) {
+        const auto values = (sine({4000}) + 0.2) * scale;
+        stream->observe(values);
+        all.insert(all.end(), values.data_ptr<float>(), values.data_ptr<float>() + values.numel());
+    }
+    const auto once = histogram();
+    once->observe(tensor_of(all));
+    // The stream's bins are at most twice as wide as those of one batch.
+    EXPECT_NEAR(squared_error(all, stream->range(256)), squared_error(all, once->range(256)),
+                0.02 * squared_error(all, once->range(256)));
+}
+
+TEST(Histogram, CoversAConstantAndZeros) {
+    const auto constant = histogram();
+    constant->observe(at::full({64}, 2.5));
+    EXPECT_LE(squared_error({2.5f}, constant->range(256)), 1e-6);  // 2.5 is an end of the range: float32 noise only
+    const auto zeros = histogram();
+    zeros->observe(at::zeros({64}));
+    EXPECT_EQ(affine(zeros->range(256)).zero_point, 0);
+    const auto negative = histogram();
+    negative->observe(at::full({8}, -3.0));
+    EXPECT_LE(squared_error({-3.0f}, negative->range(256)), 1e-6);
+}
+
+TEST(Histogram, RejectsTooFewBins) { EXPECT_ERROR(histogram(16), InvalidArgument, "at least 128"); }
+
+TEST(Observers, OfEveryRowIgnoreEmptyTensorsAndRejectNaN) {
+    for (const auto& row : observers()) {
+        Options options("test");
+        const auto observer = row.make(options)->fresh();
+        EXPECT_EQ(observer->range(256).high, 0) << row.name;
+        observer->observe(at::empty({0}));
+        EXPECT_EQ(observer->range(256).high, 0) << row.name;
+        EXPECT_ERROR(observer->observe(at::full({3}, std::numeric_limits<float>::quiet_NaN())), UnsupportedModel, "NaN");
+        EXPECT_ERROR(observer->observe(at::full({3}, std::numeric_limits<float>::infinity())), UnsupportedModel, "infinite");
+    }
+}
+
+TEST(Observers, OfEveryRowStayWithinWhatWasSeenAndKeepTheirSettingsWhenFresh) {
+    for (const auto& row : observers()) {
+        Options options("test");
+        const auto made = row.make(options);
+        const auto observer = made->fresh();
+        observer->observe(sine({100}, 2.0));
+        EXPECT_GE(observer->range(256).low, -2.0) << row.name;
+        EXPECT_LE(observer->range(256).high, 2.0) << row.name;
+        EXPECT_GT(observer->range(256).high, 1.0) << row.name;
+        EXPECT_EQ(made->range(256).high, 0) << row.name;  // fresh() did not share state
+    }
+}
+
+}  // namespace
+}  // namespace coppice::quantize
