@@ -60,7 +60,7 @@ MeasureOptions MeasureOptions::read(Options& options) {
             if (value < 1) throw options.error(name, "holds " + std::to_string(value) + ", must be at least 1", "");
     if (result.batches.empty()) throw options.error("batch", "is empty", "Use [1].");
     result.metrics = options.texts("metrics", {}, "metrics besides the task's; empty: the task's usual ones");
-    for (const auto& name : result.metrics) find_entry(metrics(), "metric", name, options.owner());
+    for (const auto& name : result.metrics) find_entry(eval::metrics(), "metric", name, options.owner());
     result.eval_batch = options.integer("eval_batch", result.eval_batch, 1, INT64_MAX, "batch size of quality metrics");
     result.grid = options.text("grid", result.grid, "ISO 3166 zone, WORLD, or a number in g/kWh");
     try {

@@ -147,10 +147,11 @@ Latency refused(const std::string& reason) {
 
 // The form in which a model is deployed: weights as constants, batch norms folded. Returns how.
 std::string deploy(torch::jit::Module& module) {
-    const auto parts = module.modules();
-    if (std::any_of(parts.begin(), parts.end(), [](const torch::jit::Module& part) {
-            return part.hasattr("training") && part.attr("training").isBool() && part.attr("training").toBool();
-        })) {
+    bool training = false;
+    for (const auto& part : module.modules())
+        training = training ||
+                   (part.hasattr("training") && part.attr("training").isBool() && part.attr("training").toBool());
+    if (training) {
         module = module.deepcopy();  // eval() must not reach the caller's module
         module.eval();
     }
