@@ -49,6 +49,13 @@ at::Tensor output(const Model& model, const Inputs& inputs) {
     return first_tensor(model.forward(inputs));
 }
 
+/// The operators in order: what an identity must keep, names of values and types being new in every copy.
+std::string operators(const Model& model) {
+    std::string list;
+    for (const auto* node : all_nodes(*model.graph())) list += std::string(node->kind().toQualString()) + "\n";
+    return list;
+}
+
 std::string text(const Model& model) {
     return model.graph()->toString(/*print_source_locations=*/false);
 }
@@ -156,7 +163,7 @@ TEST(Svd, TreatsConv1dAndUnbatchedInput) {
         const auto applied = apply(model, inputs, options(lowrank::ratio(0.6)));
         EXPECT_EQ(applied.change("conv").action, "factorised");
         expect_equal_to_reconstruction(model, applied.model, "conv.weight", inputs);
-        torch::jit::testing::FileCheck().check("aten::conv1d").check("aten::conv1d")->run(text(applied.model));
+        torch::jit::testing::FileCheck().check("aten::conv1d")->check("aten::conv1d")->run(text(applied.model));
     }
 }
 
@@ -270,7 +277,7 @@ TEST(Svd, FullRankIsTheIdentity) {
     for (const auto& row : lowrank::rank_rules()) {
         Options keep_all(row.name, {{"keep", "1"}});
         const auto applied = apply(model, inputs, options(row.make(keep_all)));
-        EXPECT_EQ(text(applied.model), text(model)) << row.name;
+        EXPECT_EQ(operators(applied.model), operators(model.clone())) << row.name;
         EXPECT_TRUE(at::equal(output(applied.model, inputs), output(model, inputs))) << row.name;
         EXPECT_EQ(applied.context.facts.at("layers_factorised"), 0) << row.name;
         EXPECT_THAT(applied.change("conv3").reason, ::testing::HasSubstr("of the multiply-adds"));
