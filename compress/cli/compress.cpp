@@ -37,6 +37,11 @@ Json data_manifest(const DataSplits& data) {
     return splits;
 }
 
+std::string cpu_of(const Json& manifest) {
+    if (!manifest.contains("environment") || !manifest["environment"].is_object()) return {};
+    return manifest["environment"].value("cpu", std::string());
+}
+
 // The meter counts from the start of this process; a stage that an earlier one began has spent more. Energy and carbon
 // are scaled by CPU time: an estimate, whatever the meter was.
 void add_earlier_attempts(Json& measurement, const StageWork& work) {
@@ -86,7 +91,8 @@ void check_data_fit(const Model& model, const DataSplits& data, const std::strin
 void print_plan(const Recipe& recipe, const DataSplits& data, const Model& model) {
     std::cout << to_yaml(recipe.resolved) << "\n";
     for (const auto& note : model.notes()) std::cout << "# model: " << note << "\n";
-    for (const auto& [name, split] : data_manifest(data).items())
+    const auto splits = data_manifest(data);
+    for (const auto& [name, split] : splits.items())
         std::cout << "# data, " << name << ": " << split["description"].get<std::string>() << "\n";
     std::cout << "# " << recipe.stages.size() << " stages can run:";
     for (const auto& stage : recipe.stages) std::cout << " " << stage.name;
@@ -170,8 +176,7 @@ int run_compress(const Arguments& arguments) {
         {"recipe", recipe.resolved}};
     auto run = RunDirectory::open(out, manifest, line.given("resume"));
     if (line.given("resume") && !run.resumed()) log.info(out.string() + " holds no run yet: a new one is started");
-    if (run.resumed() &&
-        run.manifest().value("/environment/cpu"_json_pointer, Json()) != manifest["environment"]["cpu"])
+    if (run.resumed() && cpu_of(run.manifest()) != cpu_of(manifest))
         log.warning("the run was started on another CPU: its times do not compare with those of the stages to come");
     write_atomically(run.path() / "recipe.yaml", to_yaml(recipe.resolved));
     if (recipe.pipeline.gate.max_drop && !data.validation)

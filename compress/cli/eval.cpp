@@ -16,7 +16,7 @@ std::optional<double> value_at(const Json& json, const std::string& pointer) {
                                                               : std::nullopt;
 }
 
-std::string printed(const char* pattern, std::optional<double> value) {
+std::string number_text(const char* pattern, std::optional<double> value) {
     if (!value) return "-";
     char text[48];
     std::snprintf(text, sizeof text, pattern, *value);
@@ -27,10 +27,10 @@ std::string printed(const char* pattern, std::optional<double> value) {
 std::string ratio_text(const Json& row) {
     const auto value = value_at(row, "/ratio_to_baseline/value");
     if (!value) return "-";
-    std::string text = printed("%.2fx", value);
+    std::string text = number_text("%.2fx", value);
     const auto low = value_at(row, "/ratio_to_baseline/interval/0"),
                high = value_at(row, "/ratio_to_baseline/interval/1");
-    if (low && high) text += " (" + printed("%.2f", low) + "-" + printed("%.2f", high) + ")";
+    if (low && high) text += " (" + number_text("%.2f", low) + "-" + number_text("%.2f", high) + ")";
     return text;
 }
 
@@ -98,14 +98,15 @@ int run_eval(const Arguments& arguments) {
         const auto bytes = value_at(measurement, "/figures/file_bytes/value"),
                    parameters = value_at(measurement, "/figures/parameters/value"),
                    macs = value_at(measurement, "/figures/macs/value");
-        std::vector<std::string> cells = {
-            files[i],
-            printed("%.4f", value_at(measurement, "/quality/value")),
-            i && points && baseline_points ? printed("%+.2f", *points - *baseline_points) : printed("%.2f", points),
-            agreement ? printed("%.2f %%", 100 * *agreement) : "-",
-            bytes ? bytes_text(*bytes) : "-",
-            parameters ? count_text(*parameters) : "-",
-            macs ? count_text(*macs) : "-"};
+        std::vector<std::string> cells = {files[i],
+                                          number_text("%.4f", value_at(measurement, "/quality/value")),
+                                          i && points && baseline_points
+                                              ? number_text("%+.2f", *points - *baseline_points)
+                                              : number_text("%.2f", points),
+                                          agreement ? number_text("%.2f %%", 100 * *agreement) : "-",
+                                          bytes ? bytes_text(*bytes) : "-",
+                                          parameters ? count_text(*parameters) : "-",
+                                          macs ? count_text(*macs) : "-"};
         const Json none = Json::array();
         const auto& latency =
             measurement.contains("latency") && measurement["latency"].is_array() ? measurement["latency"] : none;
@@ -115,7 +116,7 @@ int run_eval(const Arguments& arguments) {
                 const auto p50 = value_at(latency[j], "/p50_s/value");
                 row.push_back(std::to_string(latency[j].value("batch", 1)));
                 row.push_back(std::to_string(latency[j].value("threads", 1)));
-                row.push_back(p50 ? printed("%.3g ms", 1000 * *p50) : "-");
+                row.push_back(p50 ? number_text("%.3g ms", 1000 * *p50) : "-");
                 row.push_back(i ? ratio_text(latency[j]) : "1");
             }
             table.rows.push_back(row);
