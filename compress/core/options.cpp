@@ -40,6 +40,13 @@ std::optional<int64_t> parse_integer(const std::string& text) {
 
 }  // namespace
 
+Setting::Setting() = default;
+Setting::Setting(const Setting&) = default;
+Setting::Setting(Setting&&) noexcept = default;
+Setting& Setting::operator=(const Setting&) = default;
+Setting& Setting::operator=(Setting&&) noexcept = default;
+Setting::~Setting() = default;
+
 Setting Setting::scalar(std::string text, std::string where) {
     Setting setting;
     setting.kind = Kind::kScalar;

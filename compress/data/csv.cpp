@@ -161,9 +161,10 @@ std::unique_ptr<Dataset> csv(Options& options) {
     if (!fit.empty() && (fit.size() != 2 || fit[0] < 0 || fit[0] >= fit[1] || fit[1] > total))
         throw options.error("standardise", "must be [from, to) within the " + std::to_string(total) + " rows", "");
 
-    const auto [from, to] = read_rows(options, total,
+    const auto rows = read_rows(options, total,
                                       "rows [from, to) to forecast; windows reach back input_length rows "
                                       "where there are that many");
+    const int64_t from = rows.first, to = rows.second;  // not a structured binding: lambdas capture them
     const int64_t first = std::max<int64_t>(0, from - input_length);
     auto dataset = std::make_unique<Windows>();
     dataset->input_length = input_length, dataset->horizon = horizon, dataset->stride = stride;

@@ -1,7 +1,6 @@
 // A plain walk over the graph. LibTorch's interpreter cannot be observed; a copy of the graph that returns every value cannot
 // see into If and Loop and keeps all activations alive. This walk does both and costs a few microseconds a node.
 #include <torch/csrc/jit/runtime/operator.h>
-#include <torch/csrc/jit/runtime/vararg_functions.h>
 
 #include <coppice/error.h>
 #include <coppice/graph.h>
@@ -123,28 +122,80 @@ private:
         for (size_t i = 0; i < outputs.size(); ++i) values_[node->outputs()[i]] = std::move(outputs[i]);
     }
 
-    static void execute(Node* node, std::vector<c10::IValue>& stack) {
+    /// The last `count` items of the stack.
+    static std::vector<c10::IValue> take(std::vector<c10::IValue>& stack, size_t count) {
+        std::vector<c10::IValue> items(stack.end() - static_cast<std::ptrdiff_t>(count), stack.end());
+        stack.resize(stack.size() - count);
+        return items;
+    }
+
+    static void construct_list(std::vector<c10::IValue>& stack, const c10::ListType& type, size_t count) {
+        c10::impl::GenericList list(type.getElementType());  // typed lists store the same representation
+        list.reserve(count);
+        for (auto& item : take(stack, count)) list.push_back(std::move(item));
+        stack.emplace_back(std::move(list));
+    }
+
+    /// Operators that are instructions of LibTorch's interpreter, whose functions it does not export; false: not one of them.
+    static bool execute_instruction(Node* node, std::vector<c10::IValue>& stack) {
         const size_t count = node->inputs().size();
-        switch (node->kind()) {  // what LibTorch's interpreter has instructions for instead of operators
-            case prim::ListConstruct: return listConstruct(stack, *node->output()->type(), count);
-            case prim::DictConstruct: return dictConstruct(stack, *node->output()->type(), count);
-            case prim::ListUnpack: return listUnpack(stack, node->outputs().size());
-            case prim::TupleUnpack: return tupleUnpack(stack);
-            case prim::TupleSlice: {  // LibTorch does not export its own
-                const auto elements = stack.back().toTuple()->elements().vec();
-                stack.back() = c10::ivalue::Tuple::create(std::vector<c10::IValue>(elements.begin() + node->i(attr::beg), elements.begin() + node->i(attr::end)));
-                return;
+        switch (node->kind()) {
+            case prim::ListConstruct: construct_list(stack, *node->output()->type()->expect<c10::ListType>(), count); return true;
+            case prim::DictConstruct: {
+                const auto type = node->output()->type()->expect<c10::DictType>();
+                c10::impl::GenericDict dict(type->getKeyType(), type->getValueType());
+                const auto items = take(stack, count);
+                for (size_t i = 0; i < items.size(); i += 2) dict.insert_or_assign(items[i], items[i + 1]);
+                stack.emplace_back(std::move(dict));
+                return true;
             }
-            case prim::TupleConstruct:
-                if (node->output()->type()->expect<c10::TupleType>()->name().has_value())
-                    return namedTupleConstruct(stack, node->output()->type(), count);
-                return tupleConstruct(stack, count);
-            case prim::CreateObject: return createObject(stack, node->output()->type()->expect<c10::ClassType>());
-            case prim::isinstance: return isinstance(stack, node->tys(attr::types));
-            case prim::Uninitialized: stack.emplace_back(); return;
-            case prim::unchecked_cast: return;
-            default: break;
+            case prim::ListUnpack: {
+                const auto items = take(stack, 1)[0].toListRef().vec();
+                if (items.size() != node->outputs().size())
+                    throw UnsupportedModel("prim::ListUnpack", "expects " + std::to_string(node->outputs().size()) + " items, the list has " +
+                                           std::to_string(items.size()), "The model fixes this number; check the input's shape.");
+                stack.insert(stack.end(), items.begin(), items.end());
+                return true;
+            }
+            case prim::TupleUnpack: {
+                const auto tuple = take(stack, 1)[0].toTuple();
+                for (const auto& item : tuple->elements()) stack.push_back(item);
+                return true;
+            }
+            case prim::TupleSlice: {
+                const auto items = take(stack, 1)[0].toTuple()->elements().vec();
+                stack.emplace_back(c10::ivalue::Tuple::create(
+                    std::vector<c10::IValue>(items.begin() + node->i(attr::beg), items.begin() + node->i(attr::end))));
+                return true;
+            }
+            case prim::TupleConstruct: {
+                const auto type = node->output()->type()->expect<c10::TupleType>();
+                auto items = take(stack, count);
+                stack.emplace_back(type->name() ? c10::ivalue::Tuple::createNamed(std::move(items), type)
+                                                : c10::ivalue::Tuple::create(std::move(items)));
+                return true;
+            }
+            case prim::CreateObject: {
+                const auto type = node->output()->type()->expect<c10::ClassType>();
+                stack.emplace_back(c10::ivalue::Object::create(c10::StrongTypePtr(type->compilation_unit(), type), type->numAttributes()));
+                return true;
+            }
+            case prim::isinstance: {
+                const auto type = take(stack, 1)[0].type();
+                bool matches = false;
+                for (const auto& candidate : node->tys(attr::types)) matches |= type->isSubtypeOf(*candidate);
+                stack.emplace_back(matches);
+                return true;
+            }
+            case prim::Uninitialized: stack.emplace_back(); return true;
+            case prim::unchecked_cast: return true;
+            default: return false;
         }
+    }
+
+    static void execute(Node* node, std::vector<c10::IValue>& stack) {
+        if (execute_instruction(node, stack)) return;
+        const size_t count = node->inputs().size();
         if (const auto* schema = node->maybeSchema(); schema && schema->is_vararg()) stack.emplace_back(static_cast<int64_t>(count));
         node->getOperation()(stack);
     }

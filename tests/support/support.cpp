@@ -33,7 +33,8 @@ namespace {
 
 struct Tree {
     std::vector<std::pair<std::string, at::Tensor>> tensors;
-    std::vector<std::pair<std::string, Tree>> children;
+    std::vector<Tree> children;
+    std::string name = {};
 };
 
 void insert(Tree& tree, const std::string& name, const at::Tensor& tensor) {
@@ -43,10 +44,11 @@ void insert(Tree& tree, const std::string& name, const at::Tensor& tensor) {
         return;
     }
     const auto head = name.substr(0, dot);
-    for (auto& [child, subtree] : tree.children)
-        if (child == head) return insert(subtree, name.substr(dot + 1), tensor);
-    tree.children.emplace_back(head, Tree{});
-    insert(tree.children.back().second, name.substr(dot + 1), tensor);
+    for (auto& child : tree.children)
+        if (child.name == head) return insert(child, name.substr(dot + 1), tensor);
+    tree.children.emplace_back();
+    tree.children.back().name = head;
+    insert(tree.children.back(), name.substr(dot + 1), tensor);
 }
 
 torch::jit::Module make(const Tree& tree, const std::string& type_name,
@@ -57,7 +59,8 @@ torch::jit::Module make(const Tree& tree, const std::string& type_name,
         module.register_parameter(name, tensor.clone().set_requires_grad(!buffer), buffer);
     }
     module.register_attribute("training", c10::BoolType::get(), false);
-    for (const auto& [name, child] : tree.children) module.register_module(name, make(child, type_name + "_" + name, unit));
+    for (const auto& child : tree.children)
+        module.register_module(child.name, make(child, type_name + "_" + child.name, unit));
     return module;
 }
 

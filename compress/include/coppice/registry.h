@@ -28,6 +28,14 @@ struct Setting {
     std::vector<Setting> items;                            ///< kList
     std::vector<std::pair<std::string, Setting>> members;  ///< kMap, in the order written
 
+    // Out of line: inside the class, Setting is incomplete and a pair of it cannot be copied or destroyed yet.
+    Setting();
+    Setting(const Setting&);
+    Setting(Setting&&) noexcept;
+    Setting& operator=(const Setting&);
+    Setting& operator=(Setting&&) noexcept;
+    ~Setting();
+
     static Setting scalar(std::string text, std::string where = {});
     static Setting map(std::vector<std::pair<std::string, Setting>> members, std::string where = {});
     const Setting* find(const std::string& name) const;  ///< member of a map, or null
