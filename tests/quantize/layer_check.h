@@ -1,5 +1,6 @@
-// Checks an int8 model operator by operator: what each int8 operator gave, against the float operator on the same integers,
-// rounded. The reference knows nothing of the plan: weights and geometry are read back from the packed parameters.
+// Checks an int8 model operator by operator: what each int8 operator gave, against the float operator on the same
+// integers, rounded. The reference knows nothing of the plan: weights and geometry are read back from the packed
+// parameters.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -27,7 +28,8 @@ struct Checked {
     }
 };
 
-inline at::Tensor reference(const torch::jit::Node* node, const std::string& op, const std::vector<c10::IValue>& inputs) {
+inline at::Tensor reference(const torch::jit::Node* node, const std::string& op,
+                            const std::vector<c10::IValue>& inputs) {
     const auto real = [](const c10::IValue& value) { return value.toTensor().dequantize(); };
     const auto rectify = [&](const at::Tensor& value) {
         return op.size() > 5 && op.substr(op.size() - 5) == "_relu" ? value.relu() : value;
@@ -35,7 +37,7 @@ inline at::Tensor reference(const torch::jit::Node* node, const std::string& op,
     const auto starts = [&](const char* head) { return op.rfind(head, 0) == 0; };
     if (starts("quantized::conv")) {
         const char dims = op[std::string("quantized::conv").size()];
-        const std::string family = std::string("quantized::conv") + dims;
+        const std::string family = std::string("quantized::conv") + dims + "d";
         const auto unpacked = call(family + "_unpack", {inputs[1]});
         const std::string geometry = dims == '3' ? "quantized::conv3d" : "quantized::conv2d";
         auto stride = call(geometry + "_stride", {inputs[1]})[0].toIntVector();

@@ -34,7 +34,9 @@ std::vector<float> bell_with_outliers(size_t count, double outlier) {
     return values;
 }
 
-at::Tensor tensor_of(const std::vector<float>& values) { return at::tensor(values); }
+at::Tensor tensor_of(const std::vector<float>& values) {
+    return at::tensor(values);
+}
 
 TEST(MinMax, IsTheSmallestAndLargestOverAllBatches) {
     const auto observer = minmax();
@@ -119,7 +121,9 @@ TEST(Histogram, CoversAConstantAndZeros) {
     EXPECT_LE(squared_error({-3.0f}, negative->range(256)), 1e-6);
 }
 
-TEST(Histogram, RejectsTooFewBins) { EXPECT_ERROR(histogram(16), InvalidArgument, "at least 128"); }
+TEST(Histogram, RejectsTooFewBins) {
+    EXPECT_ERROR(histogram(16), InvalidArgument, "at least 128");
+}
 
 TEST(Observers, OfEveryRowIgnoreEmptyTensorsAndRejectNaN) {
     for (const auto& row : observers()) {
@@ -128,8 +132,10 @@ TEST(Observers, OfEveryRowIgnoreEmptyTensorsAndRejectNaN) {
         EXPECT_EQ(observer->range(256).high, 0) << row.name;
         observer->observe(at::empty({0}));
         EXPECT_EQ(observer->range(256).high, 0) << row.name;
-        EXPECT_ERROR(observer->observe(at::full({3}, std::numeric_limits<float>::quiet_NaN())), UnsupportedModel, "NaN");
-        EXPECT_ERROR(observer->observe(at::full({3}, std::numeric_limits<float>::infinity())), UnsupportedModel, "infinite");
+        EXPECT_ERROR(observer->observe(at::full({3}, std::numeric_limits<float>::quiet_NaN())), UnsupportedModel,
+                     "NaN");
+        EXPECT_ERROR(observer->observe(at::full({3}, std::numeric_limits<float>::infinity())), UnsupportedModel,
+                     "infinite");
     }
 }
 

@@ -86,7 +86,7 @@ TEST(Borders, HaveTheLeastTimeOfAllChoices) {
 TEST(Borders, LeaveALonelyCheapOperatorInFloat) {
     const auto model = build_model({{"a.weight", sine({4, 3, 3, 3})}},
                                    "def forward(self, x):\n"
-                                   "    y = torch.relu(torch.sigmoid(x))\n"
+                                   "    y = torch.tanh(torch.relu(torch.sigmoid(x)))\n"
                                    "    return torch.softmax(torch.conv2d(y, self.a.weight), 1)\n");
     const auto facts = Facts::observe(model, {sine({1, 3, 8, 8})});
     auto units = find_units(model, facts);

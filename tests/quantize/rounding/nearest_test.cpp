@@ -21,7 +21,8 @@ TEST(QuantizeWeight, IsWithinHalfAStepOfEveryChannel) {
         // 1e-5: scale and product are float32.
         EXPECT_NEAR(rounded.q_per_channel_scales()[channel].item<double>(), scale, 1e-5 * scale);
         for (int64_t i = 0; i < 12; ++i)
-            EXPECT_LE(std::abs(back[channel].reshape({-1})[i].item<double>() - weight[channel].reshape({-1})[i].item<double>()),
+            EXPECT_LE(std::abs(back[channel].reshape({-1})[i].item<double>() -
+                               weight[channel].reshape({-1})[i].item<double>()),
                       scale / 2 * (1 + 1e-5))
                 << channel;
     }

@@ -1,0 +1,168 @@
+#include <cmath>
+
+#include "../layer_check.h"
+
+namespace coppice::quantize {
+namespace {
+
+using namespace coppice::testing;
+
+std::vector<Inputs> images(int batches) {
+    std::vector<Inputs> all;
+    for (int i = 0; i < batches; ++i) all.push_back({sine({4, 3, 8, 8}, 1.0 + 0.2 * i) + 0.1 * i});
+    return all;
+}
+
+const LayerPlan& layer(const std::vector<LayerPlan>& layers, const std::string& name) {
+    for (const auto& plan : layers)
+        if (plan.layer == name) return plan;
+    throw std::runtime_error("no layer " + name);
+}
+
+StaticOptions with_minmax() {
+    StaticOptions options;
+    options.observer = minmax();
+    return options;
+}
+
+TEST(Plan, MeasuresTheNoiseOfALayerByItself) {
+    const auto weight = sine({6, 3, 3, 3}, 0.5);
+    const auto model =
+        build_model({{"c.weight", weight}}, "def forward(self, x):\n    return torch.conv2d(x, self.c.weight)\n");
+    const auto data = images(1);
+    const auto plan = plan_static(model, data[0], data, with_minmax());
+    // By hand: range of the input, largest weight per channel.
+    const auto x = data[0][0].toTensor();
+    const double scale = (x.max() - x.min()).item<double>() / 255;
+    const double zero_point = std::nearbyint(-x.min().item<double>() / scale);
+    const auto rounded_x = ((x / scale).round() + zero_point).clamp(0, 255).sub(zero_point) * scale;
+    const auto step = weight.abs().amax({1, 2, 3}, true) / 127;
+    const auto rounded_w = (weight / step).round() * step;
+    const auto exact = at::conv2d(x, weight), noisy = at::conv2d(rounded_x, rounded_w);
+    const double expected =
+        10 * std::log10((exact.pow(2).sum(at::kDouble) / (exact - noisy).pow(2).sum(at::kDouble)).item<double>());
+    EXPECT_NEAR(layer(plan.layers(), "c").sqnr_db, expected, 0.01);  // float32 sums, ties
+    EXPECT_TRUE(layer(plan.layers(), "c").int8);
+    EXPECT_EQ(layer(plan.layers(), "c").parameters, 6 * 27);
+}
+
+TEST(Plan, KeepsTheNoisierLayerInFloatWhenTheLimitLiesBetween) {
+    const auto model = residual_model();
+    const auto data = images(2);
+    const auto all = plan_static(model, data[0], data, with_minmax());
+    double worst = 1e9, second = 1e9;
+    std::string worst_layer;
+    for (const auto& plan : all.layers()) {
+        if (plan.parameters == 0) continue;
+        if (plan.sqnr_db < worst) {
+            second = worst;
+            worst = plan.sqnr_db;
+            worst_layer = plan.layer;
+        } else {
+            second = std::min(second, plan.sqnr_db);
+        }
+    }
+    auto options = with_minmax();
+    options.min_sqnr_db = (worst + second) / 2;
+    const auto some = plan_static(model, data[0], data, options);
+    for (const auto& plan : some.layers()) {
+        if (plan.parameters == 0) continue;
+        EXPECT_EQ(plan.int8, plan.layer != worst_layer) << plan.layer;
+    }
+    EXPECT_THAT(layer(some.layers(), worst_layer).reason, ::testing::HasSubstr("signal-to-noise"));
+    const auto checked = testing::check_every_layer(convert(some), data[0]);
+    EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+}
+
+TEST(Plan, SimulationOfAResidualNetworkAgreesWithItsInt8Model) {
+    const auto model = residual_model();
+    const auto data = images(3);
+    for (const bool per_channel : {true, false}) {
+        auto options = with_minmax();
+        options.per_channel = per_channel;
+        const auto plan = plan_static(model, data[0], data, options);
+        const auto simulated = fake_quantized(plan, data[1]).toTensor();
+        const auto real = convert(plan).forward(data[1]).toTensor();
+        const auto exact = model.forward(data[1]).toTensor();
+        const auto noise = [](const at::Tensor& a, const at::Tensor& b) { return (a - b).pow(2).sum().item<double>(); };
+        // Both round; they differ only where a sum lies at a tie, so far less than either differs from float.
+        EXPECT_LT(noise(real, simulated), 0.1 * noise(real, exact)) << per_channel;
+        EXPECT_GT(noise(real, exact), 0);
+    }
+}
+
+TEST(Plan, Uses128LevelsOfTheIntegersWhenAsked) {
+    const auto data = images(2);
+    auto options = with_minmax();
+    options.activation_levels = 128;
+    const auto int8 = convert(plan_static(residual_model(), data[0], data, options));
+    int64_t largest = 0;
+    NodeHooks hooks;
+    hooks.after = [&](const torch::jit::Node*, std::vector<c10::IValue>& outputs) {
+        for (const auto& output : outputs)
+            if (output.isTensor() && output.toTensor().is_quantized())
+                largest = std::max(largest, output.toTensor().int_repr().max().item<int64_t>());
+    };
+    run_nodes(int8, data[0], hooks);
+    EXPECT_GT(largest, 100);
+    EXPECT_LE(largest, 129);  // calibration saw these values; rounding in the layers before adds a step or two
+}
+
+TEST(Plan, SharedWeightsAreQuantizedInEveryPlace) {
+    const auto model = build_model({{"c.weight", sine({3, 3, 3, 3}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.conv2d(x, self.c.weight, None, [1, 1], [1, 1])\n"
+                                   "    return torch.conv2d(torch.sigmoid(y), self.c.weight)\n");
+    const auto data = images(1);
+    const auto checked = testing::check_every_layer(convert(plan_static(model, data[0], data, with_minmax())), data[0]);
+    EXPECT_EQ(checked["quantized::conv2d"], 2);
+    EXPECT_LE(checked.worst_quanta, 1.01);
+}
+
+TEST(Plan, WhatCannotRunInInt8SaysWhy) {
+    const auto model = build_model({{"up.weight", sine({3, 4, 2, 2})},
+                                    {"c.weight", sine({4, 4, 1, 1})},
+                                    {"b.weight", sine({4, 4, 1, 1})},
+                                    {"e.weight", sine({10, 8})}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.conv_transpose2d(x, self.up.weight)\n"
+                                   "    if bool(y.sum() > 0):\n"
+                                   "        y = torch.conv2d(y, self.b.weight)\n"
+                                   "    z = torch.conv2d(y, self.c.weight)\n"
+                                   "    g = torch.group_norm(z, 2, None, None, 1e-5)\n"
+                                   "    w = torch.conv2d(g, torch.abs(self.c.weight))\n"
+                                   "    return torch.matmul(w, torch.transpose(w, -1, -2))\n");
+    const auto layers = explain(model, {sine({1, 3, 4, 4}) + 1});
+    EXPECT_THAT(layer(layers, "up").reason, ::testing::HasSubstr("transposed"));
+    EXPECT_THAT(layer(layers, "b").reason, ::testing::HasSubstr("branch or a loop"));
+    EXPECT_TRUE(layer(layers, "c").int8);
+    EXPECT_EQ(layer(layers, "c").reason, "");
+    bool group_norm = false, computed = false, product = false;
+    for (const auto& plan : layers) {
+        group_norm |= plan.op == "aten::group_norm" && plan.reason == "no int8 operator of LibTorch stands for it";
+        computed |= plan.op == "aten::conv2d" && plan.reason == "its weight is computed while running";
+        product |= plan.op == "aten::matmul" && plan.reason == "it multiplies two computed tensors";
+    }
+    EXPECT_TRUE(group_norm);
+    EXPECT_TRUE(computed);
+    EXPECT_TRUE(product);
+}
+
+TEST(Plan, RefusesAModelWhoseOtherMethodsReadItsWeights) {
+    auto module = build_module({{"c.weight", sine({3, 3, 1, 1})}},
+                               "def forward(self, x):\n    return torch.conv2d(x, self.c.weight)\n");
+    module.define("def features(self, x):\n    return torch.conv2d(x, self.c.weight) * 2\n");
+    const auto model = Model::from_module(module);
+    const auto data = images(1);
+    EXPECT_ERROR(plan_static(model, data[0], data, with_minmax()), UnsupportedModel, "features");
+}
+
+TEST(Plan, NeedsDataAndFiniteActivations) {
+    const auto model = residual_model();
+    EXPECT_ERROR(plan_static(model, images(1)[0], {}, with_minmax()), InvalidArgument, "no calibration data");
+    std::vector<Inputs> bad{{at::full({1, 3, 8, 8}, NAN)}};
+    EXPECT_ERROR(plan_static(model, images(1)[0], bad, with_minmax()), UnsupportedModel, "NaN");
+}
+
+}  // namespace
+}  // namespace coppice::quantize

@@ -1,0 +1,187 @@
+#include <torch/csrc/jit/testing/file_check.h>
+
+#include "layer_check.h"
+
+namespace coppice::quantize {
+namespace {
+
+using namespace coppice::testing;
+
+Context context_of(int64_t examples = 32) {
+    Context context;
+    context.example = {sine({1, 3, 8, 8})};
+    context.data.calibration =
+        tensor_dataset({sine({examples, 3, 8, 8}, 1.5)}, at::zeros({examples}, at::kLong), "sine images");
+    return context;
+}
+
+StaticOptions small_batches() {
+    StaticOptions options;
+    options.batches = 2;
+    options.batch_size = 16;
+    return options;
+}
+
+std::unique_ptr<Stage> from_recipe(std::vector<std::pair<std::string, std::string>> scalars) {
+    Options options("quantize.static", std::move(scalars));
+    auto stage = find_entry(stages(), "stage", "quantize.static", "test").make(options);
+    options.done();
+    return stage;
+}
+
+TEST(StaticInt8, QuantizesAResidualNetworkFromEndToEnd) {
+    const auto model = residual_model();
+    auto context = context_of();
+    const auto int8 = static_int8(small_batches())->apply(model, context);
+    torch::jit::testing::FileCheck()
+        .check_count("aten::quantize_per_tensor", 1, true)
+        ->check("quantized::conv2d_relu")
+        ->check("quantized::conv2d")
+        ->check("quantized::add_relu")
+        ->check_count("aten::dequantize", 1, true)
+        ->check("return")
+        ->run(*int8.graph());
+    torch::jit::testing::FileCheck().check_not("aten::conv2d")->check_not("batch_norm")->run(*int8.graph());
+    const auto checked = testing::check_every_layer(int8, {sine({4, 3, 8, 8}, 1.2)});
+    EXPECT_EQ(checked["quantized::conv2d"] + checked["quantized::conv2d_relu"], 4);
+    EXPECT_EQ(checked["quantized::add_relu"], 1);
+    EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;  // a tie, and a scale in float32
+    EXPECT_EQ(context.facts["int8_layers"], 5);
+    EXPECT_EQ(context.facts["float_layers"], 0);
+    EXPECT_EQ(context.facts["batch_norms_folded"], 4);
+    // 8-bit rounding of a five-layer network: an output of the size of the largest moves by a few percent at most.
+    const Inputs image{sine({4, 3, 8, 8}, 1.4)};
+    const auto before = model.forward(image).toTensor();
+    EXPECT_LE(max_difference(int8.forward(image).toTensor(), before), 0.05 * before.abs().max().item<double>());
+}
+
+TEST(StaticInt8, LeavesItsArgumentAsItWas) {
+    const auto model = residual_model();
+    const auto graph = model.graph()->toString();
+    const auto before = model.forward({sine({2, 3, 8, 8})}).toTensor();
+    auto context = context_of();
+    static_int8(small_batches())->apply(model, context);
+    EXPECT_EQ(model.graph()->toString(), graph);
+    EXPECT_TRUE(at::equal(model.forward({sine({2, 3, 8, 8})}).toTensor(), before));
+}
+
+TEST(StaticInt8, GivesTheSameBitsTwice) {
+    const auto model = residual_model();
+    auto one = context_of(), two = context_of();
+    const auto a = static_int8(small_batches())->apply(model, one), b = static_int8(small_batches())->apply(model, two);
+    const Inputs image{sine({3, 3, 8, 8})};
+    EXPECT_TRUE(at::equal(a.forward(image).toTensor(), b.forward(image).toTensor()));
+}
+
+TEST(StaticInt8, SavedModelGivesTheSameBitsInStockLibTorchAndWhenLoadedAgain) {
+    TemporaryFolder folder;
+    auto context = context_of();
+    const auto int8 = static_int8(small_batches())->apply(residual_model(), context);
+    int8.save(folder / "int8.pt");
+    const Inputs image{sine({3, 3, 8, 8})};
+    const auto expected = int8.forward(image).toTensor();
+    auto stock = torch::jit::load((folder / "int8.pt").string());
+    EXPECT_TRUE(at::equal(stock.forward(image).toTensor(), expected));
+    const auto again = Model::load(folder / "int8.pt");
+    EXPECT_TRUE(at::equal(again.forward(image).toTensor(), expected));
+    EXPECT_TRUE(at::equal(again.clone().forward(image).toTensor(), expected));
+}
+
+TEST(StaticInt8, WeightsTakeOneByteEachInTheFile) {
+    TemporaryFolder folder;
+    // Random bits do not deflate: the file cannot be smaller than its weights, and is not much larger.
+    at::manual_seed(1);
+    const auto model = build_model({{"c.weight", at::randn({256, 128, 3, 3})}},
+                                   "def forward(self, x):\n    return torch.conv2d(x, self.c.weight)\n");
+    Context context;
+    context.example = {sine({1, 128, 4, 4})};
+    context.data.calibration = tensor_dataset({sine({4, 128, 4, 4})}, at::zeros({4}, at::kLong), "sine");
+    static_int8(small_batches())->apply(model, context).save(folder / "int8.pt");
+    const double weights = 256 * 128 * 9;
+    const auto size = static_cast<double>(std::filesystem::file_size(folder / "int8.pt"));
+    EXPECT_LT(size, 1.05 * weights);  // scales (8 bytes a channel), code, directory
+    EXPECT_GT(size, 0.8 * weights);   // a bell of 8-bit values holds about 7 bits
+}
+
+TEST(StaticInt8, KeepsIgnoredLayersInFloatAndSaysWhy) {
+    auto options = small_batches();
+    options.ignore = {"conv[23]"};
+    auto context = context_of();
+    const auto int8 = static_int8(options)->apply(residual_model(), context);
+    torch::jit::testing::FileCheck().check_count("aten::conv2d", 2, true)->run(*int8.graph());
+    int kept = 0;
+    for (const auto& change : context.changes)
+        if (change.layer == "conv2" || change.layer == "conv3") {
+            EXPECT_EQ(change.action, "kept");
+            EXPECT_EQ(change.reason, "ignore: conv[23]");
+            ++kept;
+        }
+    EXPECT_EQ(kept, 2);
+    EXPECT_EQ(context.facts["float_layers"], 2);
+}
+
+TEST(StaticInt8, KeepsTheFirstAndLastLayerInFloatWhenAsked) {
+    auto context = context_of();
+    const auto int8 = from_recipe({{"first_last", "float"}, {"batches", "1"}})->apply(residual_model(), context);
+    torch::jit::testing::FileCheck()
+        .check("aten::conv2d")
+        ->check("quantized::conv2d")
+        ->check("aten::linear")
+        ->run(*int8.graph());
+    EXPECT_EQ(context.facts["int8_layers"], 3);
+}
+
+TEST(StaticInt8, ReadsEveryObserverFromARecipe) {
+    for (const auto& row : observers()) {
+        auto context = context_of();
+        const auto int8 = from_recipe({{"observer", row.name}, {"batches", "2"}, {"batch_size", "8"}})
+                              ->apply(residual_model(), context);
+        EXPECT_EQ(context.facts["int8_layers"], 5) << row.name;
+    }
+}
+
+TEST(StaticInt8, ChoosesAnEngineByMeasuringAndRestoresTheOneInForce) {
+    const auto before = engine();
+    auto context = context_of();
+    const auto int8 = from_recipe({{"engine", "auto"}})->apply(residual_model(), context);
+    EXPECT_EQ(engine(), before);
+    const auto seconds = context.facts["engine_seconds"];
+    ASSERT_TRUE(seconds.contains("x86"));
+    for (const auto& [name, value] : seconds.items())
+        EXPECT_GE(value.get<double>(), seconds[context.facts["engine"].get<std::string>()].get<double>()) << name;
+}
+
+TEST(StaticInt8, ErrorsSayWhatIsWrong) {
+    EXPECT_ERROR(from_recipe({{"observer", "histogramm"}}), InvalidArgument, "histogram");
+    EXPECT_ERROR(from_recipe({{"engine", "x68"}}), InvalidArgument, "x86");
+    EXPECT_ERROR(from_recipe({{"batches", "0"}}), InvalidArgument, "batches");
+    EXPECT_ERROR(from_recipe({{"per_chanel", "true"}}), InvalidArgument, "per_channel");
+    StaticOptions none;
+    none.batch_size = 0;
+    EXPECT_ERROR(static_int8(none), InvalidArgument, "batch_size is 0");
+    auto context = context_of();
+    context.data.calibration = nullptr;
+    EXPECT_ERROR(static_int8()->apply(residual_model(), context), InvalidArgument, "no calibration data");
+    context = context_of();
+    auto options = small_batches();
+    options.ignore = {"conv9"};
+    EXPECT_ERROR(static_int8(options)->apply(residual_model(), context), InvalidArgument, "matches no layer");
+    options.ignore = {"conv("};
+    EXPECT_ERROR(static_int8(options)->apply(residual_model(), context), InvalidArgument, "no regular expression");
+    options.ignore = {".*"};
+    EXPECT_ERROR(static_int8(options)->apply(residual_model(), context), UnsupportedModel, "conv1: ignore: .*");
+    options.ignore = {};
+    options.min_sqnr_db = 190;
+    EXPECT_ERROR(static_int8(options)->apply(residual_model(), context), UnsupportedModel, "signal-to-noise");
+    const auto nothing = build_model({}, "def forward(self, x):\n    return torch.relu(x)\n");
+    EXPECT_ERROR(static_int8(small_batches())->apply(nothing, context), UnsupportedModel,
+                 "no convolution or linear layer");
+    EXPECT_ERROR(set_engine("cuda"), InvalidArgument, "engine");
+}
+
+TEST(StaticInt8, NeedsCalibrationData) {
+    EXPECT_TRUE(static_int8()->needs().calibration_data);
+}
+
+}  // namespace
+}  // namespace coppice::quantize
