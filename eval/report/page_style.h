@@ -70,7 +70,7 @@ svg .halo{fill:transparent}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;list-style:none;margin:.4rem 0 .6rem;padding:0}
 .legend li{display:inline-flex;gap:.45rem;align-items:center}
 .legend svg{width:22px;height:16px;flex:none}
-.scroll{overflow-x:auto;margin:.75rem 0 0;border-top:1px solid var(--line);border-bottom:1px solid var(--line)}
+.scroll{position:relative;overflow-x:auto;margin:.75rem 0 0;border-top:1px solid var(--line);border-bottom:1px solid var(--line)}
 .scroll.tall{max-height:26rem;overflow:auto}
 table{border-collapse:separate;border-spacing:0;width:100%;font-size:.875rem;line-height:1.4}
 th,td{padding:.5rem .55rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}

@@ -244,7 +244,51 @@ TEST(ReportPageInChromium, AReportWithOneStageAndWithoutQualityStillOpens) {
     EXPECT_THAT(seen.dom, HasSubstr("there is nothing to compare"));
 }
 
-// The check above must be able to fail: a page whose script throws does leave a message.
+// Lays the page out at phone and desktop width for every measure, and asks the browser itself for boxes. A window of
+// headless Chromium is never narrower than 500 pixels; a frame is.
+TEST(ReportPageInChromium, NothingOverlapsOrSticksOutAtPhoneAndDesktopWidth) {
+    SKIP_WITHOUT_BROWSER();
+    TemporaryFolder folder;
+    const Json report = sample();
+    write_report(report, folder.path(), {"html"});
+    std::string keys;
+    for (const auto& measure : report["pareto"]["measures"]) keys += (keys.empty() ? "" : ",") + measure["key"].dump();
+    write_atomically(folder / "outer.html", R"(<!doctype html><body><p id=result></p><script>
+const keys = [)" + keys + R"(], lines = [];
+let left = keys.length * 4;
+for (const width of [375, 1280]) for (const zoom of [0, 1]) for (const key of keys) {
+  const frame = document.createElement("iframe");
+  frame.style = "width:" + width + "px;height:900px;border:0";
+  frame.src = "report.html#zoom=" + zoom + "&measure=" + key;
+  frame.onload = () => {
+    const page = frame.contentDocument, where = key + " at " + width + ", zoom " + zoom + ": ";
+    if (page.documentElement.scrollWidth > width) lines.push(where + "page is " + page.documentElement.scrollWidth + " wide");
+    const boxes = [...page.querySelectorAll("#plot text")].map(t => ({ text: t.textContent, box: t.getBoundingClientRect() }));
+    if (boxes.length < 8) lines.push(where + "only " + boxes.length + " texts");
+    for (const a of boxes) if (a.box.left < 0 || a.box.right > width) lines.push(where + a.text + " is cut off");
+    // 2 pixels: the boxes of lines of text include their leading.
+    boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
+      if (a.box.left + 1 < b.box.right && b.box.left + 1 < a.box.right && a.box.top + 2 < b.box.bottom && b.box.top + 2 < a.box.bottom)
+        lines.push(where + a.text + " overlaps " + b.text);
+    }));
+    if (--left === 0) document.getElementById("result").textContent = "checked " + keys.length * 4 + ". " + lines.join("; ");
+  };
+  document.body.appendChild(frame);
+}
+</script>)");
+    const std::string command =
+        "timeout 120 " + browser() +
+        " --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --allow-file-access-from-files "
+        "--virtual-time-budget=20000 --user-data-dir=" +
+        (folder / "profile").string() + " --dump-dom 'file://" + (folder / "outer.html").string() + "' >" +
+        (folder / "dom.html").string() + " 2>/dev/null";
+    EXPECT_EQ(std::system(command.c_str()), 0);
+    const auto result = all(read_text(folder / "dom.html"), "<p id=\"result\">([^<]*)</p>");
+    ASSERT_EQ(result.size(), 1u);
+    EXPECT_EQ(result[0], "checked " + std::to_string(4 * report["pareto"]["measures"].size()) + ". ");
+}
+
+// The checks for console messages must be able to fail: a page whose script throws does leave a message.
 TEST(ReportPageInChromium, AnErrorInAPageIsNoticed) {
     SKIP_WITHOUT_BROWSER();
     TemporaryFolder folder;
