@@ -55,7 +55,7 @@ Candidate make_candidate(const Model& base, const Form& form, const Inputs& exam
     Candidate candidate;
     candidate.name = form.name;
     candidate.model = base.clone();
-    if (form.fold) candidate.folded = fold_batch_norm(candidate.model, &candidate.changes);
+    if (form.fold) candidate.folded = fold_batch_norm(candidate.model, example, &candidate.changes);
     if (form.fuse) candidate.fused = fuse_elementwise(candidate.model, example);
     if (form.channels_last) candidate.channels_last = to_channels_last(candidate.model, example);
     if (form.bf16) candidate.bf16 = to_bfloat16(candidate.model, example);
