@@ -73,7 +73,9 @@ public:
 private:
     at::Tensor copy_tensor(const at::Tensor& tensor) {
         if (!tensor.defined()) return tensor;
-        auto& copy = tensors_[tensor.unsafeGetTensorImpl()];
+        // Two tensors over the same memory are one: a GRU keeps its weights as parameters and in a list, and an archive gives
+        // back two objects that share a storage.
+        auto& copy = tensors_[{tensor.numel() == 0 ? static_cast<const void*>(tensor.unsafeGetTensorImpl()) : tensor.const_data_ptr(), tensor.sizes().vec(), tensor.strides().vec(), tensor.is_floating_point()}];
         if (!copy.defined()) {
             copy = tensor.detach().clone();  // keeps strides: channels-last weights stay so
             copy.set_requires_grad(tensor.requires_grad());
@@ -83,6 +85,11 @@ private:
 
     IValue copy_value(const IValue& value) {
         if (value.isTensor()) return copy_tensor(value.toTensor());
+        if (value.isTensorList()) {
+            c10::List<at::Tensor> copies;
+            for (const auto& tensor : value.toTensorVector()) copies.push_back(copy_tensor(tensor));
+            return copies;
+        }
         if (value.isTuple() || value.isList() || value.isGenericDict()) return value.deepcopy();
         return value;  // numbers, strings, None, custom classes (immutable packed weights)
     }
@@ -196,7 +203,7 @@ private:
     std::shared_ptr<CompilationUnit> unit_;
     Module root_;
     std::unordered_map<const c10::ivalue::Object*, Module> objects_;
-    std::unordered_map<const at::TensorImpl*, at::Tensor> tensors_;
+    std::map<std::tuple<const void*, std::vector<int64_t>, std::vector<int64_t>, bool>, at::Tensor> tensors_;
     size_t inlined_ = 0;
 };
 
@@ -234,21 +241,53 @@ bool only_read(const Value* value) {
     return true;
 }
 
+/// The value at a dotted path below the root; None when there is no such attribute.
+IValue value_at(const Module& root, const std::string& path) {
+    IValue value = root._ivalue();
+    for (size_t begin = 0;;) {
+        const auto dot = path.find('.', begin);
+        value = value.toObject()->getAttr(path.substr(begin, dot == std::string::npos ? dot : dot - begin));
+        if (dot == std::string::npos) return value;
+        begin = dot + 1;
+    }
+}
+
 void fold_plain_attributes(Graph& graph, const Module& root, const std::set<std::string>& written) {
     for (Node* node : all_nodes(graph)) {
         if (node->kind() != prim::GetAttr || node->s(attr::name) == "training") continue;
         const auto path = attribute_name(node->output());
         if (!path || written.count(*path)) continue;
-        IValue value = root._ivalue();
-        size_t begin = 0;
-        for (size_t dot; value.isObject(); begin = dot + 1) {
-            dot = path->find('.', begin);
-            value = value.toObject()->getAttr(path->substr(begin, dot == std::string::npos ? dot : dot - begin));
-            if (dot == std::string::npos) break;
-        }
+        const IValue value = value_at(root, *path);
         if (!is_plain(value) || !only_read(node->output())) continue;
         WithInsertPoint guard(node);
         if (const auto constant = tryInsertConstant(graph, value)) node->output()->replaceAllUsesWith(*constant);
+    }
+}
+
+/// before  self.gru._flat_weights (a list of tensors that are parameters as well)
+/// after   [self.gru.weight_ih_l0, ...]; fires when every tensor of a list that no method writes is a member of its module.
+void spell_out_weight_lists(Graph& graph, const Module& root, const std::set<std::string>& written) {
+    for (Node* node : all_nodes(graph)) {
+        if (node->kind() != prim::GetAttr) continue;
+        const auto path = attribute_name(node->output());
+        if (!path || written.count(*path) || !only_read(node->output())) continue;
+        const auto value = value_at(root, *path);
+        if (!value.isTensorList()) continue;
+        const auto dot = path->rfind('.');
+        const Module owner = dot == std::string::npos ? root : Module(value_at(root, path->substr(0, dot)).toObject());
+        std::vector<std::string> members;
+        for (const auto& tensor : value.toTensorVector())
+            for (const auto& member : owner.named_attributes(/*recurse=*/false))
+                if (member.value.isTensor() && member.value.toTensor().is_same(tensor)) {
+                    members.push_back(member.name);
+                    break;
+                }
+        if (members.empty() || members.size() != value.toTensorVector().size()) continue;
+        WithInsertPoint guard(node);
+        std::vector<Value*> reads;
+        for (const auto& member : members)
+            reads.push_back(graph.insertNode(graph.createGetAttr(node->input(), member))->output());
+        node->output()->replaceAllUsesWith(graph.insertNode(graph.createList(c10::TensorType::get(), reads))->output());
     }
 }
 
@@ -361,14 +400,29 @@ void lift_constant_weights(Module& root, Graph& graph, std::vector<std::string>&
         notes.push_back(std::to_string(lifted.size()) + " weights were constants of the graph and are parameters now");
 }
 
+/// before  unchecked_cast(None) to List[float], in a branch that is never taken with None
+/// after   an uninitialized value; LibTorch's constant propagation would fold the cast into a constant that is neither None
+///         nor has a value, and trip over it later.
+void settle_none_casts(Graph& graph) {
+    for (Node* node : all_nodes(graph)) {
+        if (node->kind() != prim::unchecked_cast || !node->input()->mustBeNone()) continue;
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(graph.insertNode(graph.createUninitialized(node->output()->type()))->output());
+        node->destroy();
+    }
+}
+
 void simplify_graph(const std::shared_ptr<Graph>& graph_pointer, Module& root, const std::set<std::string>& written) {
     auto graph = graph_pointer;
+    settle_none_casts(*graph);
     EliminateExceptions(graph);
     remove_batch_counters(*graph);
     fold_plain_attributes(*graph, root, written);
+    spell_out_weight_lists(*graph, root, written);
     for (int round = 0; round < 8; ++round) {
         ConstantPropagation(graph);
         bool changed = PeepholeOptimize(graph);
+        settle_none_casts(*graph);
         changed |= simplify_ifs(graph->block());
         EliminateDeadCode(graph);
         changed |= EliminateCommonSubexpression(graph);
