@@ -305,53 +305,37 @@ private:
         if (context.interrupted()) throw Interrupted(kWhere, "stopped by request", "");
         const size_t rounds = times[0][0].size();
 
-        // Per round: the mean log ratio over the batch sizes.
-        const auto ratios = [&](size_t a, size_t b) {
-            std::vector<double> logs(rounds, 0);
-            for (size_t set = 0; set < sets.size(); ++set)
-                for (size_t round = 0; round < rounds; ++round)
-                    logs[round] += std::log(times[a][set][round] / times[b][set][round]) / double(sets.size());
-            return median_interval(logs);
+        const auto choice = choose_fastest(times, kLeastGain);
+        const auto reason = [&](size_t m) {
+            return choice.reasons[m] + " " + candidates[measured[choice.rivals[m]]].name;
         };
-        size_t best = 0;
-        std::vector<std::string> reasons(measured.size());
-        for (size_t m = 1; m < measured.size(); ++m) {
-            const auto against_best = ratios(m, best);
-            if (against_best.high < std::log(1 - kLeastGain)) {
-                reasons[best] = "slower than " + candidates[measured[m]].name;
-                best = m;
-            } else {
-                reasons[m] = (against_best.low > 0 ? "slower than " : "not faster beyond noise than ") +
-                             candidates[measured[best]].name;
-            }
-        }
         size_t m = 0;
         for (size_t c = 0; c < candidates.size(); ++c) {
             auto row = row_of(candidates[c]);
-            row["kept"] = c == measured[best];
+            row["kept"] = c == measured[choice.best];
             if (m < measured.size() && measured[m] == c) {
                 for (size_t set = 0; set < sets.size(); ++set)
                     row["seconds"][std::to_string(sets[set].batch)] = rounded(median_interval(times[m][set]).median);
-                const auto ratio = ratios(m, 0);
-                row["time_ratio"] = rounded(std::exp(ratio.median));
-                row["time_ratio_interval"] = {rounded(std::exp(ratio.low)), rounded(std::exp(ratio.high))};
+                const auto& ratio = choice.ratio[m];
+                row["time_ratio"] = rounded(ratio.median);
+                row["time_ratio_interval"] = {rounded(ratio.low), rounded(ratio.high)};
                 row["provenance"] = "measured";
-                if (!reasons[m].empty() && m != best) row["reason"] = reasons[m];
+                if (m != choice.best) row["reason"] = reason(m);
                 if (c > 0)
-                    context.record({"model as " + candidates[c].name, m == best ? "kept" : "rejected", "1",
+                    context.record({"model as " + candidates[c].name, m == choice.best ? "kept" : "rejected", "1",
                                     row["time_ratio"].dump() + " of the time",
-                                    m == best ? "fastest measured" : reasons[m]});
+                                    m == choice.best ? "fastest measured" : reason(m)});
                 ++m;
             } else {
                 row["reason"] = candidates[c].rejected;
             }
             rows.push_back(row);
         }
-        if (best == 0) context.record({"model", "kept", "", "", "no other form was faster beyond noise"});
+        if (choice.best == 0) context.record({"model", "kept", "", "", "no other form was faster beyond noise"});
         context.facts["forms"] = rows;
         context.facts["rounds"] = rounds;
         context.facts["threads"] = at::get_num_threads();
-        return candidates[measured[best]];
+        return candidates[measured[choice.best]];
     }
 
     const DeployOptions options_;

@@ -70,10 +70,13 @@ struct Rewriter {
                value->node()->owningBlock() == user->owningBlock() && is_float(value) && same_shape(value, result);
     }
 
-    Value* replace(Node* node, const std::string& op, const std::vector<NamedValue>& arguments,
-                   const Value* stands_for) {
+    // @param alpha the factor of an addition, which goes by name: by position the overload for a number would be taken
+    Value* replace(Node* node, const std::string& op, const std::vector<NamedValue>& arguments, const Value* stands_for,
+                   Value* alpha = nullptr) {
         WithInsertPoint guard(node);
-        Value* const value = graph.insert(Symbol::fromQualString(op), arguments);
+        Value* const value =
+            graph.insert(Symbol::fromQualString(op), arguments,
+                         alpha ? std::vector<NamedValue>{NamedValue("alpha", alpha)} : std::vector<NamedValue>{});
         value->setType(node->output()->type());
         value->node()->setSourceRange(node->sourceRange());
         value->node()->setScope(node->scope());
@@ -123,10 +126,10 @@ int fuse_elementwise(Model& model, const Inputs& example) {
             input->node()->owningBlock() == node->owningBlock()) {
             Node* const add = input->node();
             if (const auto [target, other] = overwritable(add, node->output()); target)
-                rewriter.replace(node, "aten::_add_relu_", {target, other, add->input(2)}, node->output());
+                rewriter.replace(node, "aten::_add_relu_", {target, other}, node->output(), add->input(2));
             else
-                rewriter.replace(node, "aten::_add_relu", {add->input(0), add->input(1), add->input(2)},
-                                 node->output());
+                rewriter.replace(node, "aten::_add_relu", {add->input(0), add->input(1)}, node->output(),
+                                 add->input(2));
             node->destroy();
             add->destroy();
             replaced += 2;
@@ -141,7 +144,7 @@ int fuse_elementwise(Model& model, const Inputs& example) {
             if (uses.size() == 1 && (uses[0].user->kind() == aten::relu || uses[0].user->kind() == aten::relu_))
                 continue;
             if (const auto [target, other] = overwritable(node, node->output()); target) {
-                rewriter.replace(node, "aten::add_", {target, other, node->input(2)}, node->output());
+                rewriter.replace(node, "aten::add_", {target, other}, node->output(), node->input(2));
                 node->destroy();
                 ++replaced;
             }

@@ -35,6 +35,32 @@ Interval median_interval(std::vector<double> values) {
     return {median, values[k - 1], values[n - k]};
 }
 
+Choice choose_fastest(const RoundTimes& times, double least_gain) {
+    const auto log_ratio = [&](size_t a, size_t b) {
+        const size_t sets = times[a].size(), rounds = times[a][0].size();
+        std::vector<double> logs(rounds, 0);
+        for (size_t set = 0; set < sets; ++set)
+            for (size_t round = 0; round < rounds; ++round)
+                logs[round] += std::log(times[a][set][round] / times[b][set][round]) / double(sets);
+        return median_interval(logs);
+    };
+    Choice choice;
+    choice.reasons.resize(times.size());
+    choice.rivals.resize(times.size());
+    for (size_t model = 0; model < times.size(); ++model) {
+        const auto log = log_ratio(model, 0);
+        choice.ratio.push_back({std::exp(log.median), std::exp(log.low), std::exp(log.high)});
+        if (model == 0) continue;
+        const auto against_best = log_ratio(model, choice.best);
+        const bool wins = against_best.high < std::log(1 - least_gain);
+        const size_t loser = wins ? choice.best : model;
+        choice.reasons[loser] = wins || against_best.low > 0 ? "slower than" : "not faster beyond noise than";
+        choice.rivals[loser] = wins ? model : choice.best;
+        if (wins) choice.best = model;
+    }
+    return choice;
+}
+
 double seconds_of_call(torch::jit::Module& model, const Inputs& inputs) {
     torch::NoGradGuard no_grad;
     model.forward(inputs);

@@ -25,6 +25,18 @@ using RoundTimes = std::vector<std::vector<std::vector<double>>>;
 RoundTimes interleaved_times(std::vector<torch::jit::Module>& models, const std::vector<Inputs>& input_sets,
                              double seconds, uint64_t seed, const std::function<bool()>& interrupted);
 
+// The model to keep.
+struct Choice {
+    size_t best = 0;
+    std::vector<Interval> ratio;       // of each model's time to the first one's, the geometric mean over input sets
+    std::vector<std::string> reasons;  // "slower than", "not faster beyond noise than"; empty for the best
+    std::vector<size_t> rivals;        // whom a reason speaks of
+};
+
+// From first (simplest) to last: a model replaces the best so far when the interval of the paired ratio of their times
+// lies below 1 - least_gain. Ratios are taken within a round, so that what slows the machine for a while cancels.
+Choice choose_fastest(const RoundTimes& times, double least_gain);
+
 // Seconds of one call after one warm-up call.
 double seconds_of_call(torch::jit::Module& model, const Inputs& inputs);
 
