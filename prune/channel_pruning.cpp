@@ -72,7 +72,10 @@ private:
             bool hit = false;
             for (size_t i = 0; i < ignore_.size(); ++i)
                 for (const auto& layer : group.layers)
-                    if (std::regex_search(layer, ignore_[i])) hit = used[i] = true;
+                    if (std::regex_search(layer, ignore_[i])) {
+                        hit = true;
+                        used[i] = 1;
+                    }
             ignored.push_back(hit);
         }
         for (size_t i = 0; i < ignore_.size(); ++i) {

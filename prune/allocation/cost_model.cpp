@@ -63,7 +63,8 @@ CostModel::CostModel(const Model& model, const Inputs& example, const Groups& gr
                 else
                     terms[static_cast<size_t>(place->second.group)] += 1;
             }
-            width.terms.assign(terms.begin(), terms.end());
+            for (const auto& [group, indices] : terms)
+                width.terms.emplace_back(group, indices / static_cast<double>(groups.all()[group].channels));
             if (width.terms.empty()) width.fixed = width.original;
             widths_.push_back(std::move(width));
         }

@@ -94,11 +94,6 @@ std::optional<c10::IValue> Cutter::evaluate(const Value* value, bool cut) {
                 if (!dim || !dim->isInt()) return std::nullopt;
                 return c10::IValue(shape.at(static_cast<size_t>(relations_.wrap(id, dim->toInt()))));
             }
-            case prim::shape: {
-                const TensorId id = tensor(node->input(0));
-                if (id == kNoTensor) return std::nullopt;
-                return c10::IValue(cut ? new_shape(id) : relations_.shape(id));
-            }
             case aten::numel: {
                 const TensorId id = tensor(node->input(0));
                 if (id == kNoTensor) return std::nullopt;

@@ -162,6 +162,21 @@ void gather(Relations& r, const Node* node) {
     r.freeze_node(node, "is gathered by " + r.name_of(node));
 }
 
+/// index_add(x, dim, indices, source): rows of `source` are added to rows of `x`
+void index_add(Relations& r, const Node* node) {
+    const TensorId x = r.input(node, 0), source = r.input(node, 3), y = r.output(node);
+    const auto given = r.integer(node->inputs()[1]);
+    if (x == kNoTensor || source == kNoTensor || y == kNoTensor || !given || r.rank(x) != r.rank(source))
+        return r.refuse(node, "adds to a dimension that is not known");
+    const int64_t indexed = r.wrap(x, *given);
+    r.tie_all(x, y);
+    r.freeze(x, indexed, "is indexed by " + r.name_of(node));
+    r.freeze(source, indexed, "is indexed by " + r.name_of(node));
+    r.freeze_all(r.input(node, 2), "indexes in " + r.name_of(node));
+    for (int64_t dim = 0; dim < r.rank(x); ++dim)
+        if (dim != indexed) r.tie(x, dim, source, dim);
+}
+
 /// embedding(weight [entries, width], indices)
 void embedding(Relations& r, const Node* node) {
     const TensorId w = r.input(node, 0), indices = r.input(node, 1), y = r.output(node);
@@ -304,6 +319,8 @@ const RuleTable& split_rules() {
         {"aten::embedding", {embedding}},
         {"aten::gather", {gather}},
         {"aten::index", {index}},
+        {"aten::index_add", {index_add}},
+        {"aten::index_copy", {index_add}},
         {"aten::index_select", {index_select}},
         {"aten::narrow", {narrow, edit_narrow}},
         {"aten::select", {select}},

@@ -1,5 +1,6 @@
-/// The reference that a cut is held against: the original model, run with the removed channels set to zero after every operator, so
-/// that whatever reads them next sees zero. Layer norms over removed channels are recomputed over those that stay.
+/// The reference that a cut is held against: the original model, run with the removed channels set to zero after every
+/// operator, so that whatever reads them next sees zero. Layer norms over removed channels are recomputed over those
+/// that stay.
 #pragma once
 
 #include <coppice/prune.h>
@@ -31,5 +32,8 @@ void expect_cut_equals_masked(const Model& model, const Inputs& example, double 
 /// The group that produces `layer`'s outputs; fails the test when there is none.
 const prune::ChannelGroup& group_of(const prune::Groups& groups, const std::string& layer);
 const prune::PrunableInfo& info_of(const prune::Groups& groups, const std::string& layer);
+
+/// Stage prune.channel with these settings, as a recipe would make it.
+std::unique_ptr<Stage> make_stage(std::vector<std::pair<std::string, std::string>> settings);
 
 }  // namespace coppice::testing

@@ -1,4 +1,5 @@
-// For every operator family a small net: random channels are cut from every group, and the result must equal the masked original.
+// For every operator family a small net: random channels are cut from every group, and the result must equal the masked
+// original.
 #include "prune/masking.h"
 
 namespace coppice::testing {
@@ -14,20 +15,25 @@ void add_batch_norm(Tensors& tensors, const std::string& name, int64_t channels)
 }
 
 std::string batch_norm(const std::string& x, const std::string& name) {
-    return "torch.batch_norm(" + x + ", self." + name + ".weight, self." + name + ".bias, self." + name + ".running_mean, self." +
-           name + ".running_var, self.training, 0.1, 1e-5, True)";
+    return "torch.batch_norm(" + x + ", self." + name + ".weight, self." + name + ".bias, self." + name +
+           ".running_mean, self." + name + ".running_var, self.training, 0.1, 1e-5, True)";
 }
 
-at::Tensor image(int64_t channels = 3, int64_t size = 8) { return sine({2, channels, size, size}).add(0.1); }
+at::Tensor image(int64_t channels = 3, int64_t size = 8) {
+    return sine({2, channels, size, size}).add(0.1);
+}
 
 int64_t width(const Model& model, const std::string& name, int64_t dim) {
     return get_attribute(model, name).toTensor().size(dim);
 }
 
-TEST(PruneRules, ResidualBlockWithBatchNorm) { expect_cut_equals_masked(residual_model(), {image()}); }
+TEST(PruneRules, ResidualBlockWithBatchNorm) {
+    expect_cut_equals_masked(residual_model(), {image()});
+}
 
 TEST(PruneRules, LinearLayersLoseOutputsAndTheInputsThatReadThem) {
-    const auto model = build_model({{"a.weight", sine({12, 6}, 0.4)}, {"a.bias", sine({12}, 0.1)}, {"b.weight", sine({5, 12}, 0.3)}}, R"(
+    const auto model = build_model(
+        {{"a.weight", sine({12, 6}, 0.4)}, {"a.bias", sine({12}, 0.1)}, {"b.weight", sine({5, 12}, 0.3)}}, R"(
 def forward(self, x):
     return torch.linear(torch.relu(torch.linear(x, self.a.weight, self.a.bias)), self.b.weight)
 )");
@@ -53,7 +59,8 @@ def forward(self, x):
 
 TEST(PruneRules, ViewWithAWrittenWidthIsRewritten) {
     Tensors tensors = {{"conv.weight", sine({6, 3, 3, 3}, 0.3)}, {"fc.weight", sine({5, 6 * 4 * 4}, 0.2)}};
-    for (const char* sizes : {"[-1, 96]", "[x.size(0), 96]", "[x.size(0), x.size(1) * 16]", "[2, 96]", "[x.size(0), -1]"}) {
+    for (const char* sizes :
+         {"[-1, 96]", "[x.size(0), 96]", "[x.size(0), x.size(1) * 16]", "[2, 96]", "[x.size(0), -1]"}) {
         SCOPED_TRACE(sizes);
         const auto model = build_model(tensors, std::string(R"(
 def forward(self, x):
@@ -80,7 +87,9 @@ def forward(self, x):
 }
 
 TEST(PruneRules, ConcatenationMapsEachPartToItsOwnPlace) {
-    Tensors tensors = {{"a.weight", sine({6, 3, 3, 3}, 0.3)}, {"b.weight", sine({4, 3, 1, 1}, 0.4)}, {"c.weight", sine({5, 13, 3, 3}, 0.2)}};
+    Tensors tensors = {{"a.weight", sine({6, 3, 3, 3}, 0.3)},
+                       {"b.weight", sine({4, 3, 1, 1}, 0.4)},
+                       {"c.weight", sine({5, 13, 3, 3}, 0.2)}};
     add_batch_norm(tensors, "bn", 13);
     const auto model = build_model(tensors, R"(
 def forward(self, x):
@@ -96,13 +105,16 @@ def forward(self, x):
     EXPECT_EQ(group_of(groups, "b").channels, 4);
     // Channel 0 of a is index 4 + 3 of what c reads.
     for (const auto& slice : group_of(groups, "a").slices) {
-        if (slice.name == "c.weight") EXPECT_EQ(slice.channel_of[7], 0);
-        if (slice.name == "c.weight") EXPECT_EQ(slice.channel_of[6], -1);
+        if (slice.name != "c.weight") continue;
+        EXPECT_EQ(slice.channel_of[7], 0);
+        EXPECT_EQ(slice.channel_of[6], -1);
     }
 }
 
 TEST(PruneRules, DenseBlockAppendsToAList) {
-    Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)}, {"b.weight", sine({4, 7, 3, 3}, 0.2)}, {"c.weight", sine({6, 11, 1, 1}, 0.2)}};
+    Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)},
+                       {"b.weight", sine({4, 7, 3, 3}, 0.2)},
+                       {"c.weight", sine({6, 11, 1, 1}, 0.2)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     features = [x]
@@ -114,7 +126,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, DepthwiseConvolutionRewritesItsGroupCount) {
-    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"dw.weight", sine({8, 1, 3, 3}, 0.4)}, {"dw.bias", sine({8}, 0.1)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)},
+                       {"dw.weight", sine({8, 1, 3, 3}, 0.4)},
+                       {"dw.bias", sine({8}, 0.1)},
+                       {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.relu(torch.conv2d(x, self.a.weight))
@@ -128,7 +143,9 @@ def forward(self, x):
 }
 
 TEST(PruneRules, DepthwiseConvolutionWithTwoOutputsPerChannel) {
-    Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"dw.weight", sine({12, 1, 3, 3}, 0.4)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                       {"dw.weight", sine({12, 1, 3, 3}, 0.4)},
+                       {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.relu(torch.conv2d(x, self.a.weight))
@@ -139,7 +156,9 @@ def forward(self, x):
 }
 
 TEST(PruneRules, GroupedConvolutionKeepsItsGroups) {
-    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"g.weight", sine({12, 4, 3, 3}, 0.3)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)},
+                       {"g.weight", sine({12, 4, 3, 3}, 0.3)},
+                       {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
     add_batch_norm(tensors, "bn", 12);
     const auto model = build_model(tensors, R"(
 def forward(self, x):
@@ -158,11 +177,15 @@ def forward(self, x):
 TEST(PruneRules, TransposedConvolutions) {
     for (const int64_t groups : {1, 2, 6}) {
         SCOPED_TRACE(groups);
-        Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"up.weight", sine({6, 6 / groups, 2, 2}, 0.4)}, {"up.bias", sine({6}, 0.1)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}};
+        Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                           {"up.weight", sine({6, 6 / groups, 2, 2}, 0.4)},
+                           {"up.bias", sine({6}, 0.1)},
+                           {"b.weight", sine({5, 6, 1, 1}, 0.3)}};
         const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.relu(torch.conv2d(x, self.a.weight))
-    x = torch.conv_transpose2d(x, self.up.weight, self.up.bias, [2, 2], [0, 0], [0, 0], )" + std::to_string(groups) + R"()
+    x = torch.conv_transpose2d(x, self.up.weight, self.up.bias, [2, 2], [0, 0], [0, 0], )" +
+                                                    std::to_string(groups) + R"()
     return torch.conv2d(torch.relu(x), self.b.weight)
 )");
         expect_cut_equals_masked(model, {image()});
@@ -176,7 +199,8 @@ def forward(self, x):
     return torch.conv1d(x, self.b.weight)
 )");
     expect_cut_equals_masked(one, {sine({2, 2, 30})});
-    const auto three = build_model({{"a.weight", sine({6, 2, 3, 3, 3}, 0.2)}, {"b.weight", sine({4, 6, 1, 1, 1}, 0.3)}}, R"(
+    const auto three =
+        build_model({{"a.weight", sine({6, 2, 3, 3, 3}, 0.2)}, {"b.weight", sine({4, 6, 1, 1, 1}, 0.3)}}, R"(
 def forward(self, x):
     x = torch.avg_pool3d(torch.relu(torch.conv3d(x, self.a.weight)), [2, 2, 2])
     return torch.conv3d(x, self.b.weight)
@@ -186,7 +210,10 @@ def forward(self, x):
 
 TEST(PruneRules, ZeroPaddingOfChannelsShrinksWithThem) {
     // The option-A shortcut of CIFAR ResNets: stride 2 and zero channels on both sides.
-    Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)}, {"b.weight", sine({8, 4, 3, 3}, 0.3)}, {"c.weight", sine({8, 8, 3, 3}, 0.2)}, {"fc.weight", sine({5, 8}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)},
+                       {"b.weight", sine({8, 4, 3, 3}, 0.3)},
+                       {"c.weight", sine({8, 8, 3, 3}, 0.2)},
+                       {"fc.weight", sine({5, 8}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.relu(torch.conv2d(x, self.a.weight, None, [1, 1], [1, 1]))
@@ -203,7 +230,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, ASharedWeightIsCutOnce) {
-    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"s.weight", sine({6, 6, 3, 3}, 0.2)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}}, R"(
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                                    {"s.weight", sine({6, 6, 3, 3}, 0.2)},
+                                    {"b.weight", sine({5, 6, 1, 1}, 0.3)}},
+                                   R"(
 def forward(self, x):
     x = torch.relu(torch.conv2d(x, self.a.weight))
     x = torch.relu(torch.conv2d(x, self.s.weight, None, [1, 1], [1, 1]))
@@ -214,7 +244,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, SqueezeExciteGatesTheChannelsItReads) {
-    Tensors tensors = {{"a.weight", sine({8, 3, 3, 3}, 0.3)}, {"down.weight", sine({4, 8, 1, 1}, 0.5)}, {"up.weight", sine({8, 4, 1, 1}, 0.5)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({8, 3, 3, 3}, 0.3)},
+                       {"down.weight", sine({4, 8, 1, 1}, 0.5)},
+                       {"up.weight", sine({8, 4, 1, 1}, 0.5)},
+                       {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.silu(torch.conv2d(x, self.a.weight))
@@ -228,7 +261,9 @@ def forward(self, x):
 }
 
 TEST(PruneRules, ChannelShuffleOfTwoBranches) {
-    Tensors tensors = {{"stem.weight", sine({8, 3, 1, 1}, 0.4)}, {"branch.weight", sine({4, 4, 3, 3}, 0.3)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
+    Tensors tensors = {{"stem.weight", sine({8, 3, 1, 1}, 0.4)},
+                       {"branch.weight", sine({4, 4, 3, 3}, 0.3)},
+                       {"b.weight", sine({5, 8, 1, 1}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.relu(torch.conv2d(x, self.stem.weight))
@@ -243,9 +278,15 @@ def forward(self, x):
 }
 
 TEST(PruneRules, SplitsSlicesAndNarrows) {
-    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)}, {"p.weight", sine({4, 5, 1, 1}, 0.4)}, {"q.weight", sine({4, 7, 1, 1}, 0.4)}, {"r.weight", sine({4, 8, 1, 1}, 0.4)}, {"s.weight", sine({4, 6, 1, 1}, 0.4)}};
-    for (const char* split : {"p, q = torch.split(x, [5, 7], 1)", "p, q = x[:, :5], x[:, 5:]", "p, q = x[:, :-7], x[:, -7:]",
-                              "p, q = torch.narrow(x, 1, 0, 5), torch.narrow(x, 1, 5, 7)", "p, q = torch.split_with_sizes(x, [5, x.size(1) - 5], 1)"}) {
+    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)},
+                       {"p.weight", sine({4, 5, 1, 1}, 0.4)},
+                       {"q.weight", sine({4, 7, 1, 1}, 0.4)},
+                       {"r.weight", sine({4, 8, 1, 1}, 0.4)},
+                       {"s.weight", sine({4, 6, 1, 1}, 0.4)}};
+    for (const char* split :
+         {"p, q = torch.split(x, [5, 7], 1)", "p, q = x[:, :5], x[:, 5:]", "p, q = x[:, :-7], x[:, -7:]",
+          "p, q = torch.narrow(x, 1, 0, 5), torch.narrow(x, 1, 5, 7)",
+          "p, q = torch.split_with_sizes(x, [5, x.size(1) - 5], 1)"}) {
         SCOPED_TRACE(split);
         const auto model = build_model(tensors, std::string(R"(
 def forward(self, x):
@@ -259,7 +300,9 @@ def forward(self, x):
 }
 
 TEST(PruneRules, EvenChunksBecomeUnevenSplits) {
-    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"p.weight", sine({4, 4, 1, 1}, 0.4)}, {"q.weight", sine({4, 4, 3, 3}, 0.4)}};
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)},
+                       {"p.weight", sine({4, 4, 1, 1}, 0.4)},
+                       {"q.weight", sine({4, 4, 3, 3}, 0.4)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     p, q = torch.chunk(torch.relu(torch.conv2d(x, self.a.weight)), 2, 1)
@@ -277,7 +320,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, GroupNormLosesWholeGroups) {
-    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)}, {"gn.weight", 1 + sine({12}, 0.3)}, {"gn.bias", sine({12}, 0.2)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)},
+                       {"gn.weight", 1 + sine({12}, 0.3)},
+                       {"gn.bias", sine({12}, 0.2)},
+                       {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.conv2d(x, self.a.weight)
@@ -291,7 +337,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, LayerNormOverTheChannelsIsTakenOverWhatStays) {
-    Tensors tensors = {{"a.weight", sine({12, 6}, 0.4)}, {"ln.weight", 1 + sine({12}, 0.3)}, {"ln.bias", sine({12}, 0.2)}, {"b.weight", sine({5, 12}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({12, 6}, 0.4)},
+                       {"ln.weight", 1 + sine({12}, 0.3)},
+                       {"ln.bias", sine({12}, 0.2)},
+                       {"b.weight", sine({5, 12}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     x = torch.layer_norm(torch.linear(x, self.a.weight), [12], self.ln.weight, self.ln.bias, 1e-5, True)
@@ -302,7 +351,11 @@ def forward(self, x):
 }
 
 TEST(PruneRules, AttentionLosesWholeHeads) {
-    Tensors tensors = {{"q.weight", sine({12, 8}, 0.5)}, {"k.weight", sine({12, 8}, 0.4)}, {"v.weight", sine({12, 8}, 0.3)}, {"o.weight", sine({8, 12}, 0.3)}, {"o.bias", sine({8}, 0.1)}};
+    Tensors tensors = {{"q.weight", sine({12, 8}, 0.5)},
+                       {"k.weight", sine({12, 8}, 0.4)},
+                       {"v.weight", sine({12, 8}, 0.3)},
+                       {"o.weight", sine({8, 12}, 0.3)},
+                       {"o.bias", sine({8}, 0.1)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     n, t = x.size(0), x.size(1)
@@ -319,7 +372,8 @@ def forward(self, x):
 }
 
 TEST(PruneRules, AttentionByHandWithPackedProjections) {
-    Tensors tensors = {{"qkv.weight", sine({36, 8}, 0.5)}, {"qkv.bias", sine({36}, 0.2)}, {"o.weight", sine({8, 12}, 0.3)}};
+    Tensors tensors = {
+        {"qkv.weight", sine({36, 8}, 0.5)}, {"qkv.bias", sine({36}, 0.2)}, {"o.weight", sine({8, 12}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     n, t = x.size(0), x.size(1)
@@ -335,9 +389,13 @@ def forward(self, x):
 }
 
 TEST(PruneRules, ASingleHeadLosesWidthAndKeepsItsScale) {
-    Tensors tensors = {{"q.weight", sine({6, 8}, 0.9)}, {"k.weight", sine({6, 8}, 0.8)}, {"v.weight", sine({6, 8}, 0.3)}, {"o.weight", sine({8, 6}, 0.3)}};
-    for (const char* attention : {"torch.scaled_dot_product_attention(q, k, v)",
-                                  "torch.matmul(torch.softmax(torch.matmul(q, k.transpose(1, 2)) / (q.size(2) ** 0.5), 2), v)"}) {
+    Tensors tensors = {{"q.weight", sine({6, 8}, 0.9)},
+                       {"k.weight", sine({6, 8}, 0.8)},
+                       {"v.weight", sine({6, 8}, 0.3)},
+                       {"o.weight", sine({8, 6}, 0.3)}};
+    for (const char* attention :
+         {"torch.scaled_dot_product_attention(q, k, v)",
+          "torch.matmul(torch.softmax(torch.matmul(q, k.transpose(1, 2)) / (q.size(2) ** 0.5), 2), v)"}) {
         SCOPED_TRACE(attention);
         const auto model = build_model(tensors, std::string(R"(
 def forward(self, x):
@@ -362,7 +420,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, AnUnknownOperatorFreezesWhatItTouchesAndIsNamed) {
-    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}, {"c.weight", sine({4, 5, 1, 1}, 0.3)}}, R"(
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                                    {"b.weight", sine({5, 6, 1, 1}, 0.3)},
+                                    {"c.weight", sine({4, 5, 1, 1}, 0.3)}},
+                                   R"(
 def forward(self, x):
     x = torch.fft_fft(torch.conv2d(x, self.a.weight), None, 1).abs()
     return torch.conv2d(torch.conv2d(x, self.b.weight), self.c.weight)
@@ -377,7 +438,10 @@ def forward(self, x):
 }
 
 TEST(PruneRules, InPlaceOperatorsAndBareParameters) {
-    Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"gamma", 1 + sine({6, 1, 1}, 0.4)}, {"prelu.weight", sine({6}, 0.3)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}};
+    Tensors tensors = {{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                       {"gamma", 1 + sine({6, 1, 1}, 0.4)},
+                       {"prelu.weight", sine({6}, 0.3)},
+                       {"b.weight", sine({5, 6, 1, 1}, 0.3)}};
     const auto model = build_model(tensors, R"(
 def forward(self, x):
     y = torch.conv2d(x, self.a.weight)
@@ -402,7 +466,8 @@ def forward(self, x):
 }
 
 TEST(PruneRules, ExpandAndEmbedding) {
-    const auto model = build_model({{"e.weight", sine({20, 6}, 0.5)}, {"token", sine({1, 1, 6}, 0.5)}, {"b.weight", sine({5, 6}, 0.4)}}, R"(
+    const auto model = build_model(
+        {{"e.weight", sine({20, 6}, 0.5)}, {"token", sine({1, 1, 6}, 0.5)}, {"b.weight", sine({5, 6}, 0.4)}}, R"(
 def forward(self, ids):
     x = torch.embedding(self.e.weight, ids)
     t = self.token.expand([x.size(0), -1, 6])
@@ -417,7 +482,10 @@ TEST(PruneRules, AGruKeepsItsStateAndLosesInputs) {
 }
 
 TEST(PruneRules, ABranchNotTakenKeepsWhatItReads) {
-    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}, {"c.weight", sine({5, 5, 1, 1}, 0.3)}}, R"(
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                                    {"b.weight", sine({5, 6, 1, 1}, 0.3)},
+                                    {"c.weight", sine({5, 5, 1, 1}, 0.3)}},
+                                   R"(
 def forward(self, x):
     x = torch.conv2d(x, self.a.weight)
     if x.size(2) > 100:
