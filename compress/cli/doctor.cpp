@@ -209,7 +209,7 @@ int run_doctor(const Arguments& arguments) {
     }
     char watts[32];
     std::snprintf(watts, sizeof watts, "%.2f W", power.watts_per_core);
-    item("watts per core", std::string(watts) + ", " + (power.known ? "" : "assumed: ") + power.method);
+    item("watts per core", std::string(watts) + ", " + power.method);
     return kDone;
 }
 

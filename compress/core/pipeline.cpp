@@ -4,6 +4,7 @@
 #include <coppice/graph.h>
 #include <coppice/pipeline.h>
 
+#include <caffe2/serialize/inline_container.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -111,8 +112,13 @@ std::optional<double> number_at(const Json& json, const std::string& pointer) {
     return json.at(place).get<double>();
 }
 
+// What steers: quality on validation data where there are some, else on the data that quality is reported for.
+const char* quality_key(const Json& measurement) {
+    return measurement.contains("validation") && measurement["validation"].is_object() ? "validation" : "quality";
+}
+
 std::optional<double> points_of(const Json& measurement) {
-    return number_at(measurement, "/quality/points");
+    return number_at(measurement, std::string("/") + quality_key(measurement) + "/points");
 }
 
 std::optional<double> file_bytes_of(const Json& measurement) {
@@ -175,9 +181,10 @@ Decision decide(const Json& baseline, const Json& before, const Json& after, boo
     std::vector<std::string> facts;
     const auto quality = points_of(after), quality_before = points_of(before), quality_baseline = points_of(baseline);
     std::optional<double> drop;
-    const std::string metric = after.contains("quality") && after["quality"].is_object()
-                                   ? after["quality"].value("metric", std::string("quality"))
-                                   : "quality";
+    const std::string key = quality_key(after);
+    std::string metric = "quality";
+    if (after.contains(key) && after[key].is_object()) metric = after[key].value("metric", metric);
+    if (key == "validation") metric += " (validation)";
     if (quality && quality_baseline) {
         drop = *quality_baseline - *quality;
         facts.push_back(metric + " " + format("%.2f", *quality) + " (" + format("%+.2f", -*drop) + " points)");
@@ -258,6 +265,18 @@ std::vector<std::vector<int64_t>> output_shapes(const Model& model, const Inputs
     return shapes;
 }
 
+// Names of the canonical form's types end in a number that counts on in one process: "ResNet_c12".
+std::string without_numbers(const std::string& text) {
+    std::string out;
+    out.reserve(text.size());
+    for (size_t i = 0; i < text.size(); ++i) {
+        out += text[i];
+        if (text[i] == 'c' && i > 0 && text[i - 1] == '_')
+            while (i + 1 < text.size() && text[i + 1] >= '0' && text[i + 1] <= '9') ++i;
+    }
+    return out;
+}
+
 // What a model gave before it was written must be what it gives after it was read.
 void check_reloaded(const Model& written, const Model& read, const Inputs& example, const std::string& stage) {
     torch::NoGradGuard no_grad;
@@ -316,7 +335,8 @@ void check_needs(const PipelineStage& stage, const Context& context) {
 struct Step {
     StageResult result;
     fs::path model_file;
-    std::string sha256;
+    std::string sha256;   // of the file
+    std::string content;  // of what it holds
     Json stage_json;
     bool waits = false;  // a later stage decides about it
     std::optional<Model> model;
@@ -409,7 +429,8 @@ private:
                                {"layers", layers_json(step.loaded(), context_.example)},
                                {"seconds", log_.seconds()},
                                {"warnings", log_.warnings},
-                               {"input_sha256", ""},
+                               {"input_content", ""},
+                               {"model_content", step.content},
                                {"model_sha256", step.sha256}};
             finish(std::move(step), folder);
         }
@@ -426,9 +447,9 @@ private:
         const auto& stage = stages_[index];
         const std::string folder = RunDirectory::folder_name(index + 1, stage.name);
         auto& head = steps_[head_];
-        if (take_finished(folder, stage.name, head.sha256)) return;
+        if (take_finished(folder, stage.name, head.content)) return;
 
-        const auto partial = begin(folder, stage.name, head.sha256);
+        const auto partial = begin(folder, stage.name, head.content);
         log_.info(stage.name + ": started (" + std::to_string(index + 1) + " of " + std::to_string(stages_.size()) +
                   ")");
         torch::manual_seed(context_.seed);
@@ -464,7 +485,8 @@ private:
                            {"cpu_seconds", cpu},
                            {"warnings", log_.warnings},
                            {"changed_nothing", same_model(head.loaded(), step.loaded())},
-                           {"input_sha256", head.sha256},
+                           {"input_content", head.content},
+                           {"model_content", step.content},
                            {"model_sha256", step.sha256}};
         step.take(judge(index, step));
         finish(std::move(step), folder);
@@ -486,7 +508,7 @@ private:
     }
 
     // The folder of a stage as an earlier process left it, if it can be used.
-    bool take_finished(const std::string& folder, const std::string& name, const std::string& input_sha256) {
+    bool take_finished(const std::string& folder, const std::string& name, const std::string& input_content) {
         const auto place = run_.path() / folder;
         if (!fs::exists(place)) return false;
         std::string reason;
@@ -499,13 +521,14 @@ private:
             step.stage_json = read_json(place / "stage.json");
             if (step.stage_json.value("model_sha256", std::string()) != step.sha256) {
                 reason = "its model.pt is damaged";
-            } else if (step.stage_json.value("input_sha256", std::string()) != input_sha256) {
+            } else if (step.stage_json.value("input_content", std::string()) != input_content) {
                 reason = "the model before it is another now";
             } else {
                 step.result.folder = folder;
                 step.result.name = name;
                 step.result.measurement = read_json(place / "measurement.json");
                 step.result.resumed = true;
+                step.content = step.stage_json.value("model_content", std::string());
                 if (name == "baseline")
                     step.result.verdict = step.stage_json.value("verdict", std::string());
                 else
@@ -524,17 +547,17 @@ private:
         return false;
     }
 
-    fs::path begin(const std::string& folder, const std::string& name, const std::string& input_sha256) {
+    fs::path begin(const std::string& folder, const std::string& name, const std::string& input_content) {
         auto partial = run_.partial(folder);
         // Checkpoints are worth something only for the input they were made from.
         const auto input_file = partial / "input";
-        if (fs::exists(input_file) && read_text(input_file) != input_sha256) {
+        if (fs::exists(input_file) && read_text(input_file) != input_content) {
             const auto aside = run_.set_aside(folder + ".partial");
             log_.warning("an unfinished " + name + " belongs to another input model; it is now " +
                          aside.filename().string());
             partial = run_.partial(folder);
         }
-        if (!fs::exists(input_file)) write_atomically(input_file, input_sha256);
+        if (!fs::exists(input_file)) write_atomically(input_file, input_content);
         log_.begin(name, partial / "spent.json");
         run_.event({{"event", "stage_start"}, {"stage", name}, {"folder", folder}});
         return partial;
@@ -545,6 +568,7 @@ private:
         step.result.folder = folder;
         step.result.name = name;
         step.sha256 = sha256_of_file((partial / "model.pt").string());
+        step.content = model_content_sha256(partial / "model.pt");
         step.model = Model::load(partial / "model.pt");
         return step;
     }
@@ -670,6 +694,27 @@ private:
 };
 
 }  // namespace
+
+std::string model_content_sha256(const fs::path& path) {
+    try {
+        caffe2::serialize::PyTorchStreamReader reader(path.string());
+        auto records = reader.getAllRecords();
+        std::sort(records.begin(), records.end());
+        std::string sums;
+        for (const auto& record : records) {
+            if (record.find("serialization_id") != std::string::npos) continue;  // depends on the names below
+            const auto [data, size] = reader.getRecord(record);
+            std::string bytes(static_cast<const char*>(data.get()), size);
+            const bool payload = record.rfind("data/", 0) == 0 || record.rfind("constants/", 0) == 0;
+            sums += without_numbers(record) + " " + sha256_of(payload ? bytes : without_numbers(bytes)) + "\n";
+        }
+        return sha256_of(sums);
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        throw IoError(path.string(), "cannot be read as a model: " + message_of(error), "");
+    }
+}
 
 void check_stages(const Model& baseline, const std::vector<PipelineStage>& stages, Context& context) {
     const Model* given = context.baseline;

@@ -62,6 +62,10 @@ void write_atomically(const std::filesystem::path& path, const std::string& text
 std::string read_text(const std::filesystem::path& path);  ///< @throws IoError
 Json read_json(const std::filesystem::path& path);         ///< @throws IoError with the position of a syntax error
 
+/// SHA-256 of what a model file holds: tensors and code, without the numbers that the canonical form gives to type
+/// names. Two runs that computed the same have the same, whatever else their processes did before. @throws IoError
+std::string model_content_sha256(const std::filesystem::path& path);
+
 struct PipelineStage {
     std::string name;  ///< "prune.channel"
     Json options;      ///< resolved, for stage.json
@@ -99,7 +103,8 @@ struct StageWork {
 };
 
 /// Measures `candidate` against `baseline` and returns measurement.json; has a number at /quality/points, higher is
-/// better, when there is labelled data.
+/// better, when there is labelled data, and one at /validation/points where other data steer: the gate then looks
+/// there.
 using Measure = std::function<Json(const Model& baseline, const Model& candidate, const StageWork& work)>;
 
 /// Every stage's needs and check(), before any work. The first problem is thrown, others are logged as warnings.

@@ -97,6 +97,7 @@ protected:
         return at_weight(Model::load(folder / name / "model.pt"), 0);
     }
     std::string bytes(const std::string& relative) { return read_text(folder.path() / relative); }
+    std::string content(const std::string& relative) { return model_content_sha256(folder.path() / relative); }
     bool exists(const std::string& relative) { return std::filesystem::exists(folder.path() / relative); }
 
     TemporaryFolder folder;
@@ -379,10 +380,10 @@ TEST_P(PipelineStops, ResumedRunEqualsAnUninterruptedOne) {
         EXPECT_EQ(resumed[i].kept, whole[i].kept) << i;
         EXPECT_EQ(resumed[i].verdict, whole[i].verdict) << i;
         EXPECT_EQ(resumed[i].resumed, i < stop.stage) << i;
-        EXPECT_EQ(bytes("broken/" + whole[i].folder + "/model.pt"), bytes("whole/" + whole[i].folder + "/model.pt"))
+        EXPECT_EQ(content("broken/" + whole[i].folder + "/model.pt"), content("whole/" + whole[i].folder + "/model.pt"))
             << i;
     }
-    EXPECT_EQ(bytes("broken/model.pt"), bytes("whole/model.pt"));
+    EXPECT_EQ(content("broken/model.pt"), content("whole/model.pt"));
     for (size_t i = 0; i < fakes.size(); ++i)  // only the interrupted stage ran twice
         EXPECT_EQ(fakes[i]->applied, i + 1 == stop.stage ? 2 : 1) << i;
 }
@@ -405,13 +406,13 @@ TEST_F(PipelineTest, AFinishedRunIsNotRepeated) {
 TEST_F(PipelineTest, ADamagedMeasurementIsMovedAsideAndTheStageRepeatedButNotTheNext) {
     const auto first = add("prune.a", shrink(0.5)), second = add("quantize.b", shrink(0.5));
     run();
-    const auto final_model = bytes("run/model.pt");
+    const auto final_model = content("run/model.pt");
     std::ofstream(folder / "run" / "01-prune.a" / "measurement.json") << "{\"quality\": {\"poi";
     run("run", true);
     EXPECT_EQ(first->applied, 2);
     EXPECT_EQ(second->applied, 1);  // its input has the same bits again
     EXPECT_TRUE(exists("run/01-prune.a.aside-1/model.pt"));
-    EXPECT_EQ(bytes("run/model.pt"), final_model);
+    EXPECT_EQ(content("run/model.pt"), final_model);
     EXPECT_THAT(bytes("run/log.jsonl"), ::testing::HasSubstr("its files are damaged"));
 }
 
@@ -506,18 +507,18 @@ TEST_F(PipelineTest, TheTimeOfACrashedAttemptCounts) {
 }
 
 TEST_F(PipelineTest, AnInterruptionKeepsWhatWasFinished) {
-    bool stop = false;
+    bool stop = false, armed = true;
     context.interrupted = [&] { return stop; };
     const auto first = add("prune.a", [&](Model& model, Context& context) { shrink(0.5)(model, context); });
     add("quantize.b", [&](Model& model, Context& context) {
         shrink(0.5)(model, context);
-        stop = true;
+        stop = armed;
     });
     EXPECT_THROW(run(), Interrupted);
     EXPECT_TRUE(exists("run/01-prune.a/model.pt"));
     EXPECT_FALSE(exists("run/02-quantize.b"));
     EXPECT_EQ(bytes("run/model.pt"), bytes("run/01-prune.a/model.pt"));
-    stop = false;
+    stop = armed = false;
     EXPECT_EQ(run("run", true).size(), 3u);
     EXPECT_EQ(first->applied, 1);
 }
@@ -544,6 +545,20 @@ TEST_F(PipelineTest, TheLogTellsTheStoryLineByLine) {
     }
     EXPECT_EQ(events,
               (std::vector<std::string>{"start", "stage_start", "stage_done", "stage_start", "stage_done", "done"}));
+}
+
+TEST_F(PipelineTest, TheContentOfAModelFileIsItsTensorsAndItsCode) {
+    auto model = subject();
+    model.save(folder / "a.pt");
+    model.clone().save(folder / "b.pt");  // other type names
+    EXPECT_EQ(content("a.pt"), content("b.pt"));
+    change(model, 3, 1e-3);
+    model.save(folder / "c.pt");
+    EXPECT_NE(content("a.pt"), content("c.pt"));
+    testing::build_model({{"weight", weight_of(subject())}},
+                         "def forward(self, x):\n    return torch.relu(torch.linear(x, self.weight))\n")
+        .save(folder / "d.pt");
+    EXPECT_NE(content("a.pt"), content("d.pt"));
 }
 
 TEST_F(PipelineTest, TheContextIsGivenBackAsItWas) {
