@@ -10,7 +10,7 @@ namespace {
 
 void hash_tensor(std::string& text, const at::Tensor& tensor) {
     const auto values = tensor.contiguous();
-    text += std::string(c10::toString(values.scalar_type())) + " " + c10::str(values.sizes()) + " ";
+    text += c10::str(values.scalar_type(), " ", values.sizes(), " ");
     text += sha256_of(std::string(static_cast<const char*>(values.const_data_ptr()), values.nbytes())) + "\n";
 }
 

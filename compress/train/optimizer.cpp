@@ -14,6 +14,14 @@ struct Group {
     std::vector<size_t> members;
 };
 
+/// Same type and order in memory: strides agree wherever there is more than one element.
+bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+    if (a.scalar_type() != b.scalar_type() || !a.is_non_overlapping_and_dense()) return false;
+    for (int64_t d = 0; d < a.dim(); ++d)
+        if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+    return true;
+}
+
 class Base : public Optimizer {
 public:
     Base(const TrainOptions& options, const NamedTensors& parameters) : options_(options), parameters_(parameters) {
@@ -51,7 +59,7 @@ protected:
         for (const size_t i : members) {
             const auto& parameter = parameters_[i].second;
             auto gradient = parameter.grad();
-            if (gradient.strides() != parameter.strides() || gradient.scalar_type() != parameter.scalar_type()) {
+            if (!same_layout(gradient, parameter)) {
                 gradient = at::empty_like(parameter).copy_(gradient);
             }
             tensors.push_back(gradient);

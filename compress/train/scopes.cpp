@@ -1,10 +1,10 @@
 #include "train/scopes.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/cpu/FlushDenormal.h>
 #include <ATen/cpu/Utils.h>
 
 #include <limits>
@@ -22,10 +22,15 @@ bool flushes_denormals() {
 /// The setting is one of each thread. LibTorch's workers are reached by a loop that LibTorch itself cuts into one piece
 /// per thread; at::parallel_for in this file would not do, as it is serial in code compiled without OpenMP.
 void set_flush_denormals(bool on) {
-    at::cpu::set_flush_denormal(on);
+    at::globalContext().setFlushDenormal(on);
     auto each = at::empty({at::get_num_threads()}, at::kByte);
-    auto iterator = at::TensorIteratorConfig().add_output(each).build();
-    iterator.for_each([on](char**, const int64_t*, int64_t, int64_t) { at::cpu::set_flush_denormal(on); },
+    auto iterator = at::TensorIteratorConfig()
+                        .set_check_mem_overlap(false)
+                        .check_all_same_dtype(false)
+                        .resize_outputs(false)
+                        .add_output(each)
+                        .build();
+    iterator.for_each([on](char**, const int64_t*, int64_t, int64_t) { at::globalContext().setFlushDenormal(on); },
                       /*grain_size=*/1);
 }
 
@@ -60,7 +65,8 @@ ChannelsLastWeights::ChannelsLastWeights(bool on, const std::vector<std::pair<st
     for (const auto& [name, parameter] : parameters) {
         if (parameter.dim() != 4 || !parameter.is_contiguous()) continue;
         at::Tensor handle = parameter;
-        handle.set_data(parameter.detach().contiguous(at::MemoryFormat::ChannelsLast));
+        // clone() makes the strides those of the order; contiguous() leaves them where a dimension of 1 allows both.
+        handle.set_data(parameter.detach().clone(at::MemoryFormat::ChannelsLast));
         changed_.push_back(handle);
     }
 }
@@ -69,7 +75,7 @@ ChannelsLastWeights::~ChannelsLastWeights() {
     torch::NoGradGuard no_grad;
     for (auto& parameter : changed_) {
         parameter.mutable_grad().reset();  // it has the strides that go
-        parameter.set_data(parameter.detach().contiguous());
+        parameter.set_data(parameter.detach().clone(at::MemoryFormat::Contiguous));
     }
 }
 

@@ -199,7 +199,11 @@ private:
             if (!input.isTensor()) continue;
             auto tensor = input.toTensor();
             if (tensor.device() != device_) tensor = tensor.to(device_);
-            if (options_.channels_last && tensor.dim() == 4) tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
+            // Not contiguous(): images of one channel are in both orders at once, and only the strides say which is
+            // meant.
+            if (options_.channels_last && tensor.dim() == 4 &&
+                tensor.suggest_memory_format() != at::MemoryFormat::ChannelsLast)
+                tensor = tensor.clone(at::MemoryFormat::ChannelsLast);
             input = tensor;
         }
         if (batch.target.defined() && batch.target.device() != device_) batch.target = batch.target.to(device_);

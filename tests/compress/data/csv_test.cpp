@@ -60,7 +60,8 @@ TEST_F(Csv, WorksWithoutHeaderWithQuotesAndOtherDelimiters) {
 
 TEST_F(Csv, SaysWhatIsWrong) {
     EXPECT_ERROR(open(""), IoError, "holds no row of values");
-    EXPECT_ERROR(open("a,b\nx,y\n"), IoError, "holds no row of values");
+    EXPECT_ERROR(open("a,b\n"), IoError, "holds no row of values");
+    EXPECT_ERROR(open("a,b\nx,y\n"), IoError, "has no column of numbers");
     EXPECT_ERROR(open("date,a\nx,1\nx,2,3\n"), IoError, "line 3: has 3 columns, the first line 2");
     EXPECT_ERROR(open("a\n1\n2\nNaN\n4\n"), IoError, "line 4: column a is \"NaN\", no number");
     EXPECT_ERROR(open("a\n1\n2\n"), InvalidArgument, "leave 2 rows, one window takes 3");
