@@ -46,7 +46,8 @@ TEST(Dkd,
 }
 
 TEST(Dkd, StaysFiniteForASureTeacher) {  // 1 - p underflows to 0 in float32
-    const auto student = at::tensor({{-200.0f, 200.0f, 0.0f}}), teacher = at::tensor({{200.0f, -200.0f, 0.0f}});
+    const auto student = at::tensor({-200.0f, 200.0f, 0.0f}).unsqueeze(0),
+               teacher = at::tensor({200.0f, -200.0f, 0.0f}).unsqueeze(0);
     Batch batch;
     batch.target = at::tensor({0}, at::kLong);
     EXPECT_TRUE(std::isfinite(value(*dkd(with(1, 1, 1, 1)), student, teacher, batch)));

@@ -24,7 +24,8 @@ TEST(Kd, MatchesPlainLoops) {
 
 TEST(Kd, IsAHandComputedValueForTwoClasses) {
     // softmax of (0, 0) is (1/2, 1/2), of (log 3, 0) is (3/4, 1/4): KL = ln(2/3)/2 + ln(2)/2 = ln(4/3)/2.
-    const auto student = at::tensor({{std::log(3.0), 0.0}}, at::kDouble), teacher = at::zeros({1, 2}, at::kDouble);
+    const auto student = at::tensor({std::log(3.0), 0.0}, at::kDouble).unsqueeze(0),
+               teacher = at::zeros({1, 2}, at::kDouble);
     EXPECT_NEAR(value(*kd(with(1, 1)), student, teacher, Batch{}), std::log(4.0 / 3) / 2, 1e-12);
 }
 
@@ -109,7 +110,8 @@ TEST(Kd, GivesTheTeacherNoGradient) {
 }
 
 TEST(Kd, StaysFiniteForASureTeacher) {
-    const auto student = at::tensor({{-300.0f, 300.0f}}), teacher = at::tensor({{300.0f, -300.0f}});
+    const auto student = at::tensor({-300.0f, 300.0f}).unsqueeze(0),
+               teacher = at::tensor({300.0f, -300.0f}).unsqueeze(0);
     Batch batch;
     batch.target = at::tensor({0}, at::kLong);
     EXPECT_TRUE(std::isfinite(value(*kd(with(1, 0.9)), student, teacher, batch)));
