@@ -40,7 +40,11 @@ bool is_fresh(const Value* value) {
                                                  "aten::silu",
                                                  "aten::sub",
                                                  "aten::tanh"};
-    return kFresh.count(value->node()->kind().toQualString()) > 0;
+    if (kFresh.count(value->node()->kind().toQualString())) return true;
+    // The model's own operators in place hand on the memory that they wrote into.
+    const auto kind = value->node()->kind();
+    const bool in_place = kind == aten::add_ || kind == aten::relu_ || kind == aten::mul_ || kind == aten::hardtanh_;
+    return in_place && value->node()->input(0)->uses().size() == 1 && is_fresh(value->node()->input(0));
 }
 
 struct Rewriter {
@@ -89,9 +93,22 @@ struct Rewriter {
 };
 
 bool is_tensor_add(const Node* node) {
-    return node->kind() == aten::add && node->inputs().size() == 3 &&
+    return (node->kind() == aten::add || node->kind() == aten::add_) && node->inputs().size() == 3 &&
            node->input(0)->type()->isSubtypeOf(*c10::TensorType::get()) &&
            node->input(1)->type()->isSubtypeOf(*c10::TensorType::get());
+}
+
+// May `first` be carried out as late as `second`? Not past an operator that writes into its arguments, or past a
+// branch.
+bool may_wait(const Node* first, const Node* second) {
+    if (first->owningBlock() != second->owningBlock()) return false;
+    for (const Node* node = first->next(); node != second; node = node->next()) {
+        const std::string op = node->kind().toUnqualString();
+        if (node->kind() == prim::Return || !node->blocks().empty() || op.back() == '_' ||
+            node->kind() == prim::SetAttr)
+            return false;
+    }
+    return true;
 }
 
 }  // namespace
@@ -107,7 +124,8 @@ int fuse_elementwise(Model& model, const Inputs& example) {
     // Operands of an addition, the one that may be overwritten first; null when neither may.
     const auto overwritable = [&](Node* add, const Value* result) -> std::pair<Value*, Value*> {
         for (const size_t i : {0, 1}) {
-            // Only the first operand is free of the factor alpha.
+            // The model's own add_ writes into its first operand; and only the first one is free of the factor alpha.
+            if (i == 1 && add->kind() == aten::add_) continue;
             if (i == 1 && !(constant_of(add->input(2)) && constant_of(add->input(2))->isInt() &&
                             constant_of(add->input(2))->toInt() == 1))
                 continue;
@@ -123,13 +141,16 @@ int fuse_elementwise(Model& model, const Inputs& example) {
         const bool is_relu = node->kind() == aten::relu || node->kind() == aten::relu_;
         if (is_relu && is_tensor_add(input->node()) && input->uses().size() == 1 &&
             rewriter.is_float(input->node()->input(0)) && rewriter.is_float(input->node()->input(1)) &&
-            input->node()->owningBlock() == node->owningBlock()) {
+            may_wait(input->node(), node)) {
             Node* const add = input->node();
-            if (const auto [target, other] = overwritable(add, node->output()); target)
+            const auto [target, other] = overwritable(add, node->output());
+            if (target)
                 rewriter.replace(node, "aten::_add_relu_", {target, other}, node->output(), add->input(2));
-            else
+            else if (add->kind() == aten::add)
                 rewriter.replace(node, "aten::_add_relu", {add->input(0), add->input(1)}, node->output(),
                                  add->input(2));
+            else
+                continue;
             node->destroy();
             add->destroy();
             replaced += 2;
@@ -138,10 +159,11 @@ int fuse_elementwise(Model& model, const Inputs& example) {
             rewriter.replace(node, op + "_", arguments, node->output());
             node->destroy();
             ++replaced;
-        } else if (is_tensor_add(node)) {
+        } else if (node->kind() == aten::add && is_tensor_add(node)) {
             // Before a relu the pair is fused when the relu is reached.
             const auto uses = node->output()->uses();
-            if (uses.size() == 1 && (uses[0].user->kind() == aten::relu || uses[0].user->kind() == aten::relu_))
+            if (uses.size() == 1 && (uses[0].user->kind() == aten::relu || uses[0].user->kind() == aten::relu_) &&
+                may_wait(node, uses[0].user))
                 continue;
             if (const auto [target, other] = overwritable(node, node->output()); target) {
                 rewriter.replace(node, "aten::add_", {target, other}, node->output(), node->input(2));

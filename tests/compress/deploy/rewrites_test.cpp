@@ -130,6 +130,45 @@ TEST(FuseElementwise, KeepsTheFactorOfAnAddition) {
     EXPECT_LT(max_difference(output(model, inputs), before), 1e-6);
 }
 
+TEST(FuseElementwise, TakesTheModelsOwnInPlaceAdditionAlong) {
+    auto model = build_model({{"w", sine({4, 4})}},
+                             "def forward(self, x):\n"
+                             "    y = torch.linear(x, self.w)\n"
+                             "    y += x\n"
+                             "    return torch.relu(y)\n");
+    const Inputs inputs = {sine({3, 4})};
+    const auto before = output(model, inputs);
+    EXPECT_EQ(fuse_elementwise(model, inputs), 2);
+    EXPECT_EQ(count(model, "aten::_add_relu_"), 1);
+    EXPECT_TRUE(at::equal(output(model, inputs), before));
+}
+
+TEST(FuseElementwise, LeavesAnInPlaceAdditionThatOthersSee) {
+    auto model = build_model({{"w", sine({4, 4})}},
+                             "def forward(self, x):\n"
+                             "    y = torch.linear(x, self.w)\n"
+                             "    z = y.add_(x)\n"
+                             "    return torch.relu(z) + y\n");  // y is the sum too
+    const Inputs inputs = {sine({3, 4})};
+    const auto before = output(model, inputs);
+    fuse_elementwise(model, inputs);
+    EXPECT_EQ(count(model, "aten::_add_relu_") + count(model, "aten::_add_relu"), 0);
+    EXPECT_TRUE(at::equal(output(model, inputs), before));
+}
+
+TEST(FuseElementwise, DoesNotMoveAnAdditionPastAWriteIntoItsOperand) {
+    auto model = build_model({{"w", sine({4, 4})}},
+                             "def forward(self, x):\n"
+                             "    y = torch.linear(x, self.w)\n"
+                             "    z = y + x\n"
+                             "    y.mul_(3)\n"
+                             "    return torch.relu(z) + y\n");
+    const Inputs inputs = {sine({3, 4})};
+    const auto before = output(model, inputs);
+    fuse_elementwise(model, inputs);
+    EXPECT_TRUE(at::equal(output(model, inputs), before));
+}
+
 TEST(FuseElementwise, SurvivesSavingAndLoading) {
     auto model = residual_model();
     fuse_elementwise(model, kImage);
