@@ -328,12 +328,24 @@ void settle_training(Model& model) {
     model.refresh();
 }
 
-std::string why_no_unit(const Node* node) {
-    if (as_recurrent(const_cast<Node*>(node))) return "recurrent cells have no static int8 kernel";
-    if (as_embedding(const_cast<Node*>(node))) return "embeddings stay in float";
-    if (as_attention(const_cast<Node*>(node)) || as_matmul(const_cast<Node*>(node)))
-        return "it multiplies two computed tensors";
+std::string why_no_unit(Node* node) {
+    const std::string op = node->kind().toUnqualString();
+    if (op == "gru" || op == "lstm" || op.rfind("rnn_", 0) == 0) return "recurrent cells have no static int8 kernel";
+    if (as_embedding(node)) return "embeddings stay in float";
+    if (as_attention(node) || as_matmul(node)) return "it multiplies two computed tensors";
     return "no int8 operator of LibTorch stands for it";
+}
+
+/// Layers, and operators that turn float tensors into float tensors: what a reader may expect to run in int8.
+bool worth_a_word(Node* node, const Facts& facts) {
+    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return true;
+    if (std::string(node->kind().toQualString()).rfind("aten::", 0) != 0 || node->outputs().empty()) return false;
+    const auto is_float_matrix = [&](const Value* value) {
+        const auto* fact = facts.find(value);
+        return fact && fact->is_tensor && fact->dtype == at::kFloat && fact->shape.size() > 1;
+    };
+    return is_float_matrix(node->output(0)) &&
+           std::any_of(node->inputs().begin(), node->inputs().end(), is_float_matrix);
 }
 
 }  // namespace
@@ -389,11 +401,7 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
             if (!layer.int8)
                 layer.reason = !unit.refusal.empty() ? unit.refusal : "beside float operators it is no faster in int8";
         } else {
-            const std::string op = layer.op;
-            if (op.rfind("aten::", 0) != 0 || node->outputs().empty()) continue;
-            const auto* fact = facts.find(node->output(0));
-            const bool weighty = as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node);
-            if (!weighty && !(fact && fact->is_tensor && fact->dtype == at::kFloat && fact->shape.size() > 1)) continue;
+            if (!worth_a_word(node, facts)) continue;
             if (node->owningBlock() != model.graph()->block() && find_row(node))
                 layer.reason = "it runs inside a branch or a loop";
             else
