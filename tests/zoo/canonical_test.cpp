@@ -82,8 +82,10 @@ TEST_P(CanonicalModel, ComputesWhatTheOriginalComputes) {
         const auto found = gradients.find(parameter.name);
         if (found == gradients.end()) continue;  // an alias of a shared parameter
         const auto& expected = parameter.value.grad();
-        ASSERT_EQ(expected.defined(), found->second.defined()) << parameter.name;
+        // A recurrent layer of a loaded archive trains copies in its weight list and leaves the parameters without gradient;
+        // the canonical model has made them one.
         if (!expected.defined()) continue;
+        ASSERT_TRUE(found->second.defined()) << parameter.name;
         ++compared;
         // Gradients that meet at one tensor are added in the order in which the engine finishes: float rounding.
         const double scale = std::max(1e-6, expected.abs().max().item<double>());

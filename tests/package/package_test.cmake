@@ -1,0 +1,22 @@
+# Installs the build into a prefix, configures and builds the consumer against it, and runs it. Its second program links LibTorch
+# alone and loads the model that the first one pruned and saved.
+set(work ${BUILD}/package_test)
+file(REMOVE_RECURSE ${work})
+function(run)
+  execute_process(COMMAND ${ARGV} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "failed: ${ARGV}\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${work}/prefix)
+run(${CMAKE_COMMAND} -G Ninja -S ${SOURCE}/consumer -B ${work}/build -DCMAKE_CXX_COMPILER=${COMPILER}
+    -DCMAKE_PREFIX_PATH=${work}/prefix -DLibTorch_ROOT=${LIBTORCH_ROOT})
+run(${CMAKE_COMMAND} --build ${work}/build)
+run(${work}/build/consumer ${work}/model.pt)
+set(expected "${output}")
+run(${work}/build/stock_libtorch ${work}/model.pt)
+if(NOT output STREQUAL expected)
+  message(FATAL_ERROR "stock LibTorch computes another output:\n${output}\nexpected:\n${expected}")
+endif()
+message(STATUS "stock LibTorch gives the same output: ${output}")
