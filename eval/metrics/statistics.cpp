@@ -30,6 +30,8 @@ double student_quantile(double p, double freedom) {
            (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * freedom * freedom * freedom);
 }
 
+constexpr double kFewBlocks = 20;
+
 // log of the binomial probability of k successes.
 double log_binomial(int64_t k, int64_t n, double p) {
     return std::lgamma(n + 1.0) - std::lgamma(k + 1.0) - std::lgamma(n - k + 1.0) + k * std::log(p) +
@@ -113,8 +115,18 @@ std::optional<Interval> block_bootstrap(int64_t count, int64_t block,
     }
     // Few blocks make the spread of resamples too narrow by sqrt((n - 1) / n), and their tails those of a normal
     // instead of a t: the percentile is moved out by both (arXiv 1411.5279, section 3.3).
-    const double t = student_quantile(0.5 + confidence / 2, blocks - 1);
-    const double tail = normal_cdf(-std::sqrt(blocks / (blocks - 1)) * t);
+    const double t = student_quantile(0.5 + confidence / 2, blocks - 1), wider = std::sqrt(blocks / (blocks - 1));
+    if (blocks < kFewBlocks) {
+        // So few values have no tails that could be read off: the standard error of the resamples, with Student's t.
+        std::iota(indices.begin(), indices.end(), int64_t{0});
+        const double estimate = statistic(indices);
+        double sum = 0, squares = 0;
+        for (const double replicate : replicates) sum += replicate;
+        for (const double replicate : replicates) squares += std::pow(replicate - sum / resamples, 2);
+        const double half = t * wider * std::sqrt(squares / resamples);
+        return Interval{estimate - half, estimate + half};
+    }
+    const double tail = normal_cdf(-wider * t);
     return Interval{quantile(replicates, tail), quantile(replicates, 1 - tail)};
 }
 

@@ -180,7 +180,9 @@ def forward(self, x):
         EXPECT_EQ(row[1].threads, 1);
     }
     EXPECT_EQ(rows[1][0].batch, 4);
-    EXPECT_NEAR(*rows[1][1].throughput_per_s.value * *rows[1][1].p50_s.value, 4, 3) << "examples, not queries";
+    // Examples and not queries: 4 / seconds of a query, which are its CPU seconds / CPU share.
+    const auto& four = rows[1][1];
+    EXPECT_NEAR(*four.throughput_per_s.value * *four.cpu_s.value / four.cpu_share, 4, 1e-6);
 }
 
 TEST(MeasureLatency, AModelThatRefusesABatchSizeSaysSo) {
