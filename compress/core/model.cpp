@@ -34,6 +34,13 @@ private:
 
 bool starts_with(const std::string& text, const char* head) { return text.rfind(head, 0) == 0; }
 
+/// Throws when LibTorch's complaint is about the version of the archive.
+void refuse_newer(const std::string& where, const std::string& message) {
+    if (message.find("with version") == std::string::npos && message.find("maximum supported version") == std::string::npos) return;
+    throw IoError(where, "the file was written by a newer LibTorch (" + message + ")",
+                  "Save it again with the LibTorch that Coppice was built with, or build Coppice against the newer one.");
+}
+
 /// Says what a file that LibTorch cannot load is instead. `loader_message` is LibTorch's own complaint.
 [[noreturn]] void explain_unreadable(const std::string& where, const std::string& loader_message) {
     std::ifstream file(where, std::ios::binary | std::ios::ate);
@@ -53,9 +60,7 @@ bool starts_with(const std::string& text, const char* head) { return text.rfind(
         records = reader.getAllRecords();
     } catch (const std::exception& error) {
         const std::string message = message_of(error);
-        if (message.find("version") != std::string::npos && message.find("max supported") != std::string::npos)
-            throw IoError(where, "the file was written by a newer LibTorch (" + message + ")",
-                          "Save it again with the LibTorch that Coppice was built with, or build Coppice against the newer one.");
+        refuse_newer(where, message);
         if (message.find("file not found") != std::string::npos || message.find("version") != std::string::npos)
             throw IoError(where, "this is a zip archive without PyTorch's records, not TorchScript", save);
         throw IoError(where, "the archive is truncated or damaged (" + message + ")", "Copy or save the file again.");
@@ -82,9 +87,7 @@ bool starts_with(const std::string& text, const char* head) { return text.rfind(
                                "It comes from a library of custom operators (torchvision, say). Export the model without "
                                "that operator: keep only its backbone and do the rest outside.");
     }
-    if (loader_message.find("version") != std::string::npos && loader_message.find("max supported") != std::string::npos)
-        throw IoError(where, "the file was written by a newer LibTorch (" + loader_message + ")",
-                      "Save it again with the LibTorch that Coppice was built with, or build Coppice against the newer one.");
+    refuse_newer(where, loader_message);
     throw IoError(where, "LibTorch cannot load the archive (" + loader_message + ")",
                   "Load it in Python with torch.jit.load to see whether the file itself is sound.");
 }

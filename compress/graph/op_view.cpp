@@ -284,8 +284,10 @@ namespace {
 std::optional<std::string> first_parameter(const Node* node) {
     for (const Value* input : node->inputs()) {
         if (auto name = attribute_name(input)) {
-            if (input->type()->cast<c10::ClassType>() && input->type()->expect<c10::ClassType>()->is_module()) continue;
-            return name;
+            // Weights, also packed ones, name a layer; switches such as `training` and submodules do not.
+            const auto type = input->type()->cast<c10::ClassType>();
+            if (input->type()->isSubtypeOf(*c10::TensorType::get()) || (type && !type->is_module())) return name;
+            continue;
         }
         const Node* source = input->node();
         const auto kind = source->kind();
