@@ -134,8 +134,7 @@ int run_inspect(const Arguments& arguments) {
         rows, "factorised", notes, [&] { return lowrank::explain(model, example); },
         [](Row& row, const lowrank::Explanation& info) {
             row.factorise = {true, info.factorisable,
-                             info.factorisable ? "rank < " + std::to_string(info.break_even_rank + 1) : "no",
-                             info.reason};
+                             info.factorisable ? "rank <= " + std::to_string(info.break_even_rank) : "no", info.reason};
         });
     explain_all(
         rows, "quantized", notes, [&] { return quantize::explain(model, example); },

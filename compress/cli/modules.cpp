@@ -73,7 +73,7 @@ std::vector<Family> all_families() {
             family("metric", "task: {metric: NAME}, measure: {metrics: [NAME]}", eval::metrics()),
             family("data format", "data: {format: NAME, ...}", dataset_formats()),
             family("criterion", "prune.channel: {criterion: NAME}", prune::criteria()),
-            family("allocation", "prune.channel: {allocation: NAME}", prune::allocations()),
+            family("allocation", "prune.channel: {scope: NAME}", prune::allocations()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
             family("observer", "quantize.static: {observer: NAME}", quantize::observers())};
 }
