@@ -21,8 +21,6 @@
 #include <torch/csrc/jit/passes/peephole.h>
 #include <torch/csrc/jit/passes/remove_exceptions.h>
 
-#include <atomic>
-
 #include <coppice/error.h>
 #include <coppice/graph.h>
 
@@ -34,13 +32,13 @@ using namespace torch::jit;
 constexpr const char* kWhere = "canonical form";
 
 /// A name for a fresh type that keeps the class name of the original readable: __torch__.ResNet_c12.
-c10::QualifiedName fresh_name(const c10::ClassTypePtr& type) {
-    static std::atomic<uint64_t> next{0};
+/// `number` counts within one compilation unit, so that the same model saves to the same bytes in every process.
+c10::QualifiedName fresh_name(const c10::ClassTypePtr& type, size_t number) {
     std::string base = type->name() ? type->name()->name() : "Module";
     if (const auto tail = base.rfind("_c"); tail != std::string::npos && tail + 2 < base.size() &&
                                             base.find_first_not_of("0123456789", tail + 2) == std::string::npos)
         base.resize(tail);  // a copy of a copy does not grow a longer name
-    return c10::QualifiedName("__torch__." + base + "_c" + std::to_string(next++));
+    return c10::QualifiedName("__torch__." + base + "_c" + std::to_string(number));
 }
 
 class Rebuilder {
@@ -98,7 +96,7 @@ private:
         const auto* key = source._ivalue().get();
         if (const auto known = objects_.find(key); known != objects_.end()) return known->second;
         const auto type = source.type();
-        Module copy(fresh_name(type), unit_, /*shouldMangle=*/true);
+        Module copy(fresh_name(type, types_++), unit_, /*shouldMangle=*/true);
         for (size_t i = 0; i < type->numConstants(); ++i)
             copy.type()->addConstant(type->getConstantName(i), type->getConstant(i));
         for (size_t slot = 0; slot < type->numAttributes(); ++slot) {
@@ -204,7 +202,7 @@ private:
     Module root_;
     std::unordered_map<const c10::ivalue::Object*, Module> objects_;
     std::map<std::tuple<const void*, std::vector<int64_t>, std::vector<int64_t>, bool>, at::Tensor> tensors_;
-    size_t inlined_ = 0;
+    size_t types_ = 0, inlined_ = 0;
 };
 
 /// Paths ("layer1.0.eps") that some method writes.
