@@ -162,8 +162,8 @@ std::unique_ptr<Dataset> csv(Options& options) {
         throw options.error("standardise", "must be [from, to) within the " + std::to_string(total) + " rows", "");
 
     const auto rows = read_rows(options, total,
-                                      "rows [from, to) to forecast; windows reach back input_length rows "
-                                      "where there are that many");
+                                "rows [from, to) to forecast; windows reach back input_length rows "
+                                "where there are that many");
     const int64_t from = rows.first, to = rows.second;  // not a structured binding: lambdas capture them
     const int64_t first = std::max<int64_t>(0, from - input_length);
     auto dataset = std::make_unique<Windows>();

@@ -1,23 +1,35 @@
-// Time of a training step of ResNet-20 on CIFAR-10 by Coppice's Trainer: everything from fetching the batch to the update.
+// Time of a training step of ResNet-20 on CIFAR-10 by Coppice's Trainer: everything from fetching the batch to the
+// update.
 //
 //   train_step resnet20.pt train.bin            a table over the modes
-//   train_step resnet20.pt train.bin --serve    one block of steps per line of standard input, "MODE STEPS"; for
-//                                               tests/peers/train_step_eager.py, which runs PyTorch eager in between
+//   train_step resnet20.pt train.bin --serve    one block of steps per line of standard input, "MODE STEPS", answered
+//   by wall
+//                                               and CPU milliseconds of each step; for tests/peers/train_step_eager.py,
+//                                               which runs PyTorch eager in between
 #include <ATen/Parallel.h>
 #include <coppice/train.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <iostream>
 
 namespace {
 
 constexpr int64_t kBatch = 128;
 
-/// Milliseconds of each of `steps` steps, after one that is not counted.
-std::vector<double> block(const coppice::Model& model, const std::shared_ptr<const coppice::Dataset>& data,
-                          const std::string& mode, int64_t steps) {
+struct Step {
+    double wall_ms, cpu_ms;
+};
+
+double cpu_ms() {
+    return 1000.0 * static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+}  // of all threads
+
+/// Times of each of `steps` steps, after one that is not counted.
+std::vector<Step> block(const coppice::Model& model, const std::shared_ptr<const coppice::Dataset>& data,
+                        const std::string& mode, int64_t steps) {
     coppice::TrainOptions options;
     options.batch_size = kBatch;
     options.schedule = "constant";
@@ -26,13 +38,16 @@ std::vector<double> block(const coppice::Model& model, const std::shared_ptr<con
     options.channels_last = mode != "contiguous";
     std::vector<int64_t> examples(static_cast<size_t>((steps + 1) * kBatch));
     for (size_t i = 0; i < examples.size(); ++i) examples[i] = static_cast<int64_t>(i) % data->size();
-    std::vector<double> times;
+    std::vector<Step> times;
     auto last = std::chrono::steady_clock::now();
+    double last_cpu = cpu_ms();
     coppice::TrainCallbacks callbacks;
     callbacks.on_step = [&](const coppice::StepInfo& info) {
         const auto now = std::chrono::steady_clock::now();
-        if (info.step > 0) times.push_back(std::chrono::duration<double, std::milli>(now - last).count());
-        last = now;
+        const double now_cpu = cpu_ms();
+        if (info.step > 0)
+            times.push_back({std::chrono::duration<double, std::milli>(now - last).count(), now_cpu - last_cpu});
+        last = now, last_cpu = now_cpu;
         return true;
     };
     const auto module = coppice::trainable(model);
@@ -40,7 +55,9 @@ std::vector<double> block(const coppice::Model& model, const std::shared_ptr<con
     return times;
 }
 
-double median(std::vector<double> values) {
+double median(const std::vector<Step>& steps, double Step::*what) {
+    std::vector<double> values;
+    for (const auto& step : steps) values.push_back(step.*what);
     std::sort(values.begin(), values.end());
     return values[values.size() / 2];
 }
@@ -61,7 +78,8 @@ int main(int argc, char** argv) {
         std::string mode;
         int64_t steps = 0;
         while (std::cin >> mode >> steps) {
-            for (const double ms : block(model, data, mode, steps)) std::printf("%.3f ", ms);
+            for (const auto& step : block(model, data, mode, steps))
+                std::printf("%.3f %.3f ", step.wall_ms, step.cpu_ms);
             std::printf("\n");
             std::fflush(stdout);
         }
@@ -69,7 +87,7 @@ int main(int argc, char** argv) {
     }
     for (const char* mode : {"contiguous", "channels_last", "bf16"}) {
         const auto times = block(model, data, mode, 30);
-        std::printf("%-14s median %7.1f ms, best %7.1f ms of %zu steps\n", mode, median(times),
-                    *std::min_element(times.begin(), times.end()), times.size());
+        std::printf("%-14s median of %zu steps: %7.1f ms wall, %7.1f ms CPU\n", mode, times.size(),
+                    median(times, &Step::wall_ms), median(times, &Step::cpu_ms));
     }
 }

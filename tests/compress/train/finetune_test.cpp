@@ -149,14 +149,13 @@ TEST(FineTune, TakesTheLossOfTheTask) {
 TEST(RealModel, Resnet20FineTunesOnAFewImagesWithoutForgetting) {
     SKIP_WITHOUT_DATA("cifar10/train.bin");
     SKIP_WITHOUT_DATA("cifar10/resnet20.pt");
-    Options data_options("data", {{"path", data_path("cifar10/train.bin").string()}});
     std::vector<std::pair<std::string, Setting>> members = {
         {"format", Setting::scalar("cifar10")},
         {"train", Setting::map({{"path", Setting::scalar(data_path("cifar10/train.bin").string())},
                                 {"rows", [] {
                                      Setting rows;
                                      rows.kind = Setting::Kind::kList;
-                                     rows.items = {Setting::scalar("0"), Setting::scalar("512")};
+                                     rows.items = {Setting::scalar("0"), Setting::scalar("128")};
                                      return rows;
                                  }()}})}};
     const auto splits = open_data(Setting::map(members), ".");

@@ -135,7 +135,7 @@ TEST(Trainer, ChannelsLastReachesInputsAndWeights) {
 }
 
 TEST(Trainer, Bf16AutocastComputesInBf16AndKeepsFloatWeights) {
-    const auto data = stripes(120);
+    const auto data = stripes(60);
     auto options = quick();
     options.autocast = "bf16";
     const auto [net, unused] = small_net();
