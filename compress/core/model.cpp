@@ -32,13 +32,18 @@ private:
     std::string bytes_;
 };
 
-bool starts_with(const std::string& text, const char* head) { return text.rfind(head, 0) == 0; }
+bool starts_with(const std::string& text, const char* head) {
+    return text.rfind(head, 0) == 0;
+}
 
 /// Throws when LibTorch's complaint is about the version of the archive.
 void refuse_newer(const std::string& where, const std::string& message) {
-    if (message.find("with version") == std::string::npos && message.find("maximum supported version") == std::string::npos) return;
-    throw IoError(where, "the file was written by a newer LibTorch (" + message + ")",
-                  "Save it again with the LibTorch that Coppice was built with, or build Coppice against the newer one.");
+    if (message.find("with version") == std::string::npos &&
+        message.find("maximum supported version") == std::string::npos)
+        return;
+    throw IoError(
+        where, "the file was written by a newer LibTorch (" + message + ")",
+        "Save it again with the LibTorch that Coppice was built with, or build Coppice against the newer one.");
 }
 
 /// Says what a file that LibTorch cannot load is instead. `loader_message` is LibTorch's own complaint.
@@ -48,10 +53,12 @@ void refuse_newer(const std::string& where, const std::string& message) {
     std::string head(static_cast<size_t>(std::min<int64_t>(size, 16)), '\0');
     file.seekg(0);
     file.read(head.data(), static_cast<std::streamsize>(head.size()));
-    const std::string save = "Save the model with torch.jit.script(model).save(path) or torch.jit.trace(model, example).save(path).";
+    const std::string save =
+        "Save the model with torch.jit.script(model).save(path) or torch.jit.trace(model, example).save(path).";
     if (size == 0) throw IoError(where, "the file is empty", save);
     if (starts_with(head, "\x80\x02") || starts_with(head, "\x80\x03") || starts_with(head, "\x80\x04"))
-        throw IoError(where, "this is a pickle (a state_dict or a model of torch.save in the old format), not TorchScript", save);
+        throw IoError(
+            where, "this is a pickle (a state_dict or a model of torch.save in the old format), not TorchScript", save);
     if (starts_with(head, "\x89HDF")) throw IoError(where, "this is an HDF5 file (Keras?), not TorchScript", save);
     if (!starts_with(head, "PK")) throw IoError(where, "this is not a TorchScript archive", save);
     std::vector<std::string> records;
@@ -69,23 +76,25 @@ void refuse_newer(const std::string& where, const std::string& message) {
     for (const auto& record : records) {
         has_code |= starts_with(record, "code/") || record == "constants.pkl";
         has_data |= record == "data.pkl";
-        exported |= record.find("serialized_exported_program") != std::string::npos || record == "archive_format" ||
-                    (starts_with(record, "models/") && record.size() > 5 && record.substr(record.size() - 5) == ".json");
+        exported |=
+            record.find("serialized_exported_program") != std::string::npos || record == "archive_format" ||
+            (starts_with(record, "models/") && record.size() > 5 && record.substr(record.size() - 5) == ".json");
     }
-    if (exported)
-        throw IoError(where, "this is an exported program (torch.export, .pt2), not TorchScript", save);
+    if (exported) throw IoError(where, "this is an exported program (torch.export, .pt2), not TorchScript", save);
     if (has_data && !has_code)
-        throw IoError(where, "this is a state_dict or a pickled model of torch.save, without code, not TorchScript",
-                      "Build the model in Python, load the state_dict into it, then torch.jit.script(model).save(path).");
+        throw IoError(
+            where, "this is a state_dict or a pickled model of torch.save, without code, not TorchScript",
+            "Build the model in Python, load the state_dict into it, then torch.jit.script(model).save(path).");
     if (!has_code) throw IoError(where, "this is a zip archive without PyTorch's records, not TorchScript", save);
     for (const char* mark : {"Unknown builtin op: ", "Unknown custom class type ", "unknown type name '"}) {
         const auto at = loader_message.find(mark);
         if (at == std::string::npos) continue;
         const auto begin = at + std::strlen(mark);
         auto name = loader_message.substr(begin, loader_message.find_first_of(" '.,\n(", begin) - begin);
-        throw UnsupportedModel(where, "the model needs \"" + name + "\", which LibTorch does not have",
-                               "It comes from a library of custom operators (torchvision, say). Export the model without "
-                               "that operator: keep only its backbone and do the rest outside.");
+        throw UnsupportedModel(
+            where, "the model needs \"" + name + "\", which LibTorch does not have",
+            "It comes from a library of custom operators (torchvision, say). Export the model without "
+            "that operator: keep only its backbone and do the rest outside.");
     }
     refuse_newer(where, loader_message);
     throw IoError(where, "LibTorch cannot load the archive (" + loader_message + ")",
@@ -175,7 +184,8 @@ void Model::save(const std::filesystem::path& path) const {
         const std::string packed = repack(stream.str());
         const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
         if (file < 0)
-            throw IoError(path.string(), std::string("cannot write: ") + std::strerror(errno), "Check the folder and its permissions.");
+            throw IoError(path.string(), std::string("cannot write: ") + std::strerror(errno),
+                          "Check the folder and its permissions.");
         size_t done = 0;
         while (done < packed.size()) {
             const auto count = ::write(file, packed.data() + done, packed.size() - done);
@@ -213,7 +223,9 @@ void Model::train(bool on) {
             module._ivalue()->setSlot(*slot, on);
 }
 
-std::shared_ptr<torch::jit::Graph> Model::graph() const { return module_.get_method("forward").graph(); }
+std::shared_ptr<torch::jit::Graph> Model::graph() const {
+    return module_.get_method("forward").graph();
+}
 
 void Model::refresh() {
     auto edited = graph();
@@ -231,8 +243,7 @@ std::vector<std::string> Model::other_methods() const {
 
 at::Tensor first_tensor(const c10::IValue& output) {
     const auto tensors = all_tensors(output);
-    if (tensors.empty())
-        throw UnsupportedModel("output of forward", "holds no tensor (" + output.tagKind() + ")", "");
+    if (tensors.empty()) throw UnsupportedModel("output of forward", "holds no tensor (" + output.tagKind() + ")", "");
     return tensors.front();
 }
 

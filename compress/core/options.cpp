@@ -7,7 +7,9 @@
 namespace coppice {
 namespace {
 
-std::string text_of(double value) { return Json(value).dump(); }
+std::string text_of(double value) {
+    return Json(value).dump();
+}
 
 template <typename T>
 std::string joined(const std::vector<T>& items) {
@@ -71,7 +73,8 @@ const Setting* Setting::find(const std::string& name) const {
 
 std::optional<std::string> nearest_name(const std::string& name, const std::vector<std::string>& known) {
     std::optional<std::string> best;
-    size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;  // further away is another word, not a typing error
+    size_t best_distance =
+        std::max<size_t>(2, name.size() / 3) + 1;  // further away is another word, not a typing error
     for (const auto& candidate : known) {
         std::vector<size_t> row(candidate.size() + 1);
         for (size_t j = 0; j <= candidate.size(); ++j) row[j] = j;
@@ -86,8 +89,10 @@ std::optional<std::string> nearest_name(const std::string& name, const std::vect
         }
         size_t distance = row.back();
         // "quantise" or "static" for "quantize.static": a whole part of the name is a good hint too.
-        if (name.size() >= 4 && (candidate.rfind(name, 0) == 0 || (candidate.size() > name.size() &&
-                                 candidate.compare(candidate.size() - name.size() - 1, std::string::npos, "." + name) == 0)))
+        if (name.size() >= 4 &&
+            (candidate.rfind(name, 0) == 0 ||
+             (candidate.size() > name.size() &&
+              candidate.compare(candidate.size() - name.size() - 1, std::string::npos, "." + name) == 0)))
             distance = std::min<size_t>(distance, 1);
         if (distance < best_distance) {
             best_distance = distance;
@@ -133,7 +138,9 @@ Options::Options(std::string owner, std::vector<std::pair<std::string, std::stri
     for (auto& [name, text] : scalars) settings_.members.emplace_back(name, Setting::scalar(text));
 }
 
-const Setting* Options::find(const std::string& name) const { return settings_.find(name); }
+const Setting* Options::find(const std::string& name) const {
+    return settings_.find(name);
+}
 
 bool Options::has(const std::string& name) const {
     const auto* setting = find(name);
@@ -258,8 +265,7 @@ std::vector<int64_t> Options::integers(const std::string& name, std::vector<int6
     remember({name, "list of integers", joined(default_value), help});
     if (const auto* setting = find(name); setting && setting->kind != Setting::Kind::kNull) {
         default_value.clear();
-        const auto items =
-            setting->kind == Setting::Kind::kScalar ? std::vector<Setting>{*setting} : setting->items;
+        const auto items = setting->kind == Setting::Kind::kScalar ? std::vector<Setting>{*setting} : setting->items;
         for (const auto& item : items) {
             const auto parsed = parse_integer(item.text);
             if (!parsed) throw error(name, "holds \"" + item.text + "\", must be whole numbers", "");
@@ -275,8 +281,7 @@ std::vector<double> Options::numbers(const std::string& name, std::vector<double
     remember({name, "list of numbers", joined(default_value), help});
     if (const auto* setting = find(name); setting && setting->kind != Setting::Kind::kNull) {
         default_value.clear();
-        const auto items =
-            setting->kind == Setting::Kind::kScalar ? std::vector<Setting>{*setting} : setting->items;
+        const auto items = setting->kind == Setting::Kind::kScalar ? std::vector<Setting>{*setting} : setting->items;
         for (const auto& item : items) {
             const auto parsed = parse_number(item.text);
             if (!parsed) throw error(name, "holds \"" + item.text + "\", must be numbers", "");
@@ -292,8 +297,7 @@ std::vector<std::string> Options::texts(const std::string& name, std::vector<std
     remember({name, "list of texts", joined(default_value), help});
     if (const auto* setting = find(name); setting && setting->kind != Setting::Kind::kNull) {
         default_value.clear();
-        const auto items =
-            setting->kind == Setting::Kind::kScalar ? std::vector<Setting>{*setting} : setting->items;
+        const auto items = setting->kind == Setting::Kind::kScalar ? std::vector<Setting>{*setting} : setting->items;
         for (const auto& item : items) {
             if (item.kind != Setting::Kind::kScalar) throw error(name, "must be a list of texts", "");
             default_value.push_back(item.text);

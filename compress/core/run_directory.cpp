@@ -56,7 +56,11 @@ void write_all(int file, const std::string& text, const fs::path& path) {
 }
 
 fs::path temporary_beside(const fs::path& path) {
-    return path.parent_path() / ("." + path.filename().string() + ".tmp-" + std::to_string(::getpid()));
+    std::string name(".");
+    name += path.filename().string();
+    name += ".tmp-";
+    name += std::to_string(::getpid());
+    return path.parent_path() / name;
 }
 
 void move_into_place(const fs::path& temporary, const fs::path& path) {
@@ -296,9 +300,9 @@ RunDirectory::~RunDirectory() {
 }
 
 std::string RunDirectory::folder_name(size_t index, const std::string& stage) {
-    std::string name = std::to_string(index);
-    if (name.size() < 2) name = "0" + name;
-    name += "-";
+    char number[24];
+    std::snprintf(number, sizeof number, "%02zu-", index);
+    std::string name(number);
     for (const char c : stage) name += std::isalnum(static_cast<unsigned char>(c)) || std::strchr(".-_", c) ? c : '_';
     return name;
 }

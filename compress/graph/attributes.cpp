@@ -73,7 +73,9 @@ c10::IValue get_attribute(const Model& model, const std::string& name) {
     return place.owner.attr(place.name);
 }
 
-bool has_attribute(const Model& model, const std::string& name) { return find_slot(model, name).has_value(); }
+bool has_attribute(const Model& model, const std::string& name) {
+    return find_slot(model, name).has_value();
+}
 
 std::optional<at::Tensor> parameter_of(const Model& model, const Value* value) {
     if (const auto name = attribute_name(value); name && !name->empty()) {

@@ -1,7 +1,8 @@
 // The canonical form: what every stage rests on.
 //
 // before  a tree of modules whose types are shared between instances, methods that call each other
-// after   the same tree, a type of its own for every instance, and each exported method one graph that reads attributes by
+// after   the same tree, a type of its own for every instance, and each exported method one graph that reads attributes
+// by
 //         chains of GetAttr from self and calls nothing
 //
 // Then, repeated until nothing changes, what hides the structure without contributing to the result goes:
@@ -71,9 +72,11 @@ public:
 private:
     at::Tensor copy_tensor(const at::Tensor& tensor) {
         if (!tensor.defined()) return tensor;
-        // Two tensors over the same memory are one: a GRU keeps its weights as parameters and in a list, and an archive gives
-        // back two objects that share a storage.
-        auto& copy = tensors_[{tensor.numel() == 0 ? static_cast<const void*>(tensor.unsafeGetTensorImpl()) : tensor.const_data_ptr(), tensor.sizes().vec(), tensor.strides().vec(), tensor.is_floating_point()}];
+        // Two tensors over the same memory are one: a GRU keeps its weights as parameters and in a list, and an archive
+        // gives back two objects that share a storage.
+        auto& copy = tensors_[{
+            tensor.numel() == 0 ? static_cast<const void*>(tensor.unsafeGetTensorImpl()) : tensor.const_data_ptr(),
+            tensor.sizes().vec(), tensor.strides().vec(), tensor.is_floating_point()}];
         if (!copy.defined()) {
             copy = tensor.detach().clone();  // keeps strides: channels-last weights stay so
             copy.set_requires_grad(tensor.requires_grad());
@@ -120,8 +123,8 @@ private:
         return copy;
     }
 
-    /// Walks a block in order; `modules` maps values to the ORIGINAL module they hold. Calls are inlined where they are met, so
-    /// that interface-typed members resolve to what the instance really holds.
+    /// Walks a block in order; `modules` maps values to the ORIGINAL module they hold. Calls are inlined where they are
+    /// met, so that interface-typed members resolve to what the instance really holds.
     void retype(Block* block, std::unordered_map<const Value*, Module>& modules) {
         for (Node* node = block->nodes().front(); node != block->return_node();) {
             Node* next = node->next();
@@ -154,8 +157,9 @@ private:
                     else if (const auto type = node->input(0)->type()->cast<c10::ClassType>())
                         callee = type->findMethod(name);
                     if (!callee)
-                        throw UnsupportedModel(kWhere, "the receiver of a call of \"" + name + "\" is not known before the model runs",
-                                               "Submodules chosen while running cannot be analysed; trace the model instead.");
+                        throw UnsupportedModel(
+                            kWhere, "the receiver of a call of \"" + name + "\" is not known before the model runs",
+                            "Submodules chosen while running cannot be analysed; trace the model instead.");
                     next = inline_call(node, callee, next);
                     break;
                 }
@@ -175,8 +179,9 @@ private:
                 default:
                     for (size_t i = 0; i < node->inputs().size(); ++i)
                         if (modules.count(node->input(i)))
-                            throw UnsupportedModel(kWhere, std::string("a submodule is passed to ") + node->kind().toQualString(),
-                                                   "Call submodules by their names in forward.");
+                            throw UnsupportedModel(
+                                kWhere, std::string("a submodule is passed to ") + node->kind().toQualString(),
+                                "Call submodules by their names in forward.");
                     for (Block* inner : node->blocks()) retype(inner, modules);
             }
             node = next;
@@ -263,7 +268,8 @@ void fold_plain_attributes(Graph& graph, const Module& root, const std::set<std:
 }
 
 /// before  self.gru._flat_weights (a list of tensors that are parameters as well)
-/// after   [self.gru.weight_ih_l0, ...]; fires when every tensor of a list that no method writes is a member of its module.
+/// after   [self.gru.weight_ih_l0, ...]; fires when every tensor of a list that no method writes is a member of its
+/// module.
 void spell_out_weight_lists(Graph& graph, const Module& root, const std::set<std::string>& written) {
     for (Node* node : all_nodes(graph)) {
         if (node->kind() != prim::GetAttr) continue;
@@ -399,13 +405,15 @@ void lift_constant_weights(Module& root, Graph& graph, std::vector<std::string>&
 }
 
 /// before  unchecked_cast(None) to List[float], in a branch that is never taken with None
-/// after   an uninitialized value; LibTorch's constant propagation would fold the cast into a constant that is neither None
+/// after   an uninitialized value; LibTorch's constant propagation would fold the cast into a constant that is neither
+/// None
 ///         nor has a value, and trip over it later.
 void settle_none_casts(Graph& graph) {
     for (Node* node : all_nodes(graph)) {
         if (node->kind() != prim::unchecked_cast || !node->input()->mustBeNone()) continue;
         WithInsertPoint guard(node);
-        node->output()->replaceAllUsesWith(graph.insertNode(graph.createUninitialized(node->output()->type()))->output());
+        node->output()->replaceAllUsesWith(
+            graph.insertNode(graph.createUninitialized(node->output()->type()))->output());
         node->destroy();
     }
 }

@@ -1,5 +1,5 @@
-// Multiply-adds from observed shapes. One rule per operator family; FLOPs are 2 x MACs for those, and one per element and
-// elementary operation for the rest, as tfprof counts. What has no rule is listed, never guessed.
+// Multiply-adds from observed shapes. One rule per operator family; FLOPs are 2 x MACs for those, and one per element
+// and elementary operation for the rest, as tfprof counts. What has no rule is listed, never guessed.
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <chrono>
@@ -25,49 +25,256 @@ struct Observed {
 };
 
 const std::set<std::string>& free_operators() {  // views, shapes, constants, control: no arithmetic on elements
-    static const std::set<std::string> kNames = {
-        "aten::view", "aten::reshape", "aten::flatten", "aten::unflatten", "aten::permute", "aten::transpose", "aten::t",
-        "aten::unsqueeze", "aten::squeeze", "aten::expand", "aten::expand_as", "aten::contiguous", "aten::slice",
-        "aten::select", "aten::split", "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::cat", "aten::concat",
-        "aten::stack", "aten::dropout", "aten::dropout_", "aten::feature_dropout", "aten::alpha_dropout", "aten::to",
-        "aten::type_as", "aten::detach", "aten::clone", "aten::copy_", "aten::narrow", "aten::movedim", "aten::roll",
-        "aten::pad", "aten::constant_pad_nd", "aten::reflection_pad2d", "aten::embedding", "aten::index", "aten::index_select",
-        "aten::index_put_", "aten::gather", "aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::arange", "aten::zeros_like", "aten::ones_like",
-        "aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::full_like", "aten::empty_like", "aten::tensor", "aten::scalar_tensor", "aten::as_tensor",
-        "aten::size", "aten::dim", "aten::numel", "aten::len", "aten::Int", "aten::Float", "aten::Bool", "aten::item", "aten::meshgrid",
-        "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::channel_shuffle", "aten::native_channel_shuffle", "aten::unfold", "aten::im2col", "aten::repeat", "aten::repeat_interleave", "aten::tile",
-        "aten::flip", "aten::alias", "aten::view_as", "aten::reshape_as", "aten::masked_fill", "aten::masked_fill_", "aten::where", "aten::tril", "aten::triu", "aten::broadcast_to", "aten::broadcast_tensors",
-        "aten::quantize_per_tensor", "aten::dequantize", "aten::swapaxes", "aten::swapdims", "aten::feature_alpha_dropout", "aten::moveaxis",
-        "aten::lift_fresh", "aten::fill_", "aten::zero_", "aten::as_strided", "aten::resolve_conj", "aten::tensor_split", "aten::hsplit", "aten::vsplit", "aten::IntImplicit", "aten::ScalarImplicit",
-        "aten::ceil", "aten::floor_divide", "aten::is_grad_enabled", "aten::is_floating_point", "aten::is_autocast_enabled", "aten::stride", "aten::storage_offset", "aten::is_contiguous", "aten::one_hot", "aten::diagonal"};
+    static const std::set<std::string> kNames = {"aten::view",
+                                                 "aten::reshape",
+                                                 "aten::flatten",
+                                                 "aten::unflatten",
+                                                 "aten::permute",
+                                                 "aten::transpose",
+                                                 "aten::t",
+                                                 "aten::unsqueeze",
+                                                 "aten::squeeze",
+                                                 "aten::expand",
+                                                 "aten::expand_as",
+                                                 "aten::contiguous",
+                                                 "aten::slice",
+                                                 "aten::select",
+                                                 "aten::split",
+                                                 "aten::split_with_sizes",
+                                                 "aten::chunk",
+                                                 "aten::unbind",
+                                                 "aten::cat",
+                                                 "aten::concat",
+                                                 "aten::stack",
+                                                 "aten::dropout",
+                                                 "aten::dropout_",
+                                                 "aten::feature_dropout",
+                                                 "aten::alpha_dropout",
+                                                 "aten::to",
+                                                 "aten::type_as",
+                                                 "aten::detach",
+                                                 "aten::clone",
+                                                 "aten::copy_",
+                                                 "aten::narrow",
+                                                 "aten::movedim",
+                                                 "aten::roll",
+                                                 "aten::pad",
+                                                 "aten::constant_pad_nd",
+                                                 "aten::reflection_pad2d",
+                                                 "aten::embedding",
+                                                 "aten::index",
+                                                 "aten::index_select",
+                                                 "aten::index_put_",
+                                                 "aten::gather",
+                                                 "aten::zeros",
+                                                 "aten::ones",
+                                                 "aten::full",
+                                                 "aten::empty",
+                                                 "aten::arange",
+                                                 "aten::zeros_like",
+                                                 "aten::ones_like",
+                                                 "aten::new_zeros",
+                                                 "aten::new_ones",
+                                                 "aten::new_full",
+                                                 "aten::full_like",
+                                                 "aten::empty_like",
+                                                 "aten::tensor",
+                                                 "aten::scalar_tensor",
+                                                 "aten::as_tensor",
+                                                 "aten::size",
+                                                 "aten::dim",
+                                                 "aten::numel",
+                                                 "aten::len",
+                                                 "aten::Int",
+                                                 "aten::Float",
+                                                 "aten::Bool",
+                                                 "aten::item",
+                                                 "aten::meshgrid",
+                                                 "aten::pixel_shuffle",
+                                                 "aten::pixel_unshuffle",
+                                                 "aten::channel_shuffle",
+                                                 "aten::native_channel_shuffle",
+                                                 "aten::unfold",
+                                                 "aten::im2col",
+                                                 "aten::repeat",
+                                                 "aten::repeat_interleave",
+                                                 "aten::tile",
+                                                 "aten::flip",
+                                                 "aten::alias",
+                                                 "aten::view_as",
+                                                 "aten::reshape_as",
+                                                 "aten::masked_fill",
+                                                 "aten::masked_fill_",
+                                                 "aten::where",
+                                                 "aten::tril",
+                                                 "aten::triu",
+                                                 "aten::broadcast_to",
+                                                 "aten::broadcast_tensors",
+                                                 "aten::quantize_per_tensor",
+                                                 "aten::dequantize",
+                                                 "aten::swapaxes",
+                                                 "aten::swapdims",
+                                                 "aten::feature_alpha_dropout",
+                                                 "aten::moveaxis",
+                                                 "aten::lift_fresh",
+                                                 "aten::fill_",
+                                                 "aten::zero_",
+                                                 "aten::as_strided",
+                                                 "aten::resolve_conj",
+                                                 "aten::tensor_split",
+                                                 "aten::hsplit",
+                                                 "aten::vsplit",
+                                                 "aten::IntImplicit",
+                                                 "aten::ScalarImplicit",
+                                                 "aten::ceil",
+                                                 "aten::floor_divide",
+                                                 "aten::is_grad_enabled",
+                                                 "aten::is_floating_point",
+                                                 "aten::is_autocast_enabled",
+                                                 "aten::stride",
+                                                 "aten::storage_offset",
+                                                 "aten::is_contiguous",
+                                                 "aten::one_hot",
+                                                 "aten::diagonal"};
     return kNames;
 }
 
 /// Operations per output (or input) element of operators without multiply-adds.
 const std::map<std::string, double>& elementwise_flops() {
-    static const std::map<std::string, double> kFlops = {
-        {"aten::add", 1}, {"aten::add_", 1}, {"aten::sub", 1}, {"aten::sub_", 1}, {"aten::rsub", 1}, {"aten::mul", 1}, {"aten::mul_", 1},
-        {"aten::div", 1}, {"aten::div_", 1}, {"aten::neg", 1}, {"aten::abs", 1}, {"aten::sqrt", 1}, {"aten::rsqrt", 1},
-        {"aten::reciprocal", 1}, {"aten::pow", 1}, {"aten::exp", 1}, {"aten::log", 1}, {"aten::erf", 1}, {"aten::sin", 1}, {"aten::cos", 1},
-        {"aten::relu", 1}, {"aten::relu_", 1}, {"aten::relu6", 2}, {"aten::relu6_", 2}, {"aten::hardtanh", 2}, {"aten::hardtanh_", 2},
-        {"aten::clamp", 2}, {"aten::clamp_", 2}, {"aten::clamp_min", 1}, {"aten::clamp_min_", 1}, {"aten::clamp_max", 1}, {"aten::leaky_relu", 2}, {"aten::leaky_relu_", 2}, {"aten::prelu", 2},
-        {"aten::sigmoid", 4}, {"aten::sigmoid_", 4}, {"aten::tanh", 4}, {"aten::tanh_", 4}, {"aten::silu", 5}, {"aten::silu_", 5}, {"aten::gelu", 8}, {"aten::gelu_", 8}, {"aten::elu", 4}, {"aten::elu_", 4},
-        {"aten::hardswish", 4}, {"aten::hardswish_", 4}, {"aten::hardsigmoid", 3}, {"aten::hardsigmoid_", 3}, {"aten::mish", 6}, {"aten::softplus", 4}, {"aten::square", 1},
-        {"aten::batch_norm", 2}, {"aten::layer_norm", 5}, {"aten::group_norm", 5}, {"aten::instance_norm", 5}, {"aten::rms_norm", 4},
-        {"aten::softmax", 5}, {"aten::log_softmax", 5}, {"aten::addcmul", 2}, {"aten::addcdiv", 2}, {"aten::maximum", 1}, {"aten::minimum", 1},
-        {"aten::eq", 1}, {"aten::ne", 1}, {"aten::lt", 1}, {"aten::le", 1}, {"aten::gt", 1}, {"aten::ge", 1}, {"aten::bitwise_not", 1}, {"aten::logical_not", 1}, {"aten::__and__", 1}, {"aten::logical_and", 1}, {"aten::bitwise_and", 1}, {"aten::__or__", 1},
-        {"aten::cumsum", 1}, {"aten::upsample_nearest2d", 1}, {"aten::upsample_nearest1d", 1}, {"aten::upsample_bilinear2d", 7}, {"aten::upsample_bicubic2d", 31}, {"aten::upsample_linear1d", 3}, {"aten::grid_sampler", 7},
-        {"quantized::add", 1}, {"quantized::add_relu", 2}, {"quantized::mul", 1}, {"quantized::mul_relu", 2}, {"quantized::relu6", 2}, {"quantized::hardswish", 4}, {"quantized::leaky_relu", 2}, {"quantized::sigmoid", 4}, {"quantized::layer_norm", 5}, {"quantized::batch_norm2d", 2}, {"quantized::cat", 0}};
+    static const std::map<std::string, double> kFlops = {{"aten::add", 1},
+                                                         {"aten::add_", 1},
+                                                         {"aten::sub", 1},
+                                                         {"aten::sub_", 1},
+                                                         {"aten::rsub", 1},
+                                                         {"aten::mul", 1},
+                                                         {"aten::mul_", 1},
+                                                         {"aten::div", 1},
+                                                         {"aten::div_", 1},
+                                                         {"aten::neg", 1},
+                                                         {"aten::abs", 1},
+                                                         {"aten::sqrt", 1},
+                                                         {"aten::rsqrt", 1},
+                                                         {"aten::reciprocal", 1},
+                                                         {"aten::pow", 1},
+                                                         {"aten::exp", 1},
+                                                         {"aten::log", 1},
+                                                         {"aten::erf", 1},
+                                                         {"aten::sin", 1},
+                                                         {"aten::cos", 1},
+                                                         {"aten::relu", 1},
+                                                         {"aten::relu_", 1},
+                                                         {"aten::relu6", 2},
+                                                         {"aten::relu6_", 2},
+                                                         {"aten::hardtanh", 2},
+                                                         {"aten::hardtanh_", 2},
+                                                         {"aten::clamp", 2},
+                                                         {"aten::clamp_", 2},
+                                                         {"aten::clamp_min", 1},
+                                                         {"aten::clamp_min_", 1},
+                                                         {"aten::clamp_max", 1},
+                                                         {"aten::leaky_relu", 2},
+                                                         {"aten::leaky_relu_", 2},
+                                                         {"aten::prelu", 2},
+                                                         {"aten::sigmoid", 4},
+                                                         {"aten::sigmoid_", 4},
+                                                         {"aten::tanh", 4},
+                                                         {"aten::tanh_", 4},
+                                                         {"aten::silu", 5},
+                                                         {"aten::silu_", 5},
+                                                         {"aten::gelu", 8},
+                                                         {"aten::gelu_", 8},
+                                                         {"aten::elu", 4},
+                                                         {"aten::elu_", 4},
+                                                         {"aten::hardswish", 4},
+                                                         {"aten::hardswish_", 4},
+                                                         {"aten::hardsigmoid", 3},
+                                                         {"aten::hardsigmoid_", 3},
+                                                         {"aten::mish", 6},
+                                                         {"aten::softplus", 4},
+                                                         {"aten::square", 1},
+                                                         {"aten::batch_norm", 2},
+                                                         {"aten::layer_norm", 5},
+                                                         {"aten::group_norm", 5},
+                                                         {"aten::instance_norm", 5},
+                                                         {"aten::rms_norm", 4},
+                                                         {"aten::softmax", 5},
+                                                         {"aten::log_softmax", 5},
+                                                         {"aten::addcmul", 2},
+                                                         {"aten::addcdiv", 2},
+                                                         {"aten::maximum", 1},
+                                                         {"aten::minimum", 1},
+                                                         {"aten::eq", 1},
+                                                         {"aten::ne", 1},
+                                                         {"aten::lt", 1},
+                                                         {"aten::le", 1},
+                                                         {"aten::gt", 1},
+                                                         {"aten::ge", 1},
+                                                         {"aten::bitwise_not", 1},
+                                                         {"aten::logical_not", 1},
+                                                         {"aten::__and__", 1},
+                                                         {"aten::logical_and", 1},
+                                                         {"aten::bitwise_and", 1},
+                                                         {"aten::__or__", 1},
+                                                         {"aten::cumsum", 1},
+                                                         {"aten::upsample_nearest2d", 1},
+                                                         {"aten::upsample_nearest1d", 1},
+                                                         {"aten::upsample_bilinear2d", 7},
+                                                         {"aten::upsample_bicubic2d", 31},
+                                                         {"aten::upsample_linear1d", 3},
+                                                         {"aten::grid_sampler", 7},
+                                                         {"quantized::add", 1},
+                                                         {"quantized::add_relu", 2},
+                                                         {"quantized::mul", 1},
+                                                         {"quantized::mul_relu", 2},
+                                                         {"quantized::relu6", 2},
+                                                         {"quantized::hardswish", 4},
+                                                         {"quantized::leaky_relu", 2},
+                                                         {"quantized::sigmoid", 4},
+                                                         {"quantized::layer_norm", 5},
+                                                         {"quantized::batch_norm2d", 2},
+                                                         {"quantized::cat", 0}};
     return kFlops;
 }
 
 /// Reductions and poolings: one operation per INPUT element.
 const std::set<std::string>& reductions() {
-    static const std::set<std::string> kNames = {
-        "aten::sum", "aten::mean", "aten::max", "aten::min", "aten::amax", "aten::amin", "aten::var", "aten::std", "aten::var_mean", "aten::norm", "aten::linalg_vector_norm", "aten::frobenius_norm",
-        "aten::max_pool1d", "aten::max_pool2d", "aten::max_pool3d", "aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d",
-        "aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d", "aten::adaptive_avg_pool3d", "aten::adaptive_max_pool2d",
-        "aten::argmax", "aten::argmin", "aten::topk", "aten::cosine_similarity", "aten::any", "aten::all", "aten::prod", "aten::index_add", "aten::index_add_", "aten::scatter_add", "aten::scatter_add_", "aten::bucketize", "aten::quantile", "aten::logsumexp", "aten::normalize"};
+    static const std::set<std::string> kNames = {"aten::sum",
+                                                 "aten::mean",
+                                                 "aten::max",
+                                                 "aten::min",
+                                                 "aten::amax",
+                                                 "aten::amin",
+                                                 "aten::var",
+                                                 "aten::std",
+                                                 "aten::var_mean",
+                                                 "aten::norm",
+                                                 "aten::linalg_vector_norm",
+                                                 "aten::frobenius_norm",
+                                                 "aten::max_pool1d",
+                                                 "aten::max_pool2d",
+                                                 "aten::max_pool3d",
+                                                 "aten::avg_pool1d",
+                                                 "aten::avg_pool2d",
+                                                 "aten::avg_pool3d",
+                                                 "aten::adaptive_avg_pool1d",
+                                                 "aten::adaptive_avg_pool2d",
+                                                 "aten::adaptive_avg_pool3d",
+                                                 "aten::adaptive_max_pool2d",
+                                                 "aten::argmax",
+                                                 "aten::argmin",
+                                                 "aten::topk",
+                                                 "aten::cosine_similarity",
+                                                 "aten::any",
+                                                 "aten::all",
+                                                 "aten::prod",
+                                                 "aten::index_add",
+                                                 "aten::index_add_",
+                                                 "aten::scatter_add",
+                                                 "aten::scatter_add_",
+                                                 "aten::bucketize",
+                                                 "aten::quantile",
+                                                 "aten::logsumexp",
+                                                 "aten::normalize"};
     return kNames;
 }
 
@@ -141,8 +348,10 @@ Rule rule_of(const Model& model, Node* node, const std::vector<c10::IValue>& inp
         return with_macs(product(out) * static_cast<double>(shape_of(inputs[0]).back()));
     if (op == "aten::addmm" || op == "aten::baddbmm")
         return with_macs(product(out) * static_cast<double>(shape_of(inputs[1]).back()));
-    if (op == "aten::einsum" && inputs[0].isString()) return with_macs(einsum_macs(inputs[0].toStringRef(), seen.inputs));
-    if (op == "aten::bilinear") return with_macs(product(out) * product(shape_of(inputs[2])) / static_cast<double>(shape_of(inputs[2])[0]));
+    if (op == "aten::einsum" && inputs[0].isString())
+        return with_macs(einsum_macs(inputs[0].toStringRef(), seen.inputs));
+    if (op == "aten::bilinear")
+        return with_macs(product(out) * product(shape_of(inputs[2])) / static_cast<double>(shape_of(inputs[2])[0]));
     if (op == "aten::scaled_dot_product_attention") {
         const auto query = shape_of(inputs[0]), key = shape_of(inputs[1]), value = shape_of(inputs[2]);
         // q k^T and weights v, per query row: tokens x (width of q + width of v).
@@ -160,7 +369,8 @@ Rule rule_of(const Model& model, Node* node, const std::vector<c10::IValue>& inp
         if (layer) {
             double feed_forward = 0;
             for (const auto& input : inputs)  // the two feed-forward matrices: the last 2-d weights
-                if (input.isTensor() && input.toTensor().defined() && input.toTensor().dim() == 2) feed_forward = input.toTensor().numel();
+                if (input.isTensor() && input.toTensor().defined() && input.toTensor().dim() == 2)
+                    feed_forward = input.toTensor().numel();
             macs += batch * length * 2 * feed_forward;
         }
         return with_macs(macs);
@@ -176,7 +386,8 @@ Rule rule_of(const Model& model, Node* node, const std::vector<c10::IValue>& inp
         for (const auto& input : inputs) {
             const auto weight = unpacked_weight(input);
             if (!weight) continue;
-            return with_macs(product(out) * static_cast<double>(weight->numel()) / static_cast<double>(weight->size(0)));
+            return with_macs(product(out) * static_cast<double>(weight->numel()) /
+                             static_cast<double>(weight->size(0)));
         }
         return {0, 0, false};
     }
@@ -252,7 +463,8 @@ Cost cost(const Model& model, const Inputs& example) {
                         if (!counted_parameters.insert(*name).second) continue;
                         if (value.isTensor() && value.toTensor().requires_grad()) {
                             layer.parameters += value.toTensor().numel();
-                            layer.parameter_bytes += value.toTensor().numel() * static_cast<int64_t>(value.toTensor().element_size());
+                            layer.parameter_bytes +=
+                                value.toTensor().numel() * static_cast<int64_t>(value.toTensor().element_size());
                         } else {
                             layer.parameters += packed_parameters(value, &layer.parameter_bytes);
                         }

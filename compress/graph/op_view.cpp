@@ -9,7 +9,9 @@ using namespace torch::jit;
 
 namespace {
 
-bool is(const Node* node, const char* name) { return std::strcmp(node->kind().toQualString(), name) == 0; }
+bool is(const Node* node, const char* name) {
+    return std::strcmp(node->kind().toQualString(), name) == 0;
+}
 
 bool is_none(const Value* value) {
     const auto constant = toIValue(value);
@@ -51,7 +53,8 @@ std::optional<T> scalar(Node* node, const std::string& argument) {
     else if constexpr (std::is_same_v<T, int64_t>)
         return constant->isInt() ? std::optional<T>(constant->toInt()) : std::nullopt;
     else
-        return constant->isDouble() || constant->isInt() ? std::optional<T>(constant->toScalar().toDouble()) : std::nullopt;
+        return constant->isDouble() || constant->isInt() ? std::optional<T>(constant->toScalar().toDouble())
+                                                         : std::nullopt;
 }
 
 /// The attribute or constant behind a weight, through one aten::t; tells whether it was transposed.
@@ -116,14 +119,22 @@ std::optional<ConvView> as_conv(Node* node) {
     ConvView view{};
     view.node = node;
     bool general = false;
-    if (is(node, "aten::conv1d")) view.dims = 1;
-    else if (is(node, "aten::conv2d")) view.dims = 2;
-    else if (is(node, "aten::conv3d")) view.dims = 3;
-    else if (is(node, "aten::conv_transpose1d")) view.dims = 1, view.transposed = true;
-    else if (is(node, "aten::conv_transpose2d")) view.dims = 2, view.transposed = true;
-    else if (is(node, "aten::conv_transpose3d")) view.dims = 3, view.transposed = true;
-    else if (is(node, "aten::_convolution") || is(node, "aten::convolution")) general = true;
-    else return std::nullopt;
+    if (is(node, "aten::conv1d"))
+        view.dims = 1;
+    else if (is(node, "aten::conv2d"))
+        view.dims = 2;
+    else if (is(node, "aten::conv3d"))
+        view.dims = 3;
+    else if (is(node, "aten::conv_transpose1d"))
+        view.dims = 1, view.transposed = true;
+    else if (is(node, "aten::conv_transpose2d"))
+        view.dims = 2, view.transposed = true;
+    else if (is(node, "aten::conv_transpose3d"))
+        view.dims = 3, view.transposed = true;
+    else if (is(node, "aten::_convolution") || is(node, "aten::convolution"))
+        general = true;
+    else
+        return std::nullopt;
     view.input = node->input(0);
     view.weight = named(node, "weight");
     view.bias = named(node, "bias");
@@ -210,11 +221,16 @@ std::optional<BatchNormView> as_batch_norm(Node* node) {
 std::optional<NormView> as_norm(Node* node) {
     NormView view{};
     view.node = node;
-    if (is(node, "aten::layer_norm")) view.kind = NormView::Kind::kLayer;
-    else if (is(node, "aten::group_norm")) view.kind = NormView::Kind::kGroup;
-    else if (is(node, "aten::instance_norm")) view.kind = NormView::Kind::kInstance;
-    else if (is(node, "aten::rms_norm")) view.kind = NormView::Kind::kRms;
-    else return std::nullopt;
+    if (is(node, "aten::layer_norm"))
+        view.kind = NormView::Kind::kLayer;
+    else if (is(node, "aten::group_norm"))
+        view.kind = NormView::Kind::kGroup;
+    else if (is(node, "aten::instance_norm"))
+        view.kind = NormView::Kind::kInstance;
+    else if (is(node, "aten::rms_norm"))
+        view.kind = NormView::Kind::kRms;
+    else
+        return std::nullopt;
     view.input = node->input(0);
     view.weight = named(node, "weight");
     view.bias = named(node, "bias");
@@ -317,8 +333,8 @@ LayerNames::LayerNames(const Model& model) {
     std::unordered_map<std::string, int> taken;
     for (Node* node : all_nodes(*model.graph())) {
         const auto kind = node->kind();
-        if (kind == prim::Constant || kind == prim::GetAttr || kind == prim::ListConstruct || kind == prim::TupleConstruct ||
-            kind == aten::t)
+        if (kind == prim::Constant || kind == prim::GetAttr || kind == prim::ListConstruct ||
+            kind == prim::TupleConstruct || kind == aten::t)
             continue;
         std::string op = node->kind().toUnqualString();
         std::string base;

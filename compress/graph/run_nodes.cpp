@@ -1,5 +1,5 @@
-// A plain walk over the graph. LibTorch's interpreter cannot be observed; a copy of the graph that returns every value cannot
-// see into If and Loop and keeps all activations alive. This walk does both and costs a few microseconds a node.
+// A plain walk over the graph. LibTorch's interpreter cannot be observed; a copy of the graph that returns every value
+// cannot see into If and Loop and keeps all activations alive. This walk does both and costs a few microseconds a node.
 #include <torch/csrc/jit/runtime/operator.h>
 
 #include <coppice/error.h>
@@ -17,8 +17,10 @@ public:
     c10::IValue run(const c10::IValue& self, const Inputs& inputs) {
         const auto parameters = graph_->inputs();
         if (inputs.size() + 1 != parameters.size())
-            throw InvalidArgument("forward", "takes " + std::to_string(parameters.size() - 1) + " inputs, got " +
-                                  std::to_string(inputs.size()), "Give one --input (or example tensor) for each argument.");
+            throw InvalidArgument(
+                "forward",
+                "takes " + std::to_string(parameters.size() - 1) + " inputs, got " + std::to_string(inputs.size()),
+                "Give one --input (or example tensor) for each argument.");
         values_[parameters[0]] = self;
         for (size_t i = 0; i < inputs.size(); ++i) values_[parameters[i + 1]] = inputs[i];
         run_block(graph_->block());
@@ -74,7 +76,8 @@ private:
             case prim::If: {
                 Block* taken = node->blocks()[at(node->input()).toBool() ? 0 : 1];
                 run_block(taken);
-                for (size_t i = 0; i < node->outputs().size(); ++i) values_[node->outputs()[i]] = at(taken->outputs()[i]);
+                for (size_t i = 0; i < node->outputs().size(); ++i)
+                    values_[node->outputs()[i]] = at(taken->outputs()[i]);
                 call_after(node);
                 return;
             }
@@ -95,7 +98,8 @@ private:
                 call_after(node);
                 return;
             }
-            default: break;
+            default:
+                break;
         }
         std::vector<c10::IValue> stack;
         stack.reserve(node->inputs().size() + 1);
@@ -136,11 +140,14 @@ private:
         stack.emplace_back(std::move(list));
     }
 
-    /// Operators that are instructions of LibTorch's interpreter, whose functions it does not export; false: not one of them.
+    /// Operators that are instructions of LibTorch's interpreter, whose functions it does not export; false: not one of
+    /// them.
     static bool execute_instruction(Node* node, std::vector<c10::IValue>& stack) {
         const size_t count = node->inputs().size();
         switch (node->kind()) {
-            case prim::ListConstruct: construct_list(stack, *node->output()->type()->expect<c10::ListType>(), count); return true;
+            case prim::ListConstruct:
+                construct_list(stack, *node->output()->type()->expect<c10::ListType>(), count);
+                return true;
             case prim::DictConstruct: {
                 const auto type = node->output()->type()->expect<c10::DictType>();
                 c10::impl::GenericDict dict(type->getKeyType(), type->getValueType());
@@ -152,8 +159,10 @@ private:
             case prim::ListUnpack: {
                 const auto items = take(stack, 1)[0].toListRef().vec();
                 if (items.size() != node->outputs().size())
-                    throw UnsupportedModel("prim::ListUnpack", "expects " + std::to_string(node->outputs().size()) + " items, the list has " +
-                                           std::to_string(items.size()), "The model fixes this number; check the input's shape.");
+                    throw UnsupportedModel("prim::ListUnpack",
+                                           "expects " + std::to_string(node->outputs().size()) +
+                                               " items, the list has " + std::to_string(items.size()),
+                                           "The model fixes this number; check the input's shape.");
                 stack.insert(stack.end(), items.begin(), items.end());
                 return true;
             }
@@ -177,7 +186,8 @@ private:
             }
             case prim::CreateObject: {
                 const auto type = node->output()->type()->expect<c10::ClassType>();
-                stack.emplace_back(c10::ivalue::Object::create(c10::StrongTypePtr(type->compilation_unit(), type), type->numAttributes()));
+                stack.emplace_back(c10::ivalue::Object::create(c10::StrongTypePtr(type->compilation_unit(), type),
+                                                               type->numAttributes()));
                 return true;
             }
             case prim::isinstance: {
@@ -187,16 +197,21 @@ private:
                 stack.emplace_back(matches);
                 return true;
             }
-            case prim::Uninitialized: stack.emplace_back(); return true;
-            case prim::unchecked_cast: return true;
-            default: return false;
+            case prim::Uninitialized:
+                stack.emplace_back();
+                return true;
+            case prim::unchecked_cast:
+                return true;
+            default:
+                return false;
         }
     }
 
     static void execute(Node* node, std::vector<c10::IValue>& stack) {
         if (execute_instruction(node, stack)) return;
         const size_t count = node->inputs().size();
-        if (const auto* schema = node->maybeSchema(); schema && schema->is_vararg()) stack.emplace_back(static_cast<int64_t>(count));
+        if (const auto* schema = node->maybeSchema(); schema && schema->is_vararg())
+            stack.emplace_back(static_cast<int64_t>(count));
         node->getOperation()(stack);
     }
 

@@ -31,7 +31,8 @@ Facts Facts::observe(const Model& model, const Inputs& example) {
             const auto* value = node->inputs()[i];
             // Constants, parameters and parameters of blocks are not outputs that `after` sees.
             const auto kind = value->node()->kind();
-            if (kind == torch::jit::prim::Constant || kind == torch::jit::prim::GetAttr || kind == torch::jit::prim::Param)
+            if (kind == torch::jit::prim::Constant || kind == torch::jit::prim::GetAttr ||
+                kind == torch::jit::prim::Param)
                 facts.values_[value] = fact_of(inputs[i]);
         }
     };

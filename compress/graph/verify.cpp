@@ -21,8 +21,10 @@ void verify(const Model& model, const Inputs& example, const std::string& who,
         throw InternalError(who, "changed the number of outputs", "Please report it with the model's architecture.");
     for (size_t i = 0; i < outputs.size(); ++i)
         if (outputs[i].sizes().vec() != expected_shapes[i])
-            throw InternalError(who, "changed the shape of output " + std::to_string(i) + " from " +
-                                c10::str(at::IntArrayRef(expected_shapes[i])) + " to " + c10::str(outputs[i].sizes()),
+            throw InternalError(who,
+                                "changed the shape of output " + std::to_string(i) + " from " +
+                                    c10::str(at::IntArrayRef(expected_shapes[i])) + " to " +
+                                    c10::str(outputs[i].sizes()),
                                 "Please report it with the model's architecture.");
 }
 

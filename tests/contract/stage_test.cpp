@@ -7,9 +7,12 @@ namespace {
 
 /// Options that every stage needs on a model this small; the rest are its defaults.
 Setting options_of(const std::string& stage) {
-    if (stage == "prune.channel") return Setting::map({{"ratio", Setting::scalar("0.5")}, {"round_to", Setting::scalar("1")}});
+    if (stage == "prune.channel")
+        return Setting::map({{"ratio", Setting::scalar("0.5")}, {"round_to", Setting::scalar("1")}});
     if (stage == "train.finetune" || stage == "distill.logits")
-        return Setting::map({{"epochs", Setting::scalar("1")}, {"batch_size", Setting::scalar("8")}, {"autocast", Setting::scalar("off")}});
+        return Setting::map({{"epochs", Setting::scalar("1")},
+                             {"batch_size", Setting::scalar("8")},
+                             {"autocast", Setting::scalar("off")}});
     if (stage == "quantize.static") return Setting::map({{"engine", Setting::scalar("x86")}});
     return {};
 }
@@ -60,7 +63,8 @@ TEST_P(StageContract, SavesAFileThatStockLibTorchLoadsToTheSameBits) {
     result.save(folder / "model.pt");
     auto loaded = torch::jit::load((folder / "model.pt").string());
     torch::NoGradGuard no_grad;
-    EXPECT_TRUE(at::equal(first_tensor(loaded.forward(context_.example)), first_tensor(result.forward(context_.example))));
+    EXPECT_TRUE(
+        at::equal(first_tensor(loaded.forward(context_.example)), first_tensor(result.forward(context_.example))));
 }
 
 TEST_P(StageContract, SameSeedSameBits) {

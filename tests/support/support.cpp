@@ -55,7 +55,8 @@ torch::jit::Module make(const Tree& tree, const std::string& type_name,
                         const std::shared_ptr<torch::jit::CompilationUnit>& unit) {
     torch::jit::Module module(c10::QualifiedName(type_name), unit, /*shouldMangle=*/true);
     for (const auto& [name, tensor] : tree.tensors) {
-        const bool buffer = name.rfind("running_", 0) == 0 || name.rfind("buffer_", 0) == 0 || !tensor.is_floating_point();
+        const bool buffer =
+            name.rfind("running_", 0) == 0 || name.rfind("buffer_", 0) == 0 || !tensor.is_floating_point();
         module.register_parameter(name, tensor.clone().set_requires_grad(!buffer), buffer);
     }
     module.register_attribute("training", c10::BoolType::get(), false);

@@ -10,7 +10,8 @@ at::Tensor scalar_of(const c10::IValue& output) {
     at::Tensor sum = at::zeros({});
     for (const auto& tensor : all_tensors(output))
         if (tensor.is_floating_point())
-            sum = sum + (tensor * at::arange(tensor.numel(), at::kDouble).cos().to(at::kFloat).reshape(tensor.sizes())).sum();
+            sum = sum +
+                  (tensor * at::arange(tensor.numel(), at::kDouble).cos().to(at::kFloat).reshape(tensor.sizes())).sum();
     return sum;
 }
 
@@ -29,7 +30,8 @@ TEST_P(CanonicalModel, ComputesWhatTheOriginalComputes) {
         EXPECT_ERROR(Model::load(path), UnsupportedModel, reason);
         return;
     }
-    // Without the profiling executor both run the same operators; with it, the first runs are slow and may fuse differently.
+    // Without the profiling executor both run the same operators; with it, the first runs are slow and may fuse
+    // differently.
     torch::jit::setGraphExecutorOptimize(false);
     auto original = torch::jit::load(path);
     original.eval();
@@ -82,8 +84,8 @@ TEST_P(CanonicalModel, ComputesWhatTheOriginalComputes) {
         const auto found = gradients.find(parameter.name);
         if (found == gradients.end()) continue;  // an alias of a shared parameter
         const auto& expected = parameter.value.grad();
-        // A recurrent layer of a loaded archive trains copies in its weight list and leaves the parameters without gradient;
-        // the canonical model has made them one.
+        // A recurrent layer of a loaded archive trains copies in its weight list and leaves the parameters without
+        // gradient; the canonical model has made them one.
         if (!expected.defined()) continue;
         ASSERT_TRUE(found->second.defined()) << parameter.name;
         ++compared;
@@ -101,7 +103,9 @@ TEST_P(CanonicalModel, ComputesWhatTheOriginalComputes) {
     }
 }
 
-std::string name_of(const ::testing::TestParamInfo<ZooModel>& info) { return test_name(info.param.file); }
+std::string name_of(const ::testing::TestParamInfo<ZooModel>& info) {
+    return test_name(info.param.file);
+}
 INSTANTIATE_TEST_SUITE_P(Zoo, CanonicalModel, ::testing::ValuesIn(zoo_models()), name_of);
 INSTANTIATE_TEST_SUITE_P(Real, CanonicalModel, ::testing::ValuesIn(real_models()), name_of);
 

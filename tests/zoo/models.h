@@ -25,7 +25,8 @@ const std::vector<ZooModel>& zoo_models();
 const std::vector<ZooModel>& real_models();
 
 std::string zoo_path(const ZooModel& model);
-/// Smooth floats; token ids below 500, a second integer input is a mask of ones, cora's edge list stays below its node count.
+/// Smooth floats; token ids below 500, a second integer input is a mask of ones, cora's edge list stays below its node
+/// count.
 Inputs zoo_inputs(const ZooModel& model, int64_t repeat_batch = 1);
 /// "tv_resnet18.script": a name GoogleTest accepts.
 std::string test_name(const std::string& file);

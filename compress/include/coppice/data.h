@@ -18,7 +18,8 @@ struct Batch {
     Inputs inputs;      ///< arguments of forward, batch first
     at::Tensor target;  ///< class indices int64 [N], class probabilities [N, C], or values like the output
     at::Tensor rows;    ///< int64: the rows of the output that `target` speaks of; undefined: all, in order
-    /// Targets are similarity scores [N] of pairs: the output has 2N rows, row 2i and 2i+1 are compared. Set by the data.
+    /// Targets are similarity scores [N] of pairs: the output has 2N rows, row 2i and 2i+1 are compared. Set by the
+    /// data.
     bool pairs = false;
     int64_t examples() const { return target.defined() ? target.size(0) : 0; }
 };
@@ -28,7 +29,8 @@ class Dataset {
 public:
     virtual ~Dataset() = default;
     virtual int64_t size() const = 0;
-    /// The examples at `indices`, prepared as the model wants them. @throws InvalidArgument when an index is out of range
+    /// The examples at `indices`, prepared as the model wants them. @throws InvalidArgument when an index is out of
+    /// range
     virtual Batch batch(const std::vector<int64_t>& indices) const = 0;
     /// "CIFAR-10 binary, 10000 images": for logs and reports.
     virtual std::string description() const = 0;
@@ -39,21 +41,24 @@ public:
 /// The parts of a recipe's `data:`; any may be null.
 struct DataSplits {
     std::shared_ptr<const Dataset> train;
-    std::shared_ptr<const Dataset> validation;  ///< steers: gate, search, early stopping; null: test is used and said so
+    std::shared_ptr<const Dataset>
+        validation;  ///< steers: gate, search, early stopping; null: test is used and said so
     std::shared_ptr<const Dataset> test;
-    std::shared_ptr<const Dataset> calibration; ///< unlabelled use: observers, taylor scores; from train by default
+    std::shared_ptr<const Dataset> calibration;  ///< unlabelled use: observers, taylor scores; from train by default
 };
 
 /// Formats of `data:`, one row each: cifar10, csv, idx, tensors. Each opens ONE split from its options.
 const std::vector<Entry<Dataset>>& dataset_formats();
 
 /// Opens `data:` of a recipe: {format, train, validation, test, calibration (a count or a split), ...shared options}.
-/// Options beside the splits apply to all of them; a split given as text is the format's `path`. Relative paths are resolved against `base`.
+/// Options beside the splits apply to all of them; a split given as text is the format's `path`. Relative paths are
+/// resolved against `base`.
 /// @throws InvalidArgument, IoError before anything is computed
 DataSplits open_data(const Setting& data, const std::string& base, Json* resolved = nullptr);
 
 /// Tensors in memory: inputs[i] and target share their first dimension.
-std::shared_ptr<Dataset> tensor_dataset(std::vector<at::Tensor> inputs, at::Tensor target, const std::string& description);
+std::shared_ptr<Dataset> tensor_dataset(std::vector<at::Tensor> inputs, at::Tensor target,
+                                        const std::string& description);
 
 /// The examples `indices` of `base`.
 std::shared_ptr<Dataset> subset(std::shared_ptr<const Dataset> base, std::vector<int64_t> indices);
@@ -64,8 +69,8 @@ std::shared_ptr<Dataset> calibration_subset(std::shared_ptr<const Dataset> base,
 /// Batches of a dataset in a seeded order; the same seed and epoch give the same order on every machine.
 class BatchIterator {
 public:
-    BatchIterator(const Dataset& dataset, int64_t batch_size, bool shuffle = false, uint64_t seed = 0, int64_t epoch = 0,
-                  bool drop_last = false);
+    BatchIterator(const Dataset& dataset, int64_t batch_size, bool shuffle = false, uint64_t seed = 0,
+                  int64_t epoch = 0, bool drop_last = false);
     std::optional<Batch> next();
     int64_t batches() const;
 

@@ -1,5 +1,5 @@
-/// The graph layer: running a canonical model node by node, facts about its values, typed views of its operators, edits of
-/// its attributes, and what it costs.
+/// The graph layer: running a canonical model node by node, facts about its values, typed views of its operators, edits
+/// of its attributes, and what it costs.
 #pragma once
 
 #include <torch/csrc/jit/ir/ir.h>
@@ -24,9 +24,9 @@ struct NodeHooks {
     std::function<void(const torch::jit::Node*, std::vector<c10::IValue>& outputs)> after;
 };
 
-/// Runs `forward` by a plain walk over the graph: same operators, same order as LibTorch's interpreter, memory freed after
-/// the last use. Autograd works as usual; callers that do not train hold a torch::NoGradGuard.
-/// This is the one tap for shape facts, per-operator time, observers, masks and feature distillation.
+/// Runs `forward` by a plain walk over the graph: same operators, same order as LibTorch's interpreter, memory freed
+/// after the last use. Autograd works as usual; callers that do not train hold a torch::NoGradGuard. This is the one
+/// tap for shape facts, per-operator time, observers, masks and feature distillation.
 c10::IValue run_nodes(const Model& model, const Inputs& inputs, const NodeHooks& hooks = {});
 
 // ------------------------------------------------------------------------------------------------------------- facts
@@ -34,13 +34,13 @@ c10::IValue run_nodes(const Model& model, const Inputs& inputs, const NodeHooks&
 /// What one value held in the last run over the example input.
 struct ValueFact {
     bool is_tensor = false;
-    std::vector<int64_t> shape;                              ///< tensors
-    at::ScalarType dtype = at::ScalarType::Undefined;        ///< tensors
-    std::optional<c10::IValue> constant;                     ///< ints, floats, bools, lists of those: as observed
+    std::vector<int64_t> shape;                        ///< tensors
+    at::ScalarType dtype = at::ScalarType::Undefined;  ///< tensors
+    std::optional<c10::IValue> constant;               ///< ints, floats, bools, lists of those: as observed
 };
 
-/// Shapes and dtypes of every value that the example input reaches. Keys are values of the model's current graph; facts are
-/// stale after an edit. Values in branches not taken have none.
+/// Shapes and dtypes of every value that the example input reaches. Keys are values of the model's current graph; facts
+/// are stale after an edit. Values in branches not taken have none.
 class Facts {
 public:
     /// @throws UnsupportedModel with the operator and scope at which the example input failed
@@ -63,7 +63,8 @@ private:
 /// conv1d/2d/3d, conv_transpose1d/2d/3d and _convolution.
 struct ConvView {
     torch::jit::Node* node;
-    torch::jit::Value *input, *weight, *bias;  ///< weight [C_out, C_in/groups, k...]; transposed: [C_in, C_out/groups, k...]
+    torch::jit::Value *input, *weight,
+        *bias;  ///< weight [C_out, C_in/groups, k...]; transposed: [C_in, C_out/groups, k...]
     bool has_bias, transposed;
     int64_t dims, groups;  ///< dims: 1, 2 or 3
     std::vector<int64_t> stride, padding, dilation, output_padding;
@@ -141,8 +142,9 @@ std::vector<torch::jit::Node*> all_nodes(const torch::jit::Graph& graph);
 /// Constant of a value made by prim::Constant or a list of constants; nullopt otherwise.
 std::optional<c10::IValue> constant_of(const torch::jit::Value* value);
 
-/// The name that reports use for a node: the module that owns its weight ("layer1.0.conv1"), else the module it was inlined
-/// from with the operator ("layer1.0.relu"), else the operator and a running number ("add_3"). Unique within the model.
+/// The name that reports use for a node: the module that owns its weight ("layer1.0.conv1"), else the module it was
+/// inlined from with the operator ("layer1.0.relu"), else the operator and a running number ("add_3"). Unique within
+/// the model.
 class LayerNames {
 public:
     explicit LayerNames(const Model& model);
@@ -173,8 +175,8 @@ void set_tensor(Model& model, const std::string& name, const at::Tensor& tensor)
 
 enum class Role { kParameter, kBuffer, kAttribute };
 
-/// Adds an attribute to the module that `name` names the member of ("layer1.0.conv1.weight_v": the modules must exist); a
-/// taken name gets a number behind it. Returns the full name.
+/// Adds an attribute to the module that `name` names the member of ("layer1.0.conv1.weight_v": the modules must exist);
+/// a taken name gets a number behind it. Returns the full name.
 std::string add_attribute(Model& model, const std::string& name, const c10::IValue& value, Role role,
                           const c10::TypePtr& type = nullptr);
 
@@ -192,7 +194,8 @@ std::vector<NamedTensor> named_tensors(const Model& model);
 /// Drops attributes and modules that no method reads.
 void remove_unused_attributes(Model& model);
 
-/// After an edit: lints the graph, runs the example, compares the shapes of the outputs with `expected_shapes` when given.
+/// After an edit: lints the graph, runs the example, compares the shapes of the outputs with `expected_shapes` when
+/// given.
 /// @throws InternalError naming `who`
 void verify(const Model& model, const Inputs& example, const std::string& who,
             const std::vector<std::vector<int64_t>>& expected_shapes = {});
@@ -204,15 +207,15 @@ void refuse_other_methods(const Model& model, const std::string& who);
 
 /// What one operator costs on the example input.
 struct LayerCost {
-    std::string name;       ///< see LayerNames
-    std::string op;         ///< "aten::conv2d"
+    std::string name;  ///< see LayerNames
+    std::string op;    ///< "aten::conv2d"
     std::vector<int64_t> input_shape, output_shape;
-    int64_t parameters = 0;         ///< elements of parameters first read here
+    int64_t parameters = 0;  ///< elements of parameters first read here
     int64_t parameter_bytes = 0;
-    int64_t activation_bytes = 0;   ///< bytes of its outputs
-    double macs = 0;                ///< multiply-adds, all runs together; 0 for what has none
-    double flops = 0;               ///< 2 x macs, plus one per element for elementwise and normalising operators
-    bool known = true;              ///< false: no rule for this operator, flops not counted
+    int64_t activation_bytes = 0;  ///< bytes of its outputs
+    double macs = 0;               ///< multiply-adds, all runs together; 0 for what has none
+    double flops = 0;              ///< 2 x macs, plus one per element for elementwise and normalising operators
+    bool known = true;             ///< false: no rule for this operator, flops not counted
     const torch::jit::Node* node = nullptr;
 };
 
@@ -223,7 +226,8 @@ struct Cost {
     std::vector<std::string> unknown_operators;
 };
 
-/// Counted from observed shapes; a convolution is C_out x H_out x W_out x C_in/groups x kH x kW multiply-adds per image.
+/// Counted from observed shapes; a convolution is C_out x H_out x W_out x C_in/groups x kH x kW multiply-adds per
+/// image.
 Cost cost(const Model& model, const Inputs& example);
 
 /// Seconds per operator, the median of `repeats` runs on the example, in the order of Cost::layers.

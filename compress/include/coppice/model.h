@@ -18,8 +18,8 @@ using Inputs = std::vector<c10::IValue>;
 
 /// A model whose `forward` is one inlined graph and whose module instances each have a type of their own.
 ///
-/// A Model is a handle: copies share the module, clone() makes a deep copy. Parameters and buffers keep the dotted names of
-/// the original ("layer1.0.conv1.weight"). The graph reads them by chains of prim::GetAttr from `self`.
+/// A Model is a handle: copies share the module, clone() makes a deep copy. Parameters and buffers keep the dotted
+/// names of the original ("layer1.0.conv1.weight"). The graph reads them by chains of prim::GetAttr from `self`.
 class Model {
 public:
     Model() = default;
@@ -36,8 +36,8 @@ public:
     /// Deep copy: own types, graph and tensors (shared tensors stay shared inside the copy).
     Model clone() const;
 
-    /// Writes a deflated archive without debug records that torch::jit::load of the same LibTorch reads; the file appears by
-    /// rename, so a crash leaves the old one. @throws IoError
+    /// Writes a deflated archive without debug records that torch::jit::load of the same LibTorch reads; the file
+    /// appears by rename, so a crash leaves the old one. @throws IoError
     void save(const std::filesystem::path& path) const;
 
     /// Runs `forward` by LibTorch's own interpreter.

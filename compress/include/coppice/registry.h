@@ -22,9 +22,9 @@ using Json = nlohmann::ordered_json;
 struct Setting {
     enum class Kind { kNull, kScalar, kList, kMap };
     Kind kind = Kind::kNull;
-    std::string where;  ///< "recipe.yaml line 4, column 7"; empty when made in C++
-    std::string text;   ///< kScalar
-    bool quoted = false;  ///< kScalar: written in quotes, so never null
+    std::string where;                                     ///< "recipe.yaml line 4, column 7"; empty when made in C++
+    std::string text;                                      ///< kScalar
+    bool quoted = false;                                   ///< kScalar: written in quotes, so never null
     std::vector<Setting> items;                            ///< kList
     std::vector<std::pair<std::string, Setting>> members;  ///< kMap, in the order written
 
@@ -44,9 +44,9 @@ struct Setting {
 /// The name in `known` closest to `name` by edit distance, if any is close enough to be a typing error.
 std::optional<std::string> nearest_name(const std::string& name, const std::vector<std::string>& known);
 
-/// Typed access to the settings of one stage or algorithm. Each getter names an option, its default and (for `coppice list`)
-/// one line of documentation; what was asked for is remembered, so that done() can reject everything else.
-/// All getters throw InvalidArgument with the place, the option and what is allowed.
+/// Typed access to the settings of one stage or algorithm. Each getter names an option, its default and (for `coppice
+/// list`) one line of documentation; what was asked for is remembered, so that done() can reject everything else. All
+/// getters throw InvalidArgument with the place, the option and what is allowed.
 class Options {
 public:
     struct Asked {
@@ -60,17 +60,20 @@ public:
     Options(std::string owner, std::vector<std::pair<std::string, std::string>> scalars);
 
     double number(const std::string& name, double default_value, const std::string& help = {});
-    double number_in(const std::string& name, double default_value, double low, double high, const std::string& help = {});
+    double number_in(const std::string& name, double default_value, double low, double high,
+                     const std::string& help = {});
     std::optional<double> optional_number(const std::string& name, const std::string& help = {});
     int64_t integer(const std::string& name, int64_t default_value, int64_t low = INT64_MIN, int64_t high = INT64_MAX,
                     const std::string& help = {});
     bool boolean(const std::string& name, bool default_value, const std::string& help = {});
     std::string text(const std::string& name, const std::string& default_value, const std::string& help = {});
     /// One of `allowed`; an unknown one is an error that names the nearest.
-    std::string choice(const std::string& name, const std::string& default_value, const std::vector<std::string>& allowed,
-                       const std::string& help = {});
-    std::vector<int64_t> integers(const std::string& name, std::vector<int64_t> default_value, const std::string& help = {});
-    std::vector<double> numbers(const std::string& name, std::vector<double> default_value, const std::string& help = {});
+    std::string choice(const std::string& name, const std::string& default_value,
+                       const std::vector<std::string>& allowed, const std::string& help = {});
+    std::vector<int64_t> integers(const std::string& name, std::vector<int64_t> default_value,
+                                  const std::string& help = {});
+    std::vector<double> numbers(const std::string& name, std::vector<double> default_value,
+                                const std::string& help = {});
     std::vector<std::string> texts(const std::string& name, std::vector<std::string> default_value,
                                    const std::string& help = {});
     /// The raw setting; null when absent. Marks the option as known.
@@ -137,8 +140,10 @@ std::unique_ptr<T> make(Options& options, const std::string& name, const std::st
                         const std::vector<Entry<T>>& table, const std::string& help = {}) {
     const Setting* setting = options.raw(name, help);
     options.remember({name, "name", default_name, help});
-    auto [key, inner] = setting ? name_and_options(*setting, name) : std::pair<std::string, Setting>{default_name, Setting{}};
-    const auto& row = find_entry(table, name, key, setting && !setting->where.empty() ? setting->where : options.owner());
+    auto [key, inner] =
+        setting ? name_and_options(*setting, name) : std::pair<std::string, Setting>{default_name, Setting{}};
+    const auto& row =
+        find_entry(table, name, key, setting && !setting->where.empty() ? setting->where : options.owner());
     Options inner_options(options.owner() + "." + key, inner);
     auto made = row.make(inner_options);
     inner_options.done();

@@ -58,27 +58,27 @@ public:
 
 /// One thing that a stage did or left, for stage.json and the report.
 struct LayerChange {
-    std::string layer;   ///< name as in LayerNames
-    std::string action;  ///< "pruned", "factorised", "int8", "kept", "folded"
+    std::string layer;          ///< name as in LayerNames
+    std::string action;         ///< "pruned", "factorised", "int8", "kept", "folded"
     std::string before, after;  ///< "64 channels", "[64, 64, 3, 3]", "float32"
-    std::string reason;  ///< why, for what was kept
+    std::string reason;         ///< why, for what was kept
 };
 
 /// What a stage may use. Made by the pipeline, or by hand in a C++ program; null members are absent.
 struct Context {
-    Inputs example;                       ///< arguments for one run of the model
+    Inputs example;  ///< arguments for one run of the model
     Task task = Task::kClassification;
     uint64_t seed = 0;
-    int threads = 0;                      ///< 0: LibTorch's default
+    int threads = 0;  ///< 0: LibTorch's default
     DataSplits data;
-    const Model* baseline = nullptr;      ///< the model before the first stage: the default teacher
+    const Model* baseline = nullptr;               ///< the model before the first stage: the default teacher
     std::function<double(const Model&)> evaluate;  ///< the recipe's metric on validation data; higher is better
-    std::filesystem::path work_dir;       ///< for checkpoints; empty: keep nothing
-    std::filesystem::path base_dir;       ///< what relative paths in a recipe are relative to
+    std::filesystem::path work_dir;                ///< for checkpoints; empty: keep nothing
+    std::filesystem::path base_dir;                ///< what relative paths in a recipe are relative to
     Log* log = &null_log();
     std::function<bool()> interrupted = [] { return false; };  ///< polled by long loops, which then throw Interrupted
-    std::vector<LayerChange> changes;     ///< filled by the stage
-    Json facts = Json::object();          ///< filled by the stage: figures of its own for stage.json ("macs_before", ...)
+    std::vector<LayerChange> changes;                          ///< filled by the stage
+    Json facts = Json::object();  ///< filled by the stage: figures of its own for stage.json ("macs_before", ...)
 
     void record(LayerChange change) { changes.push_back(std::move(change)); }
 };
@@ -88,8 +88,8 @@ class Stage {
 public:
     virtual ~Stage() = default;
     virtual Needs needs() const { return {}; }
-    /// Checks what can be checked without work: called for every stage before the first one runs. For stages behind others
-    /// `model` is the baseline.
+    /// Checks what can be checked without work: called for every stage before the first one runs. For stages behind
+    /// others `model` is the baseline.
     virtual void check(const Model& model, const Context& context) const { (void)model, (void)context; }
     virtual Model apply(const Model& model, Context& context) const = 0;
 };

@@ -1,4 +1,5 @@
-/// One training loop for fine-tuning, distillation and quantization-aware training, of TorchScript and torch::nn modules.
+/// One training loop for fine-tuning, distillation and quantization-aware training, of TorchScript and torch::nn
+/// modules.
 #pragma once
 
 #include <torch/torch.h>
@@ -26,21 +27,21 @@ std::unique_ptr<Trainable> trainable(std::shared_ptr<torch::nn::Module> module,
 struct TrainOptions {
     int64_t epochs = 1;
     int64_t batch_size = 128;
-    std::string optimizer = "sgd";     ///< sgd (Nesterov momentum), adamw
+    std::string optimizer = "sgd";  ///< sgd (Nesterov momentum), adamw
     double lr = 0.01;
     double momentum = 0.9;
-    double weight_decay = 5e-4;        ///< not applied to parameters with one dimension when decay_vectors is false
+    double weight_decay = 5e-4;  ///< not applied to parameters with one dimension when decay_vectors is false
     bool decay_vectors = false;
-    std::string schedule = "cosine";   ///< constant, cosine (arXiv 1608.03983, without restarts), step
-    std::vector<int64_t> milestones;   ///< step: epochs after which lr is multiplied by gamma
+    std::string schedule = "cosine";  ///< constant, cosine (arXiv 1608.03983, without restarts), step
+    std::vector<int64_t> milestones;  ///< step: epochs after which lr is multiplied by gamma
     double gamma = 0.1;
-    double warmup_epochs = 0;          ///< linear from 0
-    double label_smoothing = 0;        ///< arXiv 1512.00567
-    int64_t crop_padding = 0;          ///< random crop after zero padding; 0: off
-    bool flip = false;                 ///< random mirror image
-    std::string autocast = "off";      ///< off, bf16, auto (bf16 where the CPU has native bf16 instructions)
-    bool channels_last = true;         ///< for 4-d inputs and weights
-    double clip_norm = 0;              ///< 0: off
+    double warmup_epochs = 0;      ///< linear from 0
+    double label_smoothing = 0;    ///< arXiv 1512.00567
+    int64_t crop_padding = 0;      ///< random crop after zero padding; 0: off
+    bool flip = false;             ///< random mirror image
+    std::string autocast = "off";  ///< off, bf16, auto (bf16 where the CPU has native bf16 instructions)
+    bool channels_last = true;     ///< for 4-d inputs and weights
+    double clip_norm = 0;          ///< 0: off
     bool drop_last = false;
     uint64_t seed = 0;
     int64_t checkpoint_every_epochs = 1;
@@ -54,7 +55,7 @@ struct StepInfo {
 };
 
 struct EpochInfo {
-    int64_t epoch;               ///< from 0
+    int64_t epoch;  ///< from 0
     double train_loss, lr, seconds;
     std::optional<double> metric;  ///< evaluate() when given
 };
@@ -79,13 +80,14 @@ public:
     explicit Trainer(TrainOptions options);
 
     /// Trains in place for options.epochs. With `checkpoint` a file is written after every epoch by rename (parameters,
-    /// buffers, optimizer state, epoch), and an existing one for the same options and data is resumed from, with the same result as an
-    /// uninterrupted run; one for other options is an InvalidArgument.
+    /// buffers, optimizer state, epoch), and an existing one for the same options and data is resumed from, with the
+    /// same result as an uninterrupted run; one for other options is an InvalidArgument.
     /// @param teacher   run in eval mode on the same (augmented) inputs when the loss needs one
     /// @param evaluate  after every epoch, for the log only
     /// @throws Error when the loss is not finite, naming epoch and step, lr and what to try; Interrupted
-    TrainResult fit(Trainable& module, const Dataset& data, const Loss& loss, const std::function<at::Tensor(const Inputs&)>& teacher = {},
-                    const TrainCallbacks& callbacks = {}, const std::filesystem::path& checkpoint = {}, Log& log = null_log(),
+    TrainResult fit(Trainable& module, const Dataset& data, const Loss& loss,
+                    const std::function<at::Tensor(const Inputs&)>& teacher = {}, const TrainCallbacks& callbacks = {},
+                    const std::filesystem::path& checkpoint = {}, Log& log = null_log(),
                     const std::function<double()>& evaluate = {}, const std::function<bool()>& interrupted = {});
 
 private:

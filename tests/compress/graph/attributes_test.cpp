@@ -4,8 +4,9 @@ namespace coppice::testing {
 namespace {
 
 TEST(Attributes, ReplacingASharedTensorReplacesItEverywhere) {
-    auto module = build_module({{"a.weight", sine({4, 4})}, {"b.weight", sine({4, 4})}},
-                               "def forward(self, x):\n    return torch.linear(torch.linear(x, self.a.weight), self.b.weight)\n");
+    auto module =
+        build_module({{"a.weight", sine({4, 4})}, {"b.weight", sine({4, 4})}},
+                     "def forward(self, x):\n    return torch.linear(torch.linear(x, self.a.weight), self.b.weight)\n");
     module.attr("b").toModule().setattr("weight", module.attr("a").toModule().attr("weight"));
     auto model = Model::from_module(module);
     set_tensor(model, "a.weight", sine({2, 4}));
@@ -14,7 +15,8 @@ TEST(Attributes, ReplacingASharedTensorReplacesItEverywhere) {
 }
 
 TEST(Attributes, AddedOnesAreReadByTheGraph) {
-    auto model = build_model({{"fc.weight", sine({3, 4})}}, "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
+    auto model = build_model({{"fc.weight", sine({3, 4})}},
+                             "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
     const auto name = add_attribute(model, "fc.bias", sine({3}), Role::kParameter);
     EXPECT_EQ(name, "fc.bias");
     EXPECT_EQ(add_attribute(model, "fc.bias", sine({3}), Role::kBuffer), "fc.bias_2");  // a taken name gets a number
@@ -43,7 +45,8 @@ TEST(Attributes, UnusedOnesGoAndTheModelStillSavesAndLoads) {
 }
 
 TEST(Attributes, OtherMethodsThatReadWeightsAreRefused) {
-    auto module = build_module({{"fc.weight", sine({3, 4})}}, "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
+    auto module = build_module({{"fc.weight", sine({3, 4})}},
+                               "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
     module.define("def encode(self, x):\n    return torch.relu(torch.linear(x, self.fc.weight))\n");
     const auto model = Model::from_module(module);
     EXPECT_EQ(model.other_methods(), std::vector<std::string>{"encode"});

@@ -6,10 +6,12 @@ namespace {
 
 TEST(Cost, CountsAConvolutionByHand) {
     const auto model = build_model({{"conv.weight", sine({8, 2, 3, 5})}, {"conv.bias", sine({8})}},
-                                   "def forward(self, x):\n    return torch.conv2d(x, self.conv.weight, self.conv.bias, [2, 1], [1, 2], [1, 1], 3)\n");
+                                   "def forward(self, x):\n    return torch.conv2d(x, self.conv.weight, "
+                                   "self.conv.bias, [2, 1], [1, 2], [1, 1], 3)\n");
     EXPECT_ERROR(cost(model, {sine({1, 6, 9, 7})}), UnsupportedModel, "aten::conv2d");  // 8 filters in 3 groups
-    const auto good = build_model({{"conv.weight", sine({9, 2, 3, 5})}},
-                                  "def forward(self, x):\n    return torch.conv2d(x, self.conv.weight, None, [2, 1], [1, 2], [1, 1], 3)\n");
+    const auto good = build_model(
+        {{"conv.weight", sine({9, 2, 3, 5})}},
+        "def forward(self, x):\n    return torch.conv2d(x, self.conv.weight, None, [2, 1], [1, 2], [1, 1], 3)\n");
     const auto total = cost(good, {sine({4, 6, 9, 7})});
     // 4 images x 9 filters x (5 x 7) pixels x (2 x 3 x 5) products
     EXPECT_EQ(total.macs, 4.0 * 9 * 5 * 7 * 2 * 3 * 5);
@@ -22,8 +24,9 @@ TEST(Cost, CountsAConvolutionByHand) {
 }
 
 TEST(Cost, CountsATransposedConvolutionByItsInputs) {
-    const auto model = build_model({{"up.weight", sine({6, 4, 2, 2})}},
-                                   "def forward(self, x):\n    return torch.conv_transpose2d(x, self.up.weight, None, [2, 2])\n");
+    const auto model =
+        build_model({{"up.weight", sine({6, 4, 2, 2})}},
+                    "def forward(self, x):\n    return torch.conv_transpose2d(x, self.up.weight, None, [2, 2])\n");
     // every input element meets 4 filters of 2 x 2: 6 x 5 x 5 inputs
     EXPECT_EQ(cost(model, {sine({1, 6, 5, 5})}).macs, 6.0 * 5 * 5 * 4 * 2 * 2);
 }
@@ -31,16 +34,21 @@ TEST(Cost, CountsATransposedConvolutionByItsInputs) {
 TEST(Cost, CountsMatrixProductsAttentionAndRecurrence) {
     const auto matmul = build_model({{"w", sine({1})}}, "def forward(self, x, y):\n    return torch.matmul(x, y)\n");
     EXPECT_EQ(cost(matmul, {sine({2, 3, 4}), sine({2, 4, 5})}).macs, 2.0 * 3 * 4 * 5);
-    const auto einsum = build_model({{"w", sine({1})}}, "def forward(self, x, y):\n    return torch.einsum('bij,bjk->bik', [x, y])\n");
+    const auto einsum =
+        build_model({{"w", sine({1})}}, "def forward(self, x, y):\n    return torch.einsum('bij,bjk->bik', [x, y])\n");
     EXPECT_EQ(cost(einsum, {sine({2, 3, 4}), sine({2, 4, 5})}).macs, 2.0 * 3 * 4 * 5);
-    const auto attention = build_model({{"w", sine({1})}},
-                                       "def forward(self, q, k, v):\n    return torch.scaled_dot_product_attention(q, k, v)\n");
+    const auto attention = build_model(
+        {{"w", sine({1})}}, "def forward(self, q, k, v):\n    return torch.scaled_dot_product_attention(q, k, v)\n");
     // 2 x 3 heads, 5 queries, 7 keys, widths 8 and 9
-    EXPECT_EQ(cost(attention, {sine({2, 3, 5, 8}), sine({2, 3, 7, 8}), sine({2, 3, 7, 9})}).macs, 2.0 * 3 * 5 * 7 * (8 + 9));
-    const auto gru = build_model(
-        {{"gru.w_ih", sine({3 * 6, 4})}, {"gru.w_hh", sine({3 * 6, 6})}, {"gru.b_ih", sine({18})}, {"gru.b_hh", sine({18})}},
-        "def forward(self, x):\n    h = torch.zeros([1, x.size(0), 6])\n    return torch.gru(x, h, [self.gru.w_ih, self.gru.w_hh, self.gru.b_ih, "
-        "self.gru.b_hh], True, 1, 0.0, False, False, True)\n");
+    EXPECT_EQ(cost(attention, {sine({2, 3, 5, 8}), sine({2, 3, 7, 8}), sine({2, 3, 7, 9})}).macs,
+              2.0 * 3 * 5 * 7 * (8 + 9));
+    const auto gru = build_model({{"gru.w_ih", sine({3 * 6, 4})},
+                                  {"gru.w_hh", sine({3 * 6, 6})},
+                                  {"gru.b_ih", sine({18})},
+                                  {"gru.b_hh", sine({18})}},
+                                 "def forward(self, x):\n    h = torch.zeros([1, x.size(0), 6])\n    return "
+                                 "torch.gru(x, h, [self.gru.w_ih, self.gru.w_hh, self.gru.b_ih, "
+                                 "self.gru.b_hh], True, 1, 0.0, False, False, True)\n");
     // 2 sequences of 5 steps: 3 gates of 6, each from 4 inputs and 6 states
     EXPECT_EQ(cost(gru, {sine({2, 5, 4})}).macs, 2.0 * 5 * 3 * 6 * (4 + 6));
 }
@@ -72,11 +80,12 @@ TEST_P(PublishedMacs, AgreeAt224Pixels) {
 }
 
 // torchvision's documentation of its models: GFLOPS, which are multiply-adds there.
-INSTANTIATE_TEST_SUITE_P(Torchvision, PublishedMacs,
-                         ::testing::Values(Published{"tv_resnet18.script.pt", 1.81}, Published{"tv_resnet18.trace.pt", 1.81},
-                                           Published{"tv_resnet50.script.pt", 4.09}, Published{"tv_mobilenet_v2.script.pt", 0.30},
-                                           Published{"tv_vit_b_16.trace.pt", 17.6}, Published{"tv_vit_b_16.script.pt", 17.6}),
-                         [](const auto& info) { return test_name(info.param.file); });
+INSTANTIATE_TEST_SUITE_P(
+    Torchvision, PublishedMacs,
+    ::testing::Values(Published{"tv_resnet18.script.pt", 1.81}, Published{"tv_resnet18.trace.pt", 1.81},
+                      Published{"tv_resnet50.script.pt", 4.09}, Published{"tv_mobilenet_v2.script.pt", 0.30},
+                      Published{"tv_vit_b_16.trace.pt", 17.6}, Published{"tv_vit_b_16.script.pt", 17.6}),
+    [](const auto& info) { return test_name(info.param.file); });
 
 }  // namespace
 }  // namespace coppice::testing

@@ -7,7 +7,9 @@
 namespace coppice::testing {
 namespace {
 
-void write(const std::filesystem::path& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+void write(const std::filesystem::path& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary) << bytes;
+}
 
 TEST(Model, SaysWhatAFileIsInsteadOfTorchScript) {
     TemporaryFolder folder;
@@ -52,11 +54,13 @@ TEST(Model, RefusesAnArchiveOfANewerLibTorch) {
 }
 
 TEST(Model, SavesSmallerThanLibTorchAndStockLibTorchLoadsIt) {
-    auto module = build_module({{"fc.weight", at::zeros({500, 500})}}, "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
+    auto module = build_module({{"fc.weight", at::zeros({500, 500})}},
+                               "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
     TemporaryFolder folder;
     module.save((folder / "plain.pt").string());
     Model::from_module(module).save(folder / "packed.pt");
-    EXPECT_LT(std::filesystem::file_size(folder / "packed.pt") * 20, std::filesystem::file_size(folder / "plain.pt"));  // zeros deflate
+    EXPECT_LT(std::filesystem::file_size(folder / "packed.pt") * 20,
+              std::filesystem::file_size(folder / "plain.pt"));  // zeros deflate
     auto loaded = torch::jit::load((folder / "packed.pt").string());
     EXPECT_TRUE(at::equal(loaded.forward({at::ones({1, 500})}).toTensor(), at::zeros({1, 500})));
     std::ifstream file(folder / "packed.pt", std::ios::binary);
@@ -108,7 +112,9 @@ TEST(Model, WeightsThatAreConstantsBecomeParameters) {
 TEST(Model, FoldsFlagsButKeepsTheTrainingSwitch) {
     auto flagged = build_module({{"drop.w", sine({1})}}, "def helper(self, x):\n    return x\n");
     flagged.register_attribute("double", c10::BoolType::get(), true);
-    flagged.define("def forward(self, x):\n    if self.double:\n        x = x * 2\n    return torch.dropout(x, 0.5, self.drop.training)\n");
+    flagged.define(
+        "def forward(self, x):\n    if self.double:\n        x = x * 2\n    return torch.dropout(x, 0.5, "
+        "self.drop.training)\n");
     auto model = Model::from_module(flagged);
     for (const auto* node : all_nodes(*model.graph())) EXPECT_NE(node->kind(), torch::jit::prim::If);
     const auto x = at::ones({1000});

@@ -30,9 +30,10 @@ TEST(OpView, ReadsConvolutionsWithTheirParameters) {
 }
 
 TEST(OpView, SeesALinearLayerInAllItsForms) {
-    const auto model = build_model({{"w", sine({3, 4})}, {"v", sine({4, 3})}, {"b", sine({3})}},
-                                   "def forward(self, x):\n    return torch.linear(x, self.w, self.b), torch.addmm(self.b, x, self.w.t()), "
-                                   "torch.mm(x, self.v), torch.matmul(x, self.w.t()), torch.matmul(x, x.t())\n");
+    const auto model = build_model(
+        {{"w", sine({3, 4})}, {"v", sine({4, 3})}, {"b", sine({3})}},
+        "def forward(self, x):\n    return torch.linear(x, self.w, self.b), torch.addmm(self.b, x, self.w.t()), "
+        "torch.mm(x, self.v), torch.matmul(x, self.w.t()), torch.matmul(x, x.t())\n");
     const auto layers = views<LinearView>(model, as_linear);
     ASSERT_EQ(layers.size(), 4u);
     EXPECT_EQ(attribute_name(layers[1].weight), "w");
@@ -51,7 +52,9 @@ TEST(OpView, ReadsBatchNormAndOtherNorms) {
     EXPECT_EQ(attribute_name(norms[0].running_var), "bn1.running_var");
     EXPECT_DOUBLE_EQ(norms[0].eps, 1e-5);
     EXPECT_TRUE(norms[0].affine && norms[0].tracks_statistics);
-    const auto layer = build_model({{"ln.weight", sine({4})}}, "def forward(self, x):\n    return torch.layer_norm(x, [4], self.ln.weight), torch.group_norm(x, 2)\n");
+    const auto layer = build_model(
+        {{"ln.weight", sine({4})}},
+        "def forward(self, x):\n    return torch.layer_norm(x, [4], self.ln.weight), torch.group_norm(x, 2)\n");
     const auto others = views<NormView>(layer, as_norm);
     ASSERT_EQ(others.size(), 2u);
     EXPECT_EQ(others[0].normalized_shape, std::vector<int64_t>{4});

@@ -11,11 +11,13 @@ TEST(RunNodes, GivesTheBitsOfLibTorchsInterpreter) {
 
 TEST(RunNodes, FollowsBranchesAndLoops) {
     const auto model = build_model({{"w", sine({3})}},
-                                   "def forward(self, x):\n    i = 0\n    while bool(x.sum() < 100.0):\n        x = x * 2 + self.w.abs()\n        i += 1\n"
+                                   "def forward(self, x):\n    i = 0\n    while bool(x.sum() < 100.0):\n        x = x "
+                                   "* 2 + self.w.abs()\n        i += 1\n"
                                    "    if i > 3:\n        return x, i\n    return -x, i\n");
     for (const double start : {0.001, 1.0, 50.0}) {
         const auto x = at::full({3}, start);
-        const auto expected = model.forward({x}).toTuple()->elements().vec(), got = run_nodes(model, {x}).toTuple()->elements().vec();
+        const auto expected = model.forward({x}).toTuple()->elements().vec(),
+                   got = run_nodes(model, {x}).toTuple()->elements().vec();
         EXPECT_TRUE(at::equal(expected[0].toTensor(), got[0].toTensor()));
         EXPECT_EQ(expected[1].toInt(), got[1].toInt());
     }
@@ -50,7 +52,9 @@ TEST(Facts, HoldShapesOfEveryValueThatTheExampleReaches) {
     EXPECT_EQ(facts.shape(names.find("conv2")->output()), (std::vector<int64_t>{2, 16, 4, 4}));
     EXPECT_EQ(facts.shape(names.find("conv2")->input(1)), (std::vector<int64_t>{16, 8, 3, 3}));
     EXPECT_EQ(facts.runs(names.find("fc")), 1);
-    const auto branched = build_model({{"w", sine({3})}}, "def forward(self, x):\n    if x.size(0) > 5:\n        return torch.exp(x)\n    return torch.neg(x)\n");
+    const auto branched = build_model(
+        {{"w", sine({3})}},
+        "def forward(self, x):\n    if x.size(0) > 5:\n        return torch.exp(x)\n    return torch.neg(x)\n");
     const auto some = Facts::observe(branched, {sine({2})});
     for (auto* node : all_nodes(*branched.graph())) {
         if (node->kind() == c10::aten::exp) {

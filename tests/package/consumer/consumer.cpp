@@ -9,11 +9,14 @@ int main(int argc, char** argv) {
     auto unit = std::make_shared<torch::jit::CompilationUnit>();
     torch::jit::Module net(c10::QualifiedName("__torch__.Net"), unit, true);
     const auto weights = [](std::vector<int64_t> shape) {
-        return (torch::arange(c10::multiply_integers(shape), torch::kDouble).sin() * 0.3).to(torch::kFloat).reshape(shape);
+        return (torch::arange(c10::multiply_integers(shape), torch::kDouble).sin() * 0.3)
+            .to(torch::kFloat)
+            .reshape(shape);
     };
     net.register_parameter("first", weights({16, 3, 3, 3}), false);
     net.register_parameter("second", weights({10, 16, 3, 3}), false);
-    net.define("def forward(self, x):\n    return torch.conv2d(torch.relu(torch.conv2d(x, self.first)), self.second)\n");
+    net.define(
+        "def forward(self, x):\n    return torch.conv2d(torch.relu(torch.conv2d(x, self.first)), self.second)\n");
     const auto model = coppice::Model::from_module(net, "net");
     coppice::Context context;
     context.example = {torch::ones({1, 3, 8, 8})};
