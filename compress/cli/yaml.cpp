@@ -95,8 +95,8 @@ private:
 
     void add(Setting setting, const YAML::Mark& mark, YAML::anchor_t anchor) {
         // Aliases of aliases can stand for billions of values (the "billion laughs"); no recipe comes near this.
-        if ((nodes_ += anchor == 0 && setting.kind != Setting::Kind::kScalar ? count(setting) : 1) > 1000000)
-            throw InvalidArgument(place(mark), "the file stands for more than a million values", "Use fewer aliases.");
+        if ((nodes_ += anchor == 0 && setting.kind != Setting::Kind::kScalar ? count(setting) : 1) > 100000)
+            throw InvalidArgument(place(mark), "the file stands for more than 100,000 values", "Use fewer aliases.");
         if (anchor) anchors_[anchor] = setting;
         if (frames_.empty()) {
             root = std::move(setting);

@@ -134,8 +134,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "recipe.yaml line 1, column 34: input \"x\" is not a shape. Write 1,3,224,224, or int64:1,128 with a "
                 "type, or "
                 "int64<30522:1,128 for values below 30522."},
-        Mistake{"InputType", "model: {path: net.pt, input: 'int46:1,2'}\n",
-                "recipe.yaml line 1, column 23: unknown input type \"int46\". Did you mean \"int64\"?"},
+        Mistake{"InputType", "model: {path: net.pt, input: 'in64:1,2'}\n",
+                "recipe.yaml line 1, column 23: unknown input type \"in64\". Did you mean \"int64\"?"},
         Mistake{"UnknownStage", kModel + "stages:\n  - quantise.static: {}\n",
                 "recipe.yaml line 3, column 5: unknown stage \"quantise.static\". Did you mean \"quantize.static\"?"},
         Mistake{"StageOption", kModel + "stages:\n  - prune.channel:\n      ratio: 0.5\n      roundto: 4\n",
@@ -168,7 +168,7 @@ INSTANTIATE_TEST_SUITE_P(
         Mistake{"GateScalar", kModel + "gate: 0.5\n",
                 "recipe.yaml line 2, column 1: \"gate\" must be a map. Write gate: {option: value}."},
         Mistake{"Device", kModel + "device: tpu\n",
-                "recipe.yaml line 2, column 1, recipe: device is \"tpu\", must be cpu"},
+                "recipe.yaml line 2, column 1, recipe: device is \"tpu\", must be cpu. Did you mean \"cpu\"?"},
         Mistake{"Seed", kModel + "seed: -1\n",
                 "recipe.yaml line 2, column 1, recipe: seed is -1, must be at least 0. The default is 0."},
         Mistake{"ReportFormat", kModel + "report: {formats: [htm]}\n",
