@@ -26,7 +26,8 @@ namespace coppice::testing {
         }                                                                                        \
     } while (false)
 
-/// Path below the development data; see tests/README. Empty path when the folder is absent.
+/// Path below the folder of development data that the build names (COPPICE_TEST_DATA); a path that does not exist
+/// without it.
 std::filesystem::path data_path(const std::string& relative);
 
 /// Skips the running test, by name, where a file of the development data is absent.
