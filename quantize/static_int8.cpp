@@ -2,6 +2,8 @@
 // 1712.05877; Wu et al., arXiv 2004.09602).
 #include <chrono>
 #include <cmath>
+#include <cstdio>
+#include <limits>
 
 #include <coppice/error.h>
 #include <coppice/quantize.h>

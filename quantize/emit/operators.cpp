@@ -7,6 +7,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/jit/ir/constants.h>
 
+#include <cmath>
+#include <limits>
+
 #include <coppice/error.h>
 
 namespace coppice::quantize {

@@ -6,6 +6,8 @@
 #include <torch/csrc/jit/passes/remove_mutation.h>
 
 #include <cmath>
+#include <cstdio>
+#include <limits>
 #include <regex>
 
 #include <coppice/deploy.h>

@@ -1,5 +1,7 @@
 #include "plan/units.h"
 
+#include <torch/csrc/jit/ir/alias_analysis.h>
+
 #include "emit/operators.h"
 
 namespace coppice::quantize {
@@ -108,6 +110,23 @@ void add_costs(Unit& unit, const Facts& facts) {
     }
 }
 
+/// Tensors that an operator changes after they were made. An int8 copy would not see the change.
+class WrittenValues {
+public:
+    explicit WrittenValues(const std::shared_ptr<Graph>& graph) {
+        const auto nodes = all_nodes(*graph);
+        const bool any = std::any_of(nodes.begin(), nodes.end(), [](const Node* node) {
+            const auto* schema = node->maybeSchema();
+            return node->kind() == prim::SetAttr || (schema && schema->is_mutable());
+        });
+        if (any) aliases_ = std::make_unique<AliasDb>(graph);
+    }
+    bool contains(const Value* value) const { return aliases_ && aliases_->hasWriters(value); }
+
+private:
+    std::unique_ptr<AliasDb> aliases_;
+};
+
 /// The one operator that reads the values of `value`; null when there are several or none.
 Node* only_reader(const Value* value) {
     Node* reader = nullptr;
@@ -132,6 +151,7 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
     std::set<const Node*> taken;
     std::unordered_map<const Node*, Unit> padding;
     const auto graph = model.graph();
+    const WrittenValues written(graph);
     for (Node* node : graph->block()->nodes()) {
         const auto kind = std::string(node->kind().toQualString());
         if (kind != "aten::pad" && kind != "aten::constant_pad_nd") continue;
@@ -179,9 +199,14 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
         if (row->kind == UnitKind::kCat && node->input(0)->node()->kind() != prim::ListConstruct) continue;
         if (unit.inputs.empty()) unit.inputs = tensor_inputs(row->kind, node);
         unit.refusal = refusal_of(unit, site);
+        for (const auto* values : {&unit.inputs, &unit.outputs})
+            for (const auto* value : *values)
+                if (unit.refusal.empty() && written.contains(value))
+                    unit.refusal = "another operator writes into its input or output in place";
         if (unit.refusal.empty() && row->fuses) {
             Node* user = only_reader(unit.outputs[0]);
-            if (user && clamp_of(user) && user->owningBlock() == node->owningBlock()) {
+            if (user && clamp_of(user) && user->owningBlock() == node->owningBlock() &&
+                !written.contains(user->output())) {
                 unit.activation = user;
                 unit.nodes.push_back(user);
                 unit.outputs = {user->output()};

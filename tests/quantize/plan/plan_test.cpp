@@ -108,6 +108,23 @@ TEST(Plan, Uses128LevelsOfTheIntegersWhenAsked) {
     EXPECT_LE(largest, 129);  // calibration saw these values; rounding in the layers before adds a step or two
 }
 
+TEST(Plan, TensorsThatAreWrittenInPlaceStayFloat) {
+    // The slice shares memory with y: the convolution behind reads what was added.
+    const auto model =
+        build_model({{"a.weight", sine({4, 3, 1, 1})}, {"b.weight", sine({2, 4, 1, 1}, 0.5)}},
+                    "def forward(self, x):\n"
+                    "    y = torch.conv2d(x, self.a.weight)\n"
+                    "    part = y[:, 1:3]\n"
+                    "    part.add_(5)\n"
+                    "    return torch.conv2d(torch.sigmoid(x), self.a.weight), torch.conv2d(y, self.b.weight)\n");
+    const auto data = images(1);
+    const auto int8 = convert(plan_static(model, data[0], data, with_minmax()));
+    const auto before = all_tensors(model.forward(data[0])), after = all_tensors(int8.forward(data[0]));
+    for (size_t i = 0; i < before.size(); ++i)
+        EXPECT_LE(max_difference(after[i], before[i]), 0.03 * before[i].abs().max().item<double>())
+            << i;  // a few steps
+}
+
 TEST(Plan, SharedWeightsAreQuantizedInEveryPlace) {
     const auto model = build_model({{"c.weight", sine({3, 3, 3, 3}, 0.3)}},
                                    "def forward(self, x):\n"
