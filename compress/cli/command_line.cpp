@@ -90,7 +90,7 @@ bool CommandLine::parse(const Arguments& arguments, const std::string& positiona
         fail(problem, fix);
     }
     if (values_.count("help")) {
-        std::cout << about_ << "\n\n" << options_.help({""}) << "\nExample\n" << examples_;
+        std::cout << about_ << "\n" << options_.help({""}) << "\nExample\n" << examples_;
         return false;
     }
     return true;

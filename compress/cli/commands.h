@@ -68,7 +68,7 @@ private:
 bool interrupted();
 /// The signal that came, 0 if none.
 int interrupting_signal();
-/// Installs the handlers.
+/// Installs the handlers; for commands that ask interrupted().
 void watch_signals();
 
 /// Settings of a run that every command shares: loads the model, and makes sure that it runs on `inputs`.

@@ -118,6 +118,7 @@ int run_compress(const Arguments& arguments) {
         line.fail(files.empty() ? "no recipe is given" : "more than one recipe is given: " + files[1],
                   "Write coppice compress recipe.yaml; see coppice compress --help.");
 
+    watch_signals();
     TerminalLog log(line.level());
     auto recipe = read_recipe(files[0], line.texts("set"));
     set_threads(recipe.threads);

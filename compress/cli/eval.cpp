@@ -60,6 +60,7 @@ int run_eval(const Arguments& arguments) {
         line.fail("neither data nor an input is given",
                   "Add --data recipe.yaml to compare quality, or --input 1,3,224,224 for size and time.");
 
+    watch_signals();
     TerminalLog log(line.level());
     Recipe recipe = file.empty() ? recipe_from_settings(Setting::map({}), line.texts("set"))
                                  : read_recipe(file, line.texts("set"), /*needs_model=*/false);

@@ -88,7 +88,6 @@ int main(int argc, char** argv) {
     for (int i = 1; i < argc; ++i)
         warnings.verbose = warnings.verbose || std::string(argv[i]) == "-v" || std::string(argv[i]) == "--verbose";
     c10::WarningUtils::WarningHandlerGuard guard(&warnings);
-    cli::watch_signals();
     const cli::Arguments arguments(argv + 1, argv + argc);
     try {
         return cli::run(arguments);
