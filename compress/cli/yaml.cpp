@@ -236,7 +236,13 @@ void apply_override(Setting& root, const std::string& assignment) {
     const auto equals = assignment.find('=');
     if (equals == std::string::npos || equals == 0)
         throw InvalidArgument("--set " + assignment, "is no assignment", "Write --set stages.0.ratio=0.3.");
-    Setting value = parse_yaml(assignment.substr(equals + 1), where);
+    Setting value;
+    try {
+        value = parse_yaml(assignment.substr(equals + 1), where);
+    } catch (const InvalidArgument&) {
+        throw InvalidArgument(where, "\"" + assignment.substr(equals + 1) + "\" is not valid YAML",
+                              "Mind the shell: --set 'measure.batch=[1, 32]'.");
+    }
     std::function<void(Setting&)> place = [&](Setting& setting) {
         setting.where = where;
         for (auto& item : setting.items) place(item);

@@ -187,7 +187,8 @@ Decision decide(const Json& baseline, const Json& before, const Json& after, boo
     if (key == "validation") metric += " (validation)";
     if (quality && quality_baseline) {
         drop = *quality_baseline - *quality;
-        facts.push_back(metric + " " + format("%.2f", *quality) + " (" + format("%+.2f", -*drop) + " points)");
+        facts.push_back(metric + " " + format("%.2f", *quality) + " (" + format("%+.2f", *quality - *quality_baseline) +
+                        " points)");
     }
     const auto bytes = file_bytes_of(after), bytes_before = file_bytes_of(before),
                bytes_baseline = file_bytes_of(baseline);

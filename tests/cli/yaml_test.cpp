@@ -38,7 +38,7 @@ TEST(Yaml, AKeyGivenTwiceIsAnErrorWithBothPlaces) {
 TEST(Yaml, SyntaxErrorsHaveLineAndColumn) {
     EXPECT_ERROR(parse_yaml("a: [1, 2\nb: 3\n", "r.yaml"), InvalidArgument, "r.yaml line 2, column");
     EXPECT_ERROR(parse_yaml("a: 1\n\tb: 2\n", "r.yaml"), InvalidArgument, "r.yaml line 2, column");
-    EXPECT_ERROR(parse_yaml("a: 'x\n", "r.yaml"), InvalidArgument, "not valid YAML");
+    EXPECT_ERROR(parse_yaml("a: \"\\q\"\n", "r.yaml"), InvalidArgument, "not valid YAML");
     EXPECT_ERROR(parse_yaml("a: 1\n b: 2\n", "r.yaml"), InvalidArgument, "r.yaml line 2, column");
     EXPECT_ERROR(parse_yaml("a: *nothing\n", "r.yaml"), InvalidArgument, "r.yaml line 1, column");
 }
@@ -126,7 +126,7 @@ TEST(Override, MistakesAreNamed) {
     EXPECT_ERROR(apply_override(root, "stages.3.x=1"), InvalidArgument,
                  "--set stages.3.x: \"3\" is no position in a list of 1. Use 0 to 0.");
     EXPECT_ERROR(apply_override(root, "seed.x=1"), InvalidArgument, "is inside a value that is a text");
-    EXPECT_ERROR(apply_override(root, "seed=[1"), InvalidArgument, "not valid YAML");
+    EXPECT_ERROR(apply_override(root, "seed=[1"), InvalidArgument, "--set seed: \"[1\" is not valid YAML");
 }
 
 }  // namespace
