@@ -71,10 +71,16 @@ TEST_P(CanonicalModel, ComputesWhatTheOriginalComputes) {
         GTEST_LOG_(INFO) << spec.file << ": the original does not train on this input; gradients not compared";
         return;
     }
+    if (!expected_loss.requires_grad()) return;
+    try {
+        expected_loss.backward();
+    } catch (const std::exception& error) {  // a trace of the inference-only fast path of attention, say
+        ASSERT_NE(std::string(error.what()).find("is not implemented"), std::string::npos) << error.what();
+        GTEST_LOG_(INFO) << spec.file << ": the original has no gradient; not compared";
+        return;
+    }
     torch::manual_seed(7);
     loss = scalar_of(model.forward(batch));
-    if (!expected_loss.requires_grad()) return;
-    expected_loss.backward();
     loss.backward();
     std::map<std::string, at::Tensor> gradients;
     for (const auto& [name, tensor, role] : named_tensors(model))
