@@ -13,6 +13,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <iostream>
 #include <numeric>
 #include <thread>
@@ -240,10 +241,18 @@ at::Tensor run(torch::jit::Module& module, const std::vector<Inputs>& all) {
     return at::cat(outputs);
 }
 
-double seconds(torch::jit::Module& module, const Inputs& inputs, int runs) {
-    const auto start = std::chrono::steady_clock::now();
+enum class Clock { kThreadCpu, kWall };
+
+double now(Clock clock) {
+    timespec time{};
+    clock_gettime(clock == Clock::kWall ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double seconds(torch::jit::Module& module, const Inputs& inputs, int runs, Clock clock) {
+    const double start = now(clock);
     for (int i = 0; i < runs; ++i) module.forward(inputs);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / runs;
+    return (now(clock) - start) / runs;
 }
 
 double median(std::vector<double> values) {
@@ -252,15 +261,20 @@ double median(std::vector<double> values) {
 }
 
 /// "1.23 / 0.45 ms (2.7x)": least times of both and the median ratio of pairs.
-std::string compare(torch::jit::Module& before, torch::jit::Module& after, const Inputs& inputs) {
-    for (int i = 0; i < 3; ++i) seconds(before, inputs, 1), seconds(after, inputs, 1);
-    const int runs = std::clamp(static_cast<int>(0.02 / seconds(before, inputs, 1)), 1, 200);
+std::string compare(torch::jit::Module& before, torch::jit::Module& after, const Inputs& inputs, Clock clock) {
+    at::set_num_threads(clock == Clock::kWall ? kThreads : 1);
+    for (int i = 0; i < 3; ++i) {
+        seconds(before, inputs, 1, clock);
+        seconds(after, inputs, 1, clock);
+    }
+    const int runs = std::clamp(static_cast<int>(0.02 / seconds(before, inputs, 1, clock)), 1, 200);
     std::vector<double> ratios, a, b;
     for (int i = 0; i < kPairs; ++i) {
-        a.push_back(seconds(before, inputs, runs));
-        b.push_back(seconds(after, inputs, runs));
+        a.push_back(seconds(before, inputs, runs, clock));
+        b.push_back(seconds(after, inputs, runs, clock));
         ratios.push_back(a.back() / b.back());
     }
+    at::set_num_threads(kThreads);
     char buffer[96];
     std::snprintf(buffer, sizeof buffer, "%.3g / %.3g ms (%.2fx)", 1e3 * *std::min_element(a.begin(), a.end()),
                   1e3 * *std::min_element(b.begin(), b.end()), median(ratios));
@@ -304,8 +318,10 @@ void report(const Workload& task, std::string& details) {
                 static_cast<long long>(int8_layers), static_cast<long long>(layers), worst,
                 static_cast<double>(fs::file_size(folder / "float.pt")) / 1e3,
                 static_cast<double>(fs::file_size(folder / "int8.pt")) / 1e3);
-    for (const auto& inputs : task.timed) std::printf(" %s |", compare(before, after, inputs).c_str());
-    if (task.timed.size() == 1) std::printf(" |");
+    for (const auto clock : {Clock::kThreadCpu, Clock::kWall}) {
+        for (const auto& inputs : task.timed) std::printf(" %s |", compare(before, after, inputs, clock).c_str());
+        if (task.timed.size() == 1) std::printf(" |");
+    }
     std::printf(" %.1f s |\n", spent);
     std::fflush(stdout);
     details += "- " + task.name + ": ";
@@ -337,10 +353,19 @@ int main(int count, char** arguments) {
     };
     std::printf("%s, %d threads, LibTorch %s, engine %s\n\n", cpu_model().c_str(), kThreads, TORCH_VERSION,
                 quantize::engine().c_str());
-    std::printf(
-        "| model | data | metric | float | int8 | predictions moved | int8 layers | noisiest layer | file | small "
-        "batch | "
-        "large batch | quantizing |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    double load[1] = {0};
+    if (getloadavg(load, 1) == 1)
+        std::printf(
+            "Load average at the start: %.1f on %u cores. The wall times are those of a machine under that load.\n\n",
+            load[0], std::thread::hardware_concurrency());
+    std::string rule = "\n|";
+    for (const char* column :
+         {"model", "data", "metric", "float", "int8", "predictions moved", "int8 layers", "noisiest layer", "file",
+          "CPU time, small batch", "CPU time, large batch", "wall, small batch", "wall, large batch", "quantizing"}) {
+        std::printf("| %s ", column);
+        rule += "---|";
+    }
+    std::printf("|%s\n", rule.c_str());
     std::string details;
     int failed = 0;
     for (const auto& [name, make] : tasks) {
