@@ -12,7 +12,7 @@ for ((number = 2; ; number++)); do
     run=runs/quickstart-$number
 done
 if [ ! -f runs/fashion_cnn.pt ]; then
-    build/bin/train_fashion_cnn runs/fashion_cnn.pt 3
+    build/bin/train_fashion_cnn runs/fashion_cnn.pt 2
 fi
 cp examples/fashion.yaml runs/fashion.yaml
 build/bin/coppice compress runs/fashion.yaml --out "$run"
