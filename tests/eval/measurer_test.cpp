@@ -162,7 +162,7 @@ TEST(Measurer, ComparesFilesOfWhichOneIsTheBaseline) {
     const TemporaryFolder folder;
     const auto model = testing::residual_model();
     model.save(folder / "a.pt");
-    with_shifted_bias(model).save(folder / "b.pt");
+    torch::jit::freeze(with_shifted_bias(model).module()).save(folder / "b.pt");  // as a deployed model may come
     auto choice = options("quick");
     choice.relative_interval = 1;
     Measurer measurer(example(), images(), "test", Task::kClassification, "", choice);
@@ -170,6 +170,10 @@ TEST(Measurer, ComparesFilesOfWhichOneIsTheBaseline) {
     ASSERT_EQ(results.size(), 2);
     EXPECT_EQ(results[0]["stage"], (folder / "b.pt").string());
     EXPECT_TRUE(results[0]["metrics"].contains("agreement"));
+    EXPECT_GT(results[0]["figures"]["parameters"]["value"].get<int64_t>(), 3800) << "constants are counted";
+    for (const auto& result : results)
+        EXPECT_THAT(result["latency"][0]["p50_s"]["method"].get<std::string>(),
+                    ::testing::HasSubstr("torch::jit::freeze"));
     EXPECT_FALSE(results[1]["metrics"].contains("agreement")) << "the baseline itself";
     EXPECT_EQ(results[1]["latency"][0]["ratio_to_baseline"]["value"], 1.0);
     EXPECT_FALSE(results[0].contains("compression"));
