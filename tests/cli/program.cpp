@@ -63,7 +63,7 @@ bool Program::ended() {
 }
 
 bool Program::wait_until(const std::function<bool()>& condition) {
-    for (int i = 0; i < 6000; ++i) {
+    for (int i = 0; i < 30000; ++i) {
         if (condition()) return true;
         if (ended()) return condition();
         std::this_thread::sleep_for(std::chrono::milliseconds(10));

@@ -24,7 +24,7 @@ public:
     Program(const Program&) = delete;
 
     void signal(int number) const;
-    /// Waits until `condition` or the end of the program; false when it ended, or a minute passed, before.
+    /// Waits until `condition` or the end of the program; false when it ended, or five minutes passed, before.
     bool wait_until(const std::function<bool()>& condition);
     Outcome wait();
 

@@ -23,7 +23,7 @@ protected:
             // No deploy: it chooses by measuring, and two forms may be equally fast.
             << "deploy: off\ngate: {max_drop: 60}\nstages:\n"
                "  - prune.channel: {criterion: magnitude, ratio: 0.4, round_to: 1}\n"
-               "  - train.finetune: {epochs: 25, batch_size: 16, lr: 0.02, loss: distill.logits}\n"
+               "  - train.finetune: {epochs: 10, batch_size: 16, lr: 0.02, loss: distill.logits}\n"
                "  - lowrank.svd: {min_size: 1}\n";
         whole_ = new Outcome(run_program({"compress", "recipe.yaml", "--out", "whole"}, folder_->path()));
     }
@@ -88,8 +88,10 @@ TEST_F(ResumeTest, KilledInTrainingGoesOnAtTheCheckpoint) {
 }
 
 TEST_F(ResumeTest, KilledBetweenTrainingAndItsMeasurement) {
-    stop_and_resume("measuring", SIGKILL, 137,
-                    [](const fs::path& run) { return fs::exists(run / "02-train.finetune.partial" / "model.pt"); });
+    stop_and_resume("measuring", SIGKILL, 137, [](const fs::path& run) {
+        // On a machine that is too busy to look in time, the commit may be over; that moment is as good.
+        return fs::exists(run / "02-train.finetune.partial" / "model.pt") || fs::exists(run / "02-train.finetune");
+    });
 }
 
 TEST_F(ResumeTest, KilledTwice) {
