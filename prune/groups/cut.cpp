@@ -241,24 +241,11 @@ void Cutter::run() {
     const auto before = all_nodes(*original_.graph());
     const auto after = all_nodes(*copy_.graph());
     if (before.size() != after.size()) throw InternalError("prune", "the copy's graph differs from the original", "");
-    // Branches that were not taken keep their constants: everything they read is frozen.
-    std::unordered_set<const Block*> skipped;
-    for (const Node* node : before) {
-        if (node->kind() != prim::If) continue;
-        const int taken = relations_.taken_block(node);
-        for (int i = 0; i < 2; ++i)
-            if (i != taken) skipped.insert(node->blocks()[i]);
-    }
-    const auto runs = [&](const Node* node) {
-        for (const Block* block = node->owningBlock(); block;
-             block = block->owningNode() ? block->owningNode()->owningBlock() : nullptr)
-            if (skipped.count(block)) return false;
-        return true;
-    };
+    // Branches that were not analysed keep their constants: everything they read is frozen.
     for (size_t i = 0; i < before.size(); ++i) {
         if (before[i]->kind() != after[i]->kind())
             throw InternalError("prune", "the copy's graph differs from the original", "");
-        if (!runs(before[i])) continue;
+        if (!relations_.analysed(before[i]->owningBlock())) continue;
         bool meets_tensor = before[i]->kind() == prim::If || before[i]->kind() == prim::Loop;
         for (const auto& values : {before[i]->inputs(), before[i]->outputs()})
             for (const Value* value : values) {

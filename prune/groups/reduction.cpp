@@ -1,10 +1,14 @@
-// Reductions. A sum loses what is removed, as masking would; a mean or maximum would change, so its dimensions stay.
+// Reductions. A sum loses what is removed, as masking would. A mean, variance or standard deviation is taken over what
+// stays, as in a layer norm by hand (the group is then not exact). A maximum or norm would change its meaning: those
+// dimensions stay.
 #include "groups/relations.h"
 
 namespace coppice::prune {
 namespace {
 
-template <bool kSum>
+enum class Kind { kSum, kStatistic, kOther };
+
+template <Kind kKind>
 void reduce(Relations& r, const Node* node) {
     const TensorId x = r.input(node, 0), y = r.output(node);
     if (x == kNoTensor || y == kNoTensor) return r.refuse(node, "was not reached");
@@ -23,7 +27,8 @@ void reduce(Relations& r, const Node* node) {
     int64_t out = 0;
     for (int64_t dim = 0; dim < r.rank(x); ++dim) {
         if (reduced[dim]) {
-            if (!kSum) r.freeze(x, dim, "is averaged or compared by " + r.name_of(node));
+            if (kKind == Kind::kStatistic) r.statistic(node, x, dim);
+            if (kKind == Kind::kOther) r.freeze(x, dim, "is compared by " + r.name_of(node));
             out += keeps ? 1 : 0;
             continue;
         }
@@ -35,12 +40,14 @@ void reduce(Relations& r, const Node* node) {
 }  // namespace
 
 const RuleTable& reduction_rules() {
+    constexpr auto kSum = reduce<Kind::kSum>, kStatistic = reduce<Kind::kStatistic>, kOther = reduce<Kind::kOther>;
     static const RuleTable kTable = {
-        {"aten::all", {reduce<false>}},  {"aten::amax", {reduce<false>}},   {"aten::amin", {reduce<false>}},
-        {"aten::any", {reduce<false>}},  {"aten::argmax", {reduce<false>}}, {"aten::logsumexp", {reduce<false>}},
-        {"aten::max", {reduce<false>}},  {"aten::mean", {reduce<false>}},   {"aten::min", {reduce<false>}},
-        {"aten::norm", {reduce<false>}}, {"aten::prod", {reduce<false>}},   {"aten::std", {reduce<false>}},
-        {"aten::sum", {reduce<true>}},   {"aten::var", {reduce<false>}},    {"aten::var_mean", {reduce<false>}},
+        {"aten::all", {kOther}},       {"aten::amax", {kOther}},   {"aten::amin", {kOther}},
+        {"aten::any", {kOther}},       {"aten::argmax", {kOther}}, {"aten::argmin", {kOther}},
+        {"aten::logsumexp", {kOther}}, {"aten::max", {kOther}},    {"aten::mean", {kStatistic}},
+        {"aten::min", {kOther}},       {"aten::norm", {kOther}},   {"aten::prod", {kOther}},
+        {"aten::std", {kStatistic}},   {"aten::sum", {kSum}},      {"aten::var", {kStatistic}},
+        {"aten::var_mean", {kOther}},
     };
     return kTable;
 }

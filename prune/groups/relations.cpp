@@ -1,5 +1,7 @@
 #include "groups/relations.h"
 
+#include <torch/csrc/jit/runtime/interpreter.h>
+
 namespace coppice::prune {
 
 using namespace torch::jit;
@@ -94,6 +96,8 @@ TensorId Relations::tensor(const Value* value) {
                 }
             }
         }
+    } else if (const auto tried = tried_.find(value); tried != tried_.end() && tried->second.is_tensor) {
+        id = make_tensor(tried->second.shape);
     } else if (facts_.has_shape(value)) {
         id = make_tensor(facts_.shape(value));
         if (value->node()->kind() == prim::Constant) freeze_all(id, "meets a tensor constant of the graph");
@@ -137,6 +141,7 @@ void Relations::tie(TensorId a, int64_t dim_a, int64_t index_a, TensorId b, int6
 
 void Relations::tie_all(TensorId a, TensorId b) {
     if (a == kNoTensor || b == kNoTensor) return;
+    if (rank(a) != rank(b)) throw InternalError("prune", "tied tensors of different rank", "");
     for (int64_t dim = 0; dim < rank(a); ++dim) tie(a, dim, b, dim);
 }
 
@@ -148,6 +153,8 @@ void Relations::tie_broadcast(TensorId a, TensorId b) {
 
 void Relations::tie_reshaped(TensorId x, TensorId y) {
     if (x == kNoTensor || y == kNoTensor) return;
+    if (c10::multiply_integers(shape(x)) != c10::multiply_integers(shape(y)))
+        throw InternalError("prune", "reshaped to another number of elements", "");
     // Dimensions of size 1 carry nothing. Both shapes fall into the smallest runs of dimensions with equal products.
     std::vector<Factor> from, to;
     for (int64_t dim = 0; dim < rank(x); ++dim)
@@ -257,7 +264,21 @@ void Relations::freeze_node(const Node* node, const std::string& reason) {
 void Relations::refuse(const Node* node, const std::string& why) {
     const std::string name = std::string(node->kind().toQualString()) + " at " + names_.of(node);
     freeze_node(node, "meets " + name + ", which " + why);
+    for (const Value* value : node->inputs()) spoil(node, value);
     if (unknown_seen_.insert(node->kind().toQualString()).second) unknown_.push_back(name);
+}
+
+// A list that an operator changes in ways that are not followed: later readers must not trust what is known of it.
+void Relations::spoil(const Node* node, const Value* value) {
+    const auto tensors = list(value);
+    if (!tensors) return;
+    const auto* schema = node->maybeSchema();
+    for (size_t i = 0; i < node->inputs().size(); ++i) {
+        if (node->inputs()[i] != value) continue;
+        const bool known_argument = schema && i < schema->arguments().size();
+        const auto* alias = known_argument ? schema->arguments()[i].alias_info() : nullptr;
+        if (alias && alias->isWrite()) tensors->push_back(kNoTensor);
+    }
 }
 
 void Relations::produces(const Value* weight, int64_t dim, const Node* layer) {
@@ -281,23 +302,20 @@ void Relations::independent(TensorId id, int64_t dim) {
 
 // ------------------------------------------------------------------------------------------------------------ numbers
 
-namespace {
-
-std::optional<c10::IValue> known(const Facts& facts, const Value* value) {
+std::optional<c10::IValue> Relations::known(const Value* value) const {
     if (auto constant = constant_of(value)) return constant;
-    const auto* fact = facts.find(value);
+    if (const auto tried = tried_.find(value); tried != tried_.end()) return tried->second.constant;
+    const auto* fact = facts_.find(value);
     return fact ? fact->constant : std::nullopt;
 }
 
-}  // namespace
-
 std::optional<int64_t> Relations::integer(const Value* value) const {
-    const auto constant = known(facts_, value);
+    const auto constant = known(value);
     return constant && constant->isInt() ? std::optional<int64_t>(constant->toInt()) : std::nullopt;
 }
 
 std::optional<std::vector<int64_t>> Relations::integers(const Value* value) const {
-    const auto constant = known(facts_, value);
+    const auto constant = known(value);
     if (constant && constant->isIntList()) return constant->toIntVector();
     if (constant && constant->isInt()) return std::vector<int64_t>{constant->toInt()};
     if (constant && constant->isList() && constant->toListRef().empty()) return std::vector<int64_t>{};
@@ -305,13 +323,13 @@ std::optional<std::vector<int64_t>> Relations::integers(const Value* value) cons
 }
 
 std::optional<bool> Relations::boolean(const Value* value) const {
-    const auto constant = known(facts_, value);
+    const auto constant = known(value);
     return constant && constant->isBool() ? std::optional<bool>(constant->toBool()) : std::nullopt;
 }
 
 bool Relations::is_none(const Value* value) const {
     if (value->mustBeNone()) return true;
-    const auto constant = known(facts_, value);
+    const auto constant = known(value);
     return constant && constant->isNone();
 }
 
@@ -348,7 +366,10 @@ void Relations::freeze_reads(const Block* block, const std::string& reason) {
         bool writes_tensor = false;
         for (const Value* value : node->outputs()) writes_tensor |= holds_tensor(value->type());
         if (writes_tensor || node->outputs().empty())
-            for (const Value* value : node->inputs()) freeze_value(value, reason);
+            for (const Value* value : node->inputs()) {
+                freeze_value(value, reason);
+                spoil(node, value);
+            }
         for (const Block* inner : const_cast<Node*>(node)->blocks()) freeze_reads(inner, reason);
     }
     for (const Value* value : const_cast<Block*>(block)->outputs()) freeze_value(value, reason);
@@ -356,25 +377,135 @@ void Relations::freeze_reads(const Block* block, const std::string& reason) {
 
 void Relations::walk_if(const Node* node) {
     const int taken = taken_block(node);
-    for (int i = 0; i < 2; ++i)
-        if (i != taken)
-            freeze_reads(node->blocks()[i],
-                         "is read in a branch that the example input does not take (" + names_.of(node) + ")");
+    std::vector<bool> related(2, false);
+    for (int i = 0; i < 2; ++i) {
+        const Block* block = const_cast<Node*>(node)->blocks()[i];
+        if (i == taken || (taken >= 0 && try_block(block))) {
+            walk(block);
+            related[i] = true;
+        } else {
+            freeze_reads(block, "is read in a branch that the example input does not take (" + names_.of(node) + ")");
+        }
+    }
     if (taken < 0) {
         freeze_node(node, "leaves a branch that the analysis cannot follow (" + names_.of(node) + ")");
         return;
     }
-    const Block* block = node->blocks()[taken];
-    walk(block);
+    const int other = 1 - taken;
     for (size_t i = 0; i < node->outputs().size(); ++i) {
-        const Value* inner = const_cast<Block*>(block)->outputs()[i];
-        if (!holds_tensor(node->outputs()[i]->type())) continue;
-        if (const auto tensors = list(inner)) set_list(node->outputs()[i], tensors);
-        if (const TensorId id = tensor(inner); id != kNoTensor) set_tensor(node->outputs()[i], id);
+        const Value* result = node->outputs()[i];
+        if (!holds_tensor(result->type())) continue;
+        const Value* inner = node->blocks()[taken]->outputs()[i];
+        if (const auto tensors = list(inner)) set_list(result, tensors);
+        const TensorId id = tensor(inner);
+        if (id != kNoTensor) set_tensor(result, id);
+        if (!related[other]) continue;
+        // What the other branch would give has to fit as well: same channels, whatever else differs stays.
+        const Value* alternative = node->blocks()[other]->outputs()[i];
+        const TensorId second = tensor(alternative);
+        const std::string why = "has another size in a branch (" + names_.of(node) + ")";
+        if (list(inner) || list(alternative)) {
+            freeze_value(inner, why);
+            freeze_value(alternative, why);
+        } else if (id != kNoTensor && second != kNoTensor && rank(id) == rank(second)) {
+            for (int64_t dim = 0; dim < rank(id); ++dim) {
+                if (size(id, dim) == size(second, dim)) {
+                    tie(id, dim, second, dim);
+                } else {
+                    freeze(id, dim, why);
+                    freeze(second, dim, why);
+                }
+            }
+        } else {
+            freeze_all(id, why);
+            freeze_all(second, why);
+        }
+    }
+}
+
+// A branch that the example does not take (padding that is not needed, stochastic depth while training) has no facts.
+// It is run by itself, on zeros in the shapes seen, to learn its shapes; where that fails, everything it reads is
+// frozen.
+bool Relations::try_block(const Block* block) {
+    std::unordered_map<const Value*, c10::IValue> values;
+    torch::NoGradGuard no_grad;
+    try {
+        try_nodes(block, values);
+    } catch (const std::exception&) {
+        return false;  // it raises on this shape, or needs what is not known: the caller freezes and says so
+    }
+    for (const auto& [value, content] : values) {
+        ValueFact fact;
+        if (content.isTensor() && content.toTensor().defined()) {
+            fact.is_tensor = true;
+            fact.shape = content.toTensor().sizes().vec();
+            fact.dtype = content.toTensor().scalar_type();
+        } else if (!content.isTensor() && !content.isTensorList() && !content.isObject()) {
+            fact.constant = content;
+        }
+        tried_[value] = std::move(fact);
+    }
+    return true;
+}
+
+c10::IValue Relations::stand_in(const Value* value, const std::unordered_map<const Value*, c10::IValue>& values) const {
+    if (const auto computed = values.find(value); computed != values.end()) return computed->second;
+    if (const auto constant = toIValue(value)) return *constant;
+    if (const auto name = attribute_name(value); name && !name->empty() && has_attribute(model_, *name)) {
+        const auto attribute = get_attribute(model_, *name);
+        // A branch for training may update statistics in place.
+        return attribute.isTensor() && attribute.toTensor().defined()
+                   ? c10::IValue(attribute.toTensor().detach().clone())
+                   : attribute;
+    }
+    if (const auto number = known(value)) return *number;
+    if (facts_.has_shape(value)) return at::zeros(facts_.shape(value), facts_.find(value)->dtype);
+    if (const auto tried = tried_.find(value); tried != tried_.end() && tried->second.is_tensor)
+        return at::zeros(tried->second.shape, tried->second.dtype);
+    // A device, or a list of tensors: computed again from stand-ins.
+    Node* node = const_cast<Node*>(value->node());
+    if (node->kind() == prim::Param || !node->blocks().empty() || node->hasSideEffects())
+        throw InternalError("prune", "a value of the branch is not known", "");
+    return run_alone(node, values).at(value->offset());
+}
+
+std::vector<c10::IValue> Relations::run_alone(Node* node,
+                                              const std::unordered_map<const Value*, c10::IValue>& values) const {
+    auto graph = std::make_shared<Graph>();
+    Stack stack;
+    std::unordered_map<Value*, Value*> inputs;
+    for (Value* input : node->inputs()) {
+        if (inputs.count(input)) continue;
+        inputs[input] = graph->addInput()->setType(input->type());
+        stack.push_back(stand_in(input, values));
+    }
+    Node* copy = graph->insertNode(graph->createClone(node, [&](Value* value) { return inputs.at(value); }));
+    for (Value* output : copy->outputs()) graph->registerOutput(output);
+    InterpreterState(Code(graph, "branch")).run(stack);
+    return stack;
+}
+
+void Relations::try_nodes(const Block* block, std::unordered_map<const Value*, c10::IValue>& values) {
+    for (Node* node : const_cast<Block*>(block)->nodes()) {
+        if (node->kind() == prim::Constant || node->kind() == prim::GetAttr) continue;
+        if (node->kind() == prim::If) {
+            const Block* taken = node->blocks()[stand_in(node->input(0), values).toBool() ? 0 : 1];
+            try_nodes(taken, values);
+            for (size_t i = 0; i < node->outputs().size(); ++i)
+                values[node->outputs()[i]] = stand_in(const_cast<Block*>(taken)->outputs()[i], values);
+            continue;
+        }
+        // Lists from outside would change for the branch that is taken, too.
+        if (!node->blocks().empty() || node->kind() == prim::SetAttr || node->kind() == aten::append ||
+            node->kind() == aten::_set_item)
+            throw InternalError("prune", "the branch has effects", "");
+        const auto stack = run_alone(node, values);
+        for (size_t i = 0; i < node->outputs().size(); ++i) values[node->outputs()[i]] = stack.at(i);
     }
 }
 
 void Relations::walk(const Block* block) {
+    analysed_.insert(block);
     for (const Node* node : const_cast<Block*>(block)->nodes()) {
         switch (node->kind()) {
             case prim::Constant:
@@ -395,7 +526,19 @@ void Relations::walk(const Block* block) {
         for (const Value* value : node->outputs()) writes |= holds_tensor(value->type());
         if (!reads && !writes) continue;
         if (const Rule* rule = find_rule(node)) {
-            rule->relate(*this, node);
+            try {
+                rule->relate(*this, node);
+            } catch (const InternalError&) {
+                refuse(node, "has shapes that its rule does not expect");
+            }
+            // Tensors must not get lost in a list that no rule recorded (list + list).
+            for (const Value* value : node->outputs()) {
+                const auto kind = value->type()->kind();
+                const bool container = kind == c10::TypeKind::ListType || kind == c10::TypeKind::TupleType ||
+                                       kind == c10::TypeKind::DictType;
+                if (container && holds_tensor(value->type()) && !list(value))
+                    refuse(node, "makes a list that is not followed");
+            }
             continue;
         }
         // A question about a tensor (size, dtype, device) has no tensor for an answer and constrains nothing.

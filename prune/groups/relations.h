@@ -114,6 +114,8 @@ public:
     size_t elements() const { return parent_.size(); }
     /// The block of a prim::If that ran, or -1.
     int taken_block(const Node* node) const;
+    /// True for blocks whose operators were related: those that ran, and others that could be tried.
+    bool analysed(const torch::jit::Block* block) const { return analysed_.count(block) > 0; }
     /// Place of each class among the groups, filled by find_groups().
     std::unordered_map<int32_t, Groups::Place> places;
 
@@ -140,11 +142,19 @@ private:
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
+    bool try_block(const torch::jit::Block* block);
+    void try_nodes(const torch::jit::Block* block, std::unordered_map<const Value*, c10::IValue>& values);
+    std::vector<c10::IValue> run_alone(Node* node, const std::unordered_map<const Value*, c10::IValue>& values) const;
+    void spoil(const Node* node, const Value* value);
+    c10::IValue stand_in(const Value* value, const std::unordered_map<const Value*, c10::IValue>& values) const;
+    std::optional<c10::IValue> known(const Value* value) const;
     void freeze_reads(const torch::jit::Block* block, const std::string& reason);
     void freeze_value(const Value* value, const std::string& reason);
 
     const Model model_;  // handles: the groups may outlive what they were found on
     const Facts facts_;
+    std::unordered_map<const Value*, ValueFact> tried_;  ///< facts of branches that only try_block() entered
+    std::unordered_set<const torch::jit::Block*> analysed_;
     LayerNames names_;
     std::vector<Tracked> tensors_;
     mutable std::vector<int32_t> parent_;

@@ -21,6 +21,19 @@ std::vector<int64_t> removed_indices(const Groups& groups, const std::vector<std
     return indices;
 }
 
+at::Tensor without(const at::Tensor& x, const std::vector<int64_t>& removed, int64_t dim) {
+    std::vector<int64_t> kept;
+    const std::set<int64_t> gone(removed.begin(), removed.end());
+    for (int64_t i = 0; i < x.size(dim); ++i)
+        if (!gone.count(i)) kept.push_back(i);
+    return x.index_select(dim, at::tensor(kept, at::kLong));
+}
+
+bool reduces(const torch::jit::Node* node) {
+    const std::string op = node->kind().toQualString();
+    return op == "aten::mean" || op == "aten::var" || op == "aten::std";
+}
+
 /// Normalises over the elements that stay; the others become zero.
 at::Tensor norm_of_kept(const torch::jit::Node* node, const std::vector<c10::IValue>& inputs,
                         const std::vector<int64_t>& removed, int64_t dim) {
@@ -58,7 +71,21 @@ c10::IValue run_masked(const Model& model, const Inputs& inputs, const Groups& g
     std::vector<c10::IValue> seen;
     NodeHooks hooks;
     hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& values) {
-        if (groups.has_statistic(node)) seen = values;
+        if (!groups.has_statistic(node)) return;
+        seen = values;
+        if (!reduces(node)) return;
+        // A mean over channels is taken over those that stay. Input 1 lists the dimensions; without them all are
+        // reduced.
+        auto x = values[0].toTensor();
+        std::set<int64_t> dims;
+        if (values.size() > 1 && values[1].isIntList())
+            for (const int64_t dim : values[1].toIntVector()) dims.insert(dim < 0 ? dim + x.dim() : dim);
+        for (int64_t dim = 0; dim < x.dim(); ++dim) {
+            if (!dims.empty() && !dims.count(dim)) continue;
+            const auto removed = removed_indices(groups, gone, node->inputs()[0], dim);
+            if (!removed.empty()) x = without(x, removed, dim);
+        }
+        values[0] = x;
     };
     hooks.after = [&](const torch::jit::Node* node, std::vector<c10::IValue>& outputs) {
         for (size_t o = 0; o < outputs.size(); ++o) {
@@ -67,7 +94,7 @@ c10::IValue run_masked(const Model& model, const Inputs& inputs, const Groups& g
             for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
                 const auto removed = removed_indices(groups, gone, node->outputs()[o], dim);
                 if (removed.empty()) continue;
-                if (groups.has_statistic(node)) {
+                if (groups.has_statistic(node) && !reduces(node)) {
                     tensor = norm_of_kept(node, seen, removed, dim);
                     outputs[o] = tensor;
                     continue;

@@ -1,6 +1,9 @@
 // Third-party architectures: random channels are cut from every group, and the result must equal the masked original. A
 // file whose channels cannot be pruned at all is listed below, with the reason that is expected.
 #include <fstream>
+#include <iostream>
+#include <map>
+#include <set>
 
 #include "prune/masking.h"
 
@@ -12,12 +15,37 @@ struct ZooFile {
     std::vector<std::pair<std::vector<int64_t>, std::string>> inputs;
 };
 
+bool all_files() {
+    const char* chosen = std::getenv("COPPICE_ZOO");
+    return chosen && std::string(chosen) == "all";
+}
+
 std::vector<ZooFile> zoo() {
     std::vector<ZooFile> files;
     std::ifstream in(data_path("zoo/zoo.json"));
     if (!in) return files;
+    // A choice of small files that between them use every family of rules; COPPICE_ZOO=all takes all of them, with
+    // three seeds.
+    static const std::set<std::string> kDefault = {
+        "tv_resnet18.trace.pt",
+        "tv_mobilenet_v3_small.trace.pt",
+        "tv_shufflenet_v2_x1_0.script.pt",
+        "tv_squeezenet1_1.trace.pt",
+        "tv_r3d_18.trace.pt",
+        "timm_mobilevit_xxs.trace.pt",
+        "timm_lcnet_050.trace.pt",
+        "timm_tinynet_e.script.pt",
+        "timm_convnextv2_atto.script.pt",
+        "timm_visformer_tiny.script.pt",
+        "hf_bert.trace.pt",
+        "hf_squeezebert.trace.pt",
+        "hf_gpt2.trace.pt",
+        "hf_llama.trace.pt",
+        "hf_wav2vec2.trace.pt",
+    };
     for (const auto& entry : Json::parse(in)) {
         ZooFile file{entry["file"], {}};
+        if (!all_files() && !kDefault.count(file.name)) continue;
         if (entry["inputs"].is_null()) continue;  // needs operators that LibTorch lacks
         for (const auto& input : entry["inputs"])
             file.inputs.emplace_back(input[0].get<std::vector<int64_t>>(), input[1]);
@@ -44,36 +72,28 @@ class PruneZoo : public ::testing::TestWithParam<ZooFile> {};
 TEST_P(PruneZoo, CutEqualsMasked) {
     const auto model = Model::load(data_path("zoo/" + GetParam().name));
     const auto example = inputs_of(GetParam());
-    double share = 0;
     for (const uint64_t seed : {1, 2, 3}) {
+        if (seed > 1 && !all_files()) break;
         const auto check = check_cut(model, example, 0.3, seed);
-        EXPECT_LE(check.difference, 1e-3) << "seed " << seed;
+        EXPECT_LE(check.difference, 1e-4) << "seed " << seed;  // float32 sums in another order; 5e-6 is the most seen
         if (seed > 1) continue;
-        // Parameters of convolutions and linear layers whose outputs belong to a group, as a share of all of them.
-        double all = 0, prunable = 0;
+        int64_t channels = 0, prunable = 0;
+        std::map<std::string, int> reasons;
         for (const auto& layer : check.groups.layers()) {
-            all += static_cast<double>(layer.channels);
-            prunable += static_cast<double>(layer.prunable);
+            channels += layer.channels;
+            prunable += layer.prunable;
+            if (!layer.reason.empty()) ++reasons[layer.reason];
         }
-        share = all > 0 ? prunable / all : 0;
-        std::string text =
-            std::to_string(check.groups.all().size()) + " groups, " + std::to_string(share) + " of the outputs";
-        for (const auto& unknown : check.groups.unknown_operators()) text += "; " + unknown;
-        RecordProperty("coverage", text);
-        if (std::getenv("COPPICE_TEST_VERBOSE")) {
-            printf("%s: difference %.2g, %s\n", GetParam().name.c_str(), check.difference, text.c_str());
-            if (share < 0.8) {
-                int shown = 0;
-                for (const auto& layer : check.groups.layers())
-                    if (layer.prunable < layer.channels && shown++ < 12)
-                        printf("    %s %s %ld/%ld: %s\n", layer.layer.c_str(), layer.op.c_str(),
-                               static_cast<long>(layer.prunable), static_cast<long>(layer.channels),
-                               layer.reason.c_str());
-            }
-            break;
-        }
+        EXPECT_GT(prunable, 0) << "nothing to prune";
+        if (!std::getenv("COPPICE_TEST_VERBOSE")) continue;
+        std::cout << GetParam().name << ": difference " << check.difference << ", " << check.groups.all().size()
+                  << " groups, " << 100 * prunable / channels << " % of the outputs\n";
+        for (const auto& [reason, count] : reasons) std::cout << "    " << count << " x " << reason << "\n";
     }
-    EXPECT_GT(share, 0) << "nothing to prune";
+}
+
+std::ostream& operator<<(std::ostream& out, const ZooFile& file) {
+    return out << file.name;
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(PruneZoo);
