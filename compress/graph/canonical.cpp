@@ -210,6 +210,23 @@ private:
     size_t types_ = 0, inlined_ = 0;
 };
 
+/// Methods of the root that forward calls, directly or through others: scripting compiles them along (`_forward_impl`,
+/// `forward_features`), nobody exported them, and inlined they are part of forward.
+std::set<std::string> helpers_of_forward(const Module& source) {
+    std::set<std::string> helpers;
+    std::vector<std::string> open{"forward"};
+    while (!open.empty()) {
+        const auto graph = source.get_method(open.back()).graph();
+        open.pop_back();
+        for (const Node* node : all_nodes(*graph)) {
+            if (node->kind() != prim::CallMethod || node->input(0) != graph->inputs()[0]) continue;
+            const auto& name = node->s(attr::name);
+            if (name != "forward" && helpers.insert(name).second) open.push_back(name);
+        }
+    }
+    return helpers;
+}
+
 /// Paths ("layer1.0.eps") that some method writes.
 std::set<std::string> written_attributes(const Module& module) {
     std::set<std::string> written;
@@ -444,10 +461,15 @@ Canonical canonicalise(const Module& source, bool simplify) {
     Canonical result;
     Rebuilder rebuilder(source);
     std::vector<std::string> methods;
-    for (const auto& method : source.get_methods()) methods.push_back(method.name());
-    // __getstate__ and the like of custom classes never sit on modules that torch.jit.save wrote.
-    if (std::find(methods.begin(), methods.end(), "forward") == methods.end())
+    if (!source.find_method("forward"))
         throw UnsupportedModel(kWhere, "the module has no method forward", "Export one that is called forward.");
+    const auto helpers = helpers_of_forward(source);
+    for (const auto& method : source.get_methods()) {
+        if (helpers.count(method.name()) == 0)
+            methods.push_back(method.name());
+        else
+            result.notes.push_back("method \"" + method.name() + "\", which forward calls, is part of forward now");
+    }
     for (const auto& method : methods) rebuilder.copy_method(source, method);
     result.module = rebuilder.root();
     if (!simplify) return result;
