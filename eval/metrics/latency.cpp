@@ -149,8 +149,8 @@ Latency refused(const std::string& reason) {
 std::string deploy(torch::jit::Module& module) {
     bool training = false;
     for (const auto& part : module.modules())
-        training = training ||
-                   (part.hasattr("training") && part.attr("training").isBool() && part.attr("training").toBool());
+        training =
+            training || (part.hasattr("training") && part.attr("training").isBool() && part.attr("training").toBool());
     if (training) {
         module = module.deepcopy();  // eval() must not reach the caller's module
         module.eval();
