@@ -27,6 +27,7 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
     const bool has_ratio = o.has("ratio"), has_macs = o.has("macs_ratio");
     target.ratio = o.number("ratio", 0.5, "share of the prunable channels to remove");
     target.macs_ratio = o.optional_number("macs_ratio", "share of the multiply-adds to keep; instead of ratio");
+    if (has_macs) o.resolve("ratio", nullptr);  // so that a resolved recipe can be run again
     if (has_ratio && has_macs) throw o.error("ratio", "and macs_ratio are both given", "Give one of them.");
     if (!(target.ratio >= 0 && target.ratio < 1))
         throw o.error("ratio", "is " + Json(target.ratio).dump() + ", must be in [0, 1)",

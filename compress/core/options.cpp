@@ -148,8 +148,11 @@ bool Options::has(const std::string& name) const {
 }
 
 void Options::remember(Asked asked) {
-    for (const auto& known : asked_)
-        if (known.name == asked.name) return;
+    for (auto& known : asked_)
+        if (known.name == asked.name) {
+            if (known.kind == "any") known = std::move(asked);  // raw() knows less than who reads what it returned
+            return;
+        }
     asked_.push_back(std::move(asked));
 }
 
