@@ -1,5 +1,6 @@
 // Thermal design power and physical cores of CPUs that machine learning is commonly run on. Watts are from the list
-// that the CodeCarbon project collected (MIT licence, 2026), cores as the makers name them, not yet checked against each data sheet.
+// that the CodeCarbon project collected (MIT licence, 2026), cores as the makers name them, not yet checked against
+// each data sheet.
 #include "energy/cpu_table.h"
 
 namespace coppice::eval {
