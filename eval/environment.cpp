@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <torch/version.h>
 
+#include <coppice/engine.h>
 #include <coppice/eval.h>
 
 #include <fstream>
@@ -41,21 +42,6 @@ std::string field(const std::string& text, const std::string& key) {
         return start == std::string::npos ? "" : line.substr(start);
     }
     return "";
-}
-
-const char* engine_name(at::QEngine engine) {
-    switch (engine) {
-        case at::QEngine::FBGEMM:
-            return "fbgemm";
-        case at::QEngine::QNNPACK:
-            return "qnnpack";
-        case at::QEngine::ONEDNN:
-            return "onednn";
-        case at::QEngine::X86:
-            return "x86";
-        default:
-            return "none";
-    }
 }
 
 std::string container_of(const std::filesystem::path& root) {

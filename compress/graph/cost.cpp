@@ -326,7 +326,7 @@ struct Rule {
     bool known = true;
 };
 
-Rule rule_of(const Model& model, Node* node, const std::vector<c10::IValue>& inputs, const Observed& seen) {
+Rule rule_of(Node* node, const std::vector<c10::IValue>& inputs, const Observed& seen) {
     const std::string op = node->kind().toQualString();
     const auto in = [&](size_t i) -> const std::vector<int64_t>& {
         static const std::vector<int64_t> kNone;
@@ -397,7 +397,6 @@ Rule rule_of(const Model& model, Node* node, const std::vector<c10::IValue>& inp
     const bool touches_tensors = !seen.outputs.empty();
     const std::string space = op.substr(0, op.find(':'));
     const bool known = !touches_tensors || free_operators().count(op) > 0 || space == "prim";
-    (void)model;
     return {0, 0, known};
 }
 
@@ -445,7 +444,7 @@ Cost cost(const Model& model, const Inputs& example) {
             seen.output_bytes += tensor.numel() * static_cast<int64_t>(tensor.element_size());
         }
         if (seen.outputs.empty() && seen.inputs.empty()) return;
-        const auto rule = rule_of(model, mutable_node, inputs, seen);
+        const auto rule = rule_of(mutable_node, inputs, seen);
         auto [position, fresh] = rows.try_emplace(node, total.layers.size());
         if (fresh) {
             LayerCost layer;
