@@ -1,0 +1,128 @@
+// What every training stage of a recipe shares: which loss, which teacher, what is measured, where checkpoints go.
+#include <coppice/error.h>
+#include <coppice/training_task.h>
+
+namespace coppice {
+namespace {
+
+/// Layers that behave differently in training, but whose switch is a constant of the graph: traced models.
+std::vector<std::string> fixed_layers(const Model& model) {
+    std::vector<std::string> layers;
+    const LayerNames names(model);
+    for (auto* node : all_nodes(*model.graph())) {
+        const auto* schema = node->maybeSchema();
+        if (!schema) continue;
+        for (size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
+            const auto& argument = schema->arguments()[i].name();
+            if (argument != "training" && argument != "train") continue;
+            const auto constant = constant_of(node->input(i));
+            if (constant && constant->isBool() && !constant->toBool()) layers.push_back(names.of(node));
+        }
+    }
+    return layers;
+}
+
+void warn_of_fixed_layers(const Model& model, const std::string& where, Context& context) {
+    const auto layers = fixed_layers(model);
+    if (layers.empty()) return;
+    const std::string reason = "its training switch is a constant: the model was traced, or frozen, in eval mode";
+    context.log->warning(where + ": " + std::to_string(layers.size()) + " layers (" + layers.front() +
+                         (layers.size() > 1 ? ", ..." : "") + ") behave as in eval mode while training: " + reason +
+                         ". Script the model to train them as well.");
+    for (const auto& layer : layers)
+        context.record({layer, "kept", "statistics and dropout as in eval mode", "the same", reason});
+    context.facts["layers_in_eval_mode"] = layers;
+}
+
+void report(const TrainResult& result, Context& context) {
+    double seconds = 0;
+    Json losses = Json::array(), metrics = Json::array(), rates = Json::array();
+    for (const auto& epoch : result.epochs) {
+        seconds += epoch.seconds;
+        losses.push_back(epoch.train_loss);
+        rates.push_back(epoch.lr);
+        metrics.push_back(epoch.metric ? Json(*epoch.metric) : Json());
+    }
+    context.facts["epochs"] = result.epochs.size();
+    context.facts["train_loss"] = losses;
+    context.facts["metric"] = metrics;
+    context.facts["last_lr"] = rates;
+    context.facts["train_seconds"] = seconds;
+    context.facts["resumed"] = result.resumed;
+}
+
+}  // namespace
+
+std::unique_ptr<Loss> default_loss(Task task) {
+    switch (task) {
+        case Task::kRegression:
+            return mean_squared_error();
+        case Task::kSimilarity:
+            return pair_similarity();
+        case Task::kClassification:
+            break;
+    }
+    return cross_entropy();
+}
+
+TrainingTask::TrainingTask(Options& o, const std::vector<Entry<Loss>>& losses)
+    : where_(o.owner()), options_(TrainOptions::read(o)) {
+    const auto* loss = o.raw("loss", "auto: what the task has; or one of coppice list losses");
+    if (!loss || (loss->kind == Setting::Kind::kScalar && loss->text == "auto")) {
+        o.remember({"loss", "name", "auto", ""});
+        o.resolve("loss", "auto");
+    } else {
+        loss_ = make<Loss>(o, "loss", "auto", losses);
+    }
+    teacher_ = o.text("teacher", "baseline", "baseline, or a TorchScript file; used when the loss needs one");
+    evaluate_ = o.boolean("evaluate", true, "measure the metric after every epoch");
+}
+
+Needs TrainingTask::needs() const {
+    auto needs = loss_ ? loss_->needs() : Needs{};
+    needs.training_data = true;
+    needs.labels |= !loss_;
+    needs.teacher = needs.teacher && teacher_ == "baseline";  // a file is looked for by check()
+    return needs;
+}
+
+void TrainingTask::check(const Model& model, const Context& context) const {
+    if (loss_ && loss_->needs().teacher && teacher_ != "baseline" &&
+        !std::filesystem::exists(context.base_dir / teacher_))
+        throw InvalidArgument(where_, "teacher " + (context.base_dir / teacher_).string() + " is not there",
+                              "Give a TorchScript file, or baseline.");
+    if (model.module().named_parameters().size() == 0)
+        throw InvalidArgument(where_, "the model has no parameter that trains", "Put it before quantization.");
+}
+
+TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
+                              const TrainCallbacks& callbacks) const {
+    if (!context.data.train) throw InvalidArgument(where_, "there is no training data", "Give data a train split.");
+    warn_of_fixed_layers(model, where_, context);
+    const auto own_loss = loss_ ? nullptr : default_loss(context.task);
+    const Loss& loss = loss_ ? *loss_ : *own_loss;
+
+    std::unique_ptr<Trainable> teacher;
+    std::function<at::Tensor(const Inputs&)> ask_teacher;
+    if (loss.needs().teacher) {
+        if (teacher_ == "baseline" && !context.baseline)
+            throw InvalidArgument(where_, "there is no baseline to learn from", "Give teacher: FILE.");
+        teacher =
+            trainable(teacher_ == "baseline" ? context.baseline->clone() : Model::load(context.base_dir / teacher_));
+        teacher->train(false);
+        ask_teacher = [&teacher](const Inputs& inputs) { return teacher->forward(inputs); };
+    }
+    std::function<double()> evaluate;
+    if (evaluate_ && context.evaluate) evaluate = [&] { return context.evaluate(model); };
+
+    auto options = options_;
+    if (options.seed == 0) options.seed = context.seed;
+    const auto checkpoint = context.work_dir.empty() ? std::filesystem::path() : context.work_dir / "checkpoint.pt";
+    const auto result = Trainer(options).fit(module, *context.data.train, loss, ask_teacher, callbacks, checkpoint,
+                                             *context.log, evaluate, context.interrupted);
+    report(result, context);
+    model.eval();
+    return result;
+}
+
+}  // namespace coppice
