@@ -2,6 +2,9 @@
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
+#include "allocation/allocation.h"
+#include "weights/weights.h"
+
 namespace coppice::prune {
 namespace {
 
@@ -87,3 +90,4 @@ const std::vector<Entry<Stage>>& stages() {
 }
 
 }  // namespace coppice::prune
+        {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
