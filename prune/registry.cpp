@@ -85,9 +85,9 @@ const std::vector<Entry<Stage>>& stages() {
     static const std::vector<Entry<Stage>> kStages = {
         {"prune.channel", "removes whole channels, with everything that hangs on them (arXiv 2301.12900)",
          make_channel_pruning},
+        {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
     };
     return kStages;
 }
 
 }  // namespace coppice::prune
-        {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
