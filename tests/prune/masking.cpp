@@ -71,6 +71,16 @@ c10::IValue run_masked(const Model& model, const Inputs& inputs, const Groups& g
     std::vector<c10::IValue> seen;
     NodeHooks hooks;
     hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& values) {
+        // Hidden channels live inside of the operator: zero rows of the weights keep them at zero from the start.
+        if (const auto view = as_recurrent(const_cast<torch::jit::Node*>(node))) {
+            auto weights = values[2].toTensorVector();
+            for (size_t i = 0; i < weights.size(); ++i)
+                for (int64_t dim = 0; dim < weights[i].dim(); ++dim) {
+                    const auto removed = removed_indices(groups, gone, view->weights[i], dim);
+                    if (!removed.empty()) weights[i] = weights[i].index_fill(dim, at::tensor(removed, at::kLong), 0);
+                }
+            values[2] = weights;
+        }
         if (!groups.has_statistic(node)) return;
         seen = values;
         if (!reduces(node)) return;

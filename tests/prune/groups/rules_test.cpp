@@ -517,9 +517,104 @@ def forward(self, ids):
     expect_cut_equals_masked(model, {at::arange(8).reshape({2, 4})});
 }
 
-TEST(PruneRules, AGruKeepsItsStateAndLosesInputs) {
+// Weights of a recurrent layer as LibTorch names them, and the list in which they are passed.
+std::string add_cells(Tensors& tensors, int64_t gates, int64_t input, int64_t hidden, int64_t layers,
+                      int64_t directions, bool biases, int64_t projected = 0) {
+    const int64_t out = projected ? projected : hidden;
+    std::string list;
+    for (int64_t layer = 0; layer < layers; ++layer)
+        for (int64_t direction = 0; direction < directions; ++direction) {
+            const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+                const auto full = name + "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+                tensors.emplace_back("cell." + full, sine(shape, 0.4 + 0.01 * static_cast<double>(tensors.size())));
+                list += (list.empty() ? "self.cell." : ", self.cell.") + full;
+            };
+            add("weight_ih", {gates * hidden, layer == 0 ? input : directions * out});
+            add("weight_hh", {gates * hidden, out});
+            if (biases) {
+                add("bias_ih", {gates * hidden});
+                add("bias_hh", {gates * hidden});
+            }
+            if (projected) add("weight_hr", {projected, hidden});
+        }
+    return "[" + list + "]";
+}
+
+TEST(PruneRules, AGruLosesHiddenChannelsInAllLayersAndDirections) {
+    for (const bool batch_first : {true, false}) {
+        Tensors tensors = {{"a.weight", sine({5, 4}, 0.5)}, {"b.weight", sine({3, 12}, 0.4)}};
+        const auto cells = add_cells(tensors, 3, 5, 6, 2, 2, true);
+        const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.linear(x, self.a.weight)
+    y, h = torch.gru(x, torch.zeros([4, )" + std::string(batch_first ? "x.size(0)" : "x.size(1)") +
+                                                    ", 6]), " + cells + ", True, 2, 0.0, False, True, " +
+                                                    (batch_first ? "True" : "False") + R"()
+    return torch.linear(y, self.b.weight), h.sum([2])
+)");
+        expect_cut_equals_masked(model, {sine({3, 7, 4})});
+        const auto groups = prune::find_groups(model, Facts::observe(model, {sine({3, 7, 4})}));
+        EXPECT_EQ(group_of(groups, "cell").channels, 6);
+        EXPECT_EQ(group_of(groups, "cell").multiplicity, 3);  // gates
+    }
+}
+
+TEST(PruneRules, AnLstmWithProjectionLosesHiddenAndProjectedChannels) {
+    Tensors tensors = {{"b.weight", sine({3, 4}, 0.4)}};
+    const auto cells = add_cells(tensors, 4, 5, 8, 2, 1, true, 4);
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    y, h, c = torch.lstm(x, [torch.zeros([2, x.size(0), 4]), torch.zeros([2, x.size(0), 8])], )" +
+                                                cells +
+                                                R"(, True, 2, 0.0, False, False, True)
+    return torch.linear(y, self.b.weight), h.sum([2]), c.sum([2])
+)");
+    expect_cut_equals_masked(model, {sine({3, 7, 5})});
+    const auto check = check_cut(model, {sine({3, 7, 5})}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "cell.weight_ih_l0", 0), 4 * 4);
+    EXPECT_EQ(width(check.smaller, "cell.weight_hr_l1", 0), 2);
+    EXPECT_EQ(width(check.smaller, "cell.weight_hr_l1", 1), 4);
+}
+
+TEST(PruneRules, PlainRecurrentLayersWithoutBiasesAndAnInitialStateThatIsLearned) {
+    for (const char* cell : {"rnn_tanh", "rnn_relu"}) {
+        Tensors tensors = {{"b.weight", sine({3, 12}, 0.4)}, {"start", sine({2, 1, 6}, 0.3)}};
+        const auto cells = add_cells(tensors, 1, 5, 6, 1, 2, false);
+        const auto model = build_model(tensors, std::string(R"(
+def forward(self, x):
+    y, h = torch.)") + cell + "(x, self.start.expand([2, x.size(0), 6]).contiguous(), " +
+                                                    cells +
+                                                    R"(, False, 1, 0.0, False, True, True)
+    return torch.linear(y, self.b.weight)
+)");
+        expect_cut_equals_masked(model, {sine({3, 7, 5})});
+    }
+}
+
+TEST(PruneRules, AStateThatIsGivenKeepsTheHiddenChannels) {
+    Tensors tensors = {{"a.weight", sine({5, 4}, 0.5)}};
+    const auto cells = add_cells(tensors, 4, 5, 6, 1, 1, true);
+    const auto model = build_model(tensors, R"(
+def forward(self, x, h, c):
+    y, _, _ = torch.lstm(torch.linear(x, self.a.weight), [h, c], )" +
+                                                cells + R"(, True, 1, 0.0, False, False, True)
+    return y.sum([2])
+)");
+    const Inputs example = {sine({3, 7, 4}), sine({1, 3, 6}), sine({1, 3, 6})};
+    expect_cut_equals_masked(model, example);  // what enters can still be pruned
+    EXPECT_EQ(info_of(prune::find_groups(model, Facts::observe(model, example)), "cell").prunable, 0);
+}
+
+TEST(PruneRules, ARealGruLosesInputsAndHiddenChannels) {
     SKIP_WITHOUT_DATA("fsdd/cnn_gru.pt");
-    expect_cut_equals_masked(Model::load(data_path("fsdd/cnn_gru.pt")), {sine({2, 1, 8000})});
+    const auto model = Model::load(data_path("fsdd/cnn_gru.pt"));
+    expect_cut_equals_masked(model, {sine({2, 1, 8000})});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {sine({2, 1, 8000})}));
+    bool hidden = false;
+    for (const auto& group : groups.all())
+        for (const auto& slice : group.slices)
+            hidden |= slice.name.find("weight_hh") != std::string::npos && slice.dim == 1;
+    EXPECT_TRUE(hidden);
 }
 
 TEST(PruneRules, ABranchNotTakenKeepsWhatItReads) {
