@@ -3,6 +3,7 @@
 #include <coppice/prune.h>
 
 #include "allocation/allocation.h"
+#include "depth/depth.h"
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -85,6 +86,7 @@ const std::vector<Entry<Stage>>& stages() {
     static const std::vector<Entry<Stage>> kStages = {
         {"prune.channel", "removes whole channels, with everything that hangs on them (arXiv 2301.12900)",
          make_channel_pruning},
+        {"prune.depth", "removes whole residual blocks, those that matter least", make_depth_pruning},
         {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
     };
     return kStages;

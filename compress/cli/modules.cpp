@@ -74,6 +74,7 @@ std::vector<Family> all_families() {
             family("data format", "data: {format: NAME, ...}", dataset_formats()),
             family("criterion", "prune.channel: {criterion: NAME}", prune::criteria()),
             family("allocation", "prune.channel: {scope: NAME}", prune::allocations()),
+            family("block criterion", "prune.depth: {criterion: NAME}", prune::block_criteria()),
             family("weight criterion", "prune.weight: {criterion: NAME}", prune::weight_criteria()),
             family("weight pattern", "prune.weight: {pattern: NAME}", prune::weight_patterns()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),

@@ -17,6 +17,19 @@ Setting options_of(const std::string& stage) {
     return {};
 }
 
+/// Its residual block keeps the shape, as those of residual_model() do not.
+Model model_with_a_removable_block() {
+    return build_model({{"conv1.weight", sine({8, 3, 3, 3}, 0.3)},
+                        {"conv2.weight", sine({8, 8, 3, 3}, 0.2)},
+                        {"fc.weight", sine({10, 8}, 0.5)}},
+                       R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.conv1.weight, None, [1, 1], [1, 1]))
+    x = torch.relu(x + torch.conv2d(x, self.conv2.weight, None, [1, 1], [1, 1]))
+    return torch.linear(torch.mean(x, [2, 3]), self.fc.weight)
+)");
+}
+
 class StageContract : public ::testing::TestWithParam<std::string> {
 protected:
     void SetUp() override {
@@ -37,7 +50,7 @@ protected:
         return stage->apply(model_, context_);
     }
 
-    Model model_ = residual_model();
+    Model model_ = GetParam() == "prune.depth" ? model_with_a_removable_block() : residual_model();
     Context context_;
 };
 

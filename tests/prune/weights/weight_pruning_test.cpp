@@ -1,7 +1,4 @@
-#include <fstream>
-
 #include "prune/weights/weights_cases.h"
-#include "zoo/models.h"
 
 namespace coppice::testing {
 namespace {

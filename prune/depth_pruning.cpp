@@ -1,0 +1,153 @@
+// Stage prune.depth: finds residual blocks, scores them, removes the one that matters least, until enough is gone.
+// Scores are taken anew after each removal, because a block may matter once its neighbour is gone.
+#include <regex>
+
+#include "depth/depth.h"
+
+namespace coppice::prune {
+namespace {
+
+constexpr const char* kWhere = "prune.depth";
+
+std::string text_of(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.4g", value);
+    return text;
+}
+
+class DepthPruning final : public Stage {
+public:
+    DepthPruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options)
+        : criterion_(std::move(criterion)), options_(std::move(options)) {
+        for (const auto& expression : options_.ignore) {
+            try {
+                ignore_.emplace_back(expression);
+            } catch (const std::regex_error&) {
+                throw InvalidArgument(kWhere, "ignore holds \"" + expression + "\", which is no regular expression",
+                                      "Write \"layer4\\\\..*\" for all blocks of layer4.");
+            }
+        }
+    }
+
+    Needs needs() const override { return criterion_->needs(); }
+
+    void check(const Model& model, const Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        const auto blocks = find_residual_blocks(model, Facts::observe(model, context.example));
+        check_ignore(blocks);
+        const auto open = candidates(blocks);
+        if (open.empty()) refuse(blocks);
+        if (!options_.macs_ratio && options_.blocks > static_cast<int64_t>(open.size())) too_many(open.size(), 0);
+    }
+
+    Model apply(const Model& model, Context& context) const override {
+        check(model, context);
+        Model result = model.clone();
+        result.eval();
+        const auto whole = cost(model, context.example);
+        const auto enough = [&](size_t removed) {
+            if (!options_.macs_ratio) return static_cast<int64_t>(removed) >= options_.blocks;
+            return cost(result, context.example).macs <= *options_.macs_ratio * whole.macs * (1 + 1e-9);
+        };
+        std::vector<std::string> removed;
+        Json steps = Json::array();
+        while (!enough(removed.size())) {
+            const auto blocks = find_residual_blocks(result, Facts::observe(result, context.example));
+            const auto open = candidates(blocks);
+            if (open.empty()) too_many(0, removed.size());
+            const auto scores = criterion_->scores(result, open, context);
+            const auto least = std::min_element(scores.begin(), scores.end()) - scores.begin();
+            const auto& block = open[static_cast<size_t>(least)];
+            Json step = Json::object();
+            for (size_t i = 0; i < open.size(); ++i) step[open[i].name] = scores[i];
+            steps.push_back({{"removed", block.name}, {"scores", step}});
+            context.record({block.name, "removed", std::to_string(block.nodes.size()) + " operators", "0 operators",
+                            "score " + text_of(scores[static_cast<size_t>(least)]) + ", the lowest of " +
+                                std::to_string(open.size()) + " blocks"});
+            context.log->info(std::string(kWhere) + ": " + block.name + " is removed, score " +
+                              text_of(scores[static_cast<size_t>(least)]));
+            removed.push_back(block.name);
+            result = remove_block(result, context.example, block.name);
+        }
+        for (const auto& block : find_residual_blocks(result, Facts::observe(result, context.example)))
+            context.record({block.name, "kept", std::to_string(block.nodes.size()) + " operators",
+                            std::to_string(block.nodes.size()) + " operators",
+                            ignored(block.name) ? "matches `ignore`" : "matters more than those that went"});
+        verify(result, context.example, kWhere);
+        const auto left = cost(result, context.example);
+        context.facts["blocks_removed"] = removed.size();
+        context.facts["steps"] = steps;
+        context.facts["macs_before"] = whole.macs;
+        context.facts["macs_after"] = left.macs;
+        context.facts["parameters_before"] = whole.parameters;
+        context.facts["parameters_after"] = left.parameters;
+        return result;
+    }
+
+private:
+    bool ignored(const std::string& name) const {
+        for (const auto& expression : ignore_)
+            if (std::regex_search(name, expression)) return true;
+        return false;
+    }
+
+    std::vector<ResidualBlock> candidates(std::vector<ResidualBlock> blocks) const {
+        std::vector<ResidualBlock> open;
+        for (auto& block : blocks)
+            if (!ignored(block.name)) open.push_back(std::move(block));
+        return open;
+    }
+
+    void check_ignore(const std::vector<ResidualBlock>& blocks) const {
+        for (size_t i = 0; i < ignore_.size(); ++i) {
+            std::vector<std::string> names;
+            bool used = false;
+            for (const auto& block : blocks) {
+                names.push_back(block.name);
+                used |= std::regex_search(block.name, ignore_[i]);
+            }
+            if (used || blocks.empty()) continue;
+            const auto nearest = nearest_name(options_.ignore[i], names);
+            throw InvalidArgument(kWhere, "ignore \"" + options_.ignore[i] + "\" matches no residual block",
+                                  nearest ? "Did you mean \"" + *nearest + "\"?" : "The first is " + names[0] + ".");
+        }
+    }
+
+    [[noreturn]] void refuse(const std::vector<ResidualBlock>& blocks) const {
+        throw UnsupportedModel(kWhere,
+                               blocks.empty()
+                                   ? "the model has no residual block: no sum x + f(x) of equal shapes whose "
+                                     "branch f reads x and a parameter, and is read by the sum alone"
+                                   : "every residual block matches `ignore`",
+                               "Use prune.channel.");
+    }
+
+    [[noreturn]] void too_many(size_t open, size_t removed) const {
+        if (options_.macs_ratio)
+            throw InvalidArgument(kWhere,
+                                  "macs_ratio " + text_of(*options_.macs_ratio) + " cannot be reached: all " +
+                                      std::to_string(removed) + " residual blocks are gone",
+                                  "Raise it, or use prune.channel for the rest.");
+        throw InvalidArgument(kWhere,
+                              "blocks is " + std::to_string(options_.blocks) + ", the model has " +
+                                  std::to_string(open + removed) + " that can go",
+                              "Lower it.");
+    }
+
+    std::unique_ptr<BlockCriterion> criterion_;
+    DepthPruningOptions options_;
+    std::vector<std::regex> ignore_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> depth_pruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options) {
+    if (options.blocks < 0)
+        throw InvalidArgument(kWhere, "blocks is " + std::to_string(options.blocks) + ", must be at least 0", "");
+    if (options.macs_ratio && !(*options.macs_ratio > 0 && *options.macs_ratio <= 1))
+        throw InvalidArgument(kWhere, "macs_ratio is " + text_of(*options.macs_ratio) + ", must be in (0, 1]",
+                              "Use 0.8 to keep 80 % of the multiply-adds.");
+    return std::make_unique<DepthPruning>(std::move(criterion), std::move(options));
+}
+
+}  // namespace coppice::prune
