@@ -1,16 +1,34 @@
-// Multiply-adds and parameters as a function of the channels kept per group.
+// Multiply-adds, parameters and bytes as a function of the channels kept per group.
 //
 // The count of one operator is proportional to the sizes of the dimensions it runs over: a convolution's to the
 // elements of its weight (its output's size is fixed), a product of two computed tensors to its output times the
 // contracted dimension. Each of these sizes is a fixed part plus, per group, kept channels times indices per channel.
+#include "allocation/allocation.h"
 #include "groups/relations.h"
 
 namespace coppice::prune {
 
-double CostModel::Width::ratio(const std::vector<int64_t>& kept) const {
+double Width::at(const std::vector<int64_t>& kept) const {
     double width = fixed;
     for (const auto& [group, per_channel] : terms) width += per_channel * static_cast<double>(kept[group]);
-    return width / original;
+    return width;
+}
+
+Width width_of(const Relations& relations, const Groups& groups, int32_t tensor, int64_t dim) {
+    Width width;
+    width.original = static_cast<double>(std::max<int64_t>(relations.size(tensor, dim), 1));
+    std::map<size_t, double> terms;
+    for (int64_t i = 0; i < relations.size(tensor, dim); ++i) {
+        const auto place = relations.places.find(relations.class_of(tensor, dim, i));
+        if (place == relations.places.end())
+            width.fixed += 1;
+        else
+            terms[static_cast<size_t>(place->second.group)] += 1;
+    }
+    for (const auto& [group, indices] : terms)
+        width.terms.emplace_back(group, indices / static_cast<double>(groups.all()[group].channels));
+    if (width.terms.empty()) width.fixed = width.original;
+    return width;
 }
 
 double CostModel::total(const std::vector<Term>& terms, const std::vector<int64_t>& kept) const {
@@ -31,6 +49,14 @@ double CostModel::macs(const std::vector<int64_t>& kept) const {
 double CostModel::parameters(const std::vector<int64_t>& kept) const {
     return total(parameter_terms_, kept);
 }
+double CostModel::bytes(const std::vector<int64_t>& kept) const {
+    return total(byte_terms_, kept);
+}
+double CostModel::seconds(const std::vector<int64_t>& kept) const {
+    if (!latency_)
+        throw InvalidArgument("prune.cost", "the model has not been timed", "Give a LatencyModel to set_latency().");
+    return latency_->seconds(kept);
+}
 
 CostModel::CostModel(const Groups& groups) {
     for (size_t g = 0; g < groups.all().size(); ++g) {
@@ -38,6 +64,7 @@ CostModel::CostModel(const Groups& groups) {
         widths_.push_back({0, channels, {{g, 1.0}}});
         mac_terms_.push_back({channels, {g}});
         parameter_terms_.push_back({channels, {g}});
+        byte_terms_.push_back({channels, {g}});
         baseline_macs_ += channels;
         baseline_parameters_ += channels;
     }
@@ -52,22 +79,7 @@ CostModel::CostModel(const Model& model, const Inputs& example, const Groups& gr
         if (id == kNoTensor) return;
         dim = r.wrap(id, dim);
         auto [found, added] = known.emplace(std::make_pair(id, dim), widths_.size());
-        if (added) {
-            Width width;
-            width.original = static_cast<double>(std::max<int64_t>(r.size(id, dim), 1));
-            std::map<size_t, double> terms;
-            for (int64_t i = 0; i < r.size(id, dim); ++i) {
-                const auto place = r.places.find(r.class_of(id, dim, i));
-                if (place == r.places.end())
-                    width.fixed += 1;
-                else
-                    terms[static_cast<size_t>(place->second.group)] += 1;
-            }
-            for (const auto& [group, indices] : terms)
-                width.terms.emplace_back(group, indices / static_cast<double>(groups.all()[group].channels));
-            if (width.terms.empty()) width.fixed = width.original;
-            widths_.push_back(std::move(width));
-        }
+        if (added) widths_.push_back(width_of(r, groups, id, dim));
         if (!widths_[found->second].terms.empty()) term.widths.push_back(found->second);
     };
     const auto add_all = [&](Term& term, TensorId id) {
@@ -116,15 +128,23 @@ CostModel::CostModel(const Model& model, const Inputs& example, const Groups& gr
         mac_terms_.push_back(std::move(term));
     }
     std::unordered_set<std::string> buffers;
-    for (const auto& named : named_tensors(model))
+    std::unordered_set<const at::TensorImpl*> seen;  // shared tensors have several names
+    double fixed_bytes = 0;                          // of what no operator reads
+    for (const auto& named : named_tensors(model)) {
         if (named.role == Role::kBuffer) buffers.insert(named.name);
+        if (seen.insert(named.tensor.unsafeGetTensorImpl()).second)
+            fixed_bytes += static_cast<double>(named.tensor.nbytes());
+    }
     for (const auto& parameter : r.parameters()) {
-        if (buffers.count(parameter.name)) continue;
         Term term{static_cast<double>(parameter.tensor.numel()), {}};
-        baseline_parameters_ += term.amount;
         add_all(term, parameter.id);
+        byte_terms_.push_back({static_cast<double>(parameter.tensor.nbytes()), term.widths});
+        fixed_bytes -= byte_terms_.back().amount;
+        if (buffers.count(parameter.name)) continue;
+        baseline_parameters_ += term.amount;
         parameter_terms_.push_back(std::move(term));
     }
+    byte_terms_.push_back({fixed_bytes, {}});
 }
 
 }  // namespace coppice::prune

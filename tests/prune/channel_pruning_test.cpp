@@ -1,4 +1,4 @@
-#include "prune/masking.h"
+#include "prune/allocation/synthetic.h"
 
 namespace coppice::testing {
 namespace {
@@ -92,6 +92,189 @@ TEST(PruneStage, ErrorsNameTheReason) {
     options.ignore = {"."};
     EXPECT_ERROR(prune::channel_pruning(prune::magnitude(), prune::uniform(), options)->apply(residual_model(), images),
                  UnsupportedModel, "every group matches");
+}
+
+Setting layers_of(const std::vector<std::pair<std::string, std::string>>& ratios) {
+    Setting layers;
+    layers.kind = Setting::Kind::kMap;
+    for (const auto& [pattern, ratio] : ratios) layers.members.emplace_back(pattern, Setting::scalar(ratio));
+    return layers;
+}
+
+std::unique_ptr<Stage> make_stage_of(std::vector<std::pair<std::string, Setting>> settings, Json* resolved = nullptr) {
+    Options options("prune.channel", Setting::map(std::move(settings)));
+    auto stage = find_entry(prune::stages(), "stage", "prune.channel", "test").make(options);
+    options.done();
+    if (resolved) *resolved = options.resolved();
+    return stage;
+}
+
+/// As a recipe file would hold it.
+Setting setting_of(const Json& json) {
+    Setting setting;
+    if (json.is_object()) {
+        setting.kind = Setting::Kind::kMap;
+        for (const auto& [key, value] : json.items()) setting.members.emplace_back(key, setting_of(value));
+    } else if (json.is_array()) {
+        setting.kind = Setting::Kind::kList;
+        for (const auto& item : json) setting.items.push_back(setting_of(item));
+    } else if (!json.is_null()) {
+        setting = Setting::scalar(json.is_string() ? json.get<std::string>() : json.dump());
+    }
+    return setting;
+}
+
+int64_t width(const Model& model, const std::string& layer) {
+    return get_attribute(model, layer + ".weight").toTensor().size(0);
+}
+
+TEST(PruneStage, LayersHaveRatiosOfTheirOwn) {
+    const auto model = residual_model();
+    auto context = context_of(kExample);
+    // conv3 and the shortcut are added: the smaller of their shares holds for both. The last pattern beats the first.
+    const auto smaller =
+        make_stage_of({{"ratio", Setting::scalar("0.5")},
+                       {"round_to", Setting::scalar("1")},
+                       {"scope", Setting::scalar("uniform")},
+                       {"layers", layers_of({{"conv", "0.875"}, {"conv1", "0"}, {"shortcut", "0.25"}})}})
+            ->apply(model, context);
+    EXPECT_EQ(width(smaller, "conv1"), 8);
+    EXPECT_EQ(width(smaller, "conv2"), 2);
+    EXPECT_EQ(width(smaller, "conv3"), 12);
+    EXPECT_EQ(width(smaller, "shortcut"), 12);
+}
+
+TEST(PruneStage, LayersWithoutARatioHaveNoSayAndFollowTheTargetElsewhere) {
+    auto context = context_of(kExample);
+    const auto smaller = make_stage_of({{"ratio", Setting::scalar("0.5")},
+                                        {"round_to", Setting::scalar("1")},
+                                        {"scope", Setting::scalar("uniform")},
+                                        {"layers", layers_of({{"shortcut", "0.25"}})}})
+                             ->apply(residual_model(), context);
+    EXPECT_EQ(width(smaller, "conv1"), 4);
+    EXPECT_EQ(width(smaller, "conv2"), 8);
+    EXPECT_EQ(width(smaller, "conv3"), 12);
+}
+
+TEST(PruneStage, LayersThatMatchNothingOrCannotBePrunedAreNamed) {
+    const auto apply = [&](const std::string& pattern, const std::string& ratio) {
+        auto context = context_of(kExample);
+        make_stage_of({{"layers", layers_of({{pattern, ratio}})}})->apply(residual_model(), context);
+    };
+    EXPECT_ERROR(apply("conv7", "0.5"), InvalidArgument, "layers \"conv7\" matches no layer. Did you mean \"conv");
+    EXPECT_ERROR(apply("fc", "0.5"), InvalidArgument,
+                 "matches no layer that can be pruned: fc is an output of the model");
+    EXPECT_ERROR(apply("conv1", "1.5"), InvalidArgument, "conv1 is 1.5, must be in [0, 1)");
+    EXPECT_ERROR(apply("(", "0.5"), InvalidArgument, "layers holds \"(\", which is no regular expression");
+    EXPECT_ERROR(make_stage({{"layers", "0.5"}}), InvalidArgument, "layers must be a map");
+    apply("fc", "0");  // what cannot be pruned keeps its channels
+}
+
+TEST(PruneStage, AResolvedRecipeRunsAgain) {
+    for (const char* target : {"ratio", "macs_ratio", "params_ratio", "size_ratio", "latency_ratio", "energy_ratio"}) {
+        SCOPED_TRACE(target);
+        Json resolved, again;
+        make_stage_of({{target, Setting::scalar("0.5")},
+                       {"round_to", Setting::scalar("auto")},
+                       {"layers", layers_of({{"conv1", "0"}})}},
+                      &resolved);
+        make_stage_of(setting_of(resolved).members, &again);
+        EXPECT_EQ(again.dump(1), resolved.dump(1));
+        EXPECT_EQ(resolved[target], 0.5);
+        EXPECT_EQ(resolved["layers"].dump(), R"({"conv1":0.0})");
+        EXPECT_EQ(resolved["round_to"], "auto");
+    }
+}
+
+prune::ChannelPruningOptions timed(std::shared_ptr<const prune::Stopwatch> watch, double latency_ratio) {
+    prune::ChannelPruningOptions options;
+    options.target.latency_ratio = latency_ratio;
+    options.target.round_to = 1;
+    options.stopwatch = std::move(watch);
+    return options;
+}
+
+TEST(PruneStage, AShareOfTheTimeIsPredictedReachedAndMeasured) {
+    const auto model = residual_model();
+    for (const bool by_score_per_time : {false, true}) {
+        const auto watch = std::make_shared<SyntheticWatch>(weight_elements);
+        auto context = context_of(kExample);
+        const auto smaller =
+            prune::channel_pruning(prune::magnitude(), by_score_per_time ? prune::greedy() : prune::global(),
+                                   timed(watch, 0.5))
+                ->apply(model, context);
+        const double reached = watch->of(smaller) / watch->of(model);
+        EXPECT_LE(reached, 0.5 * 1.02);
+        EXPECT_GE(reached, 0.44) << "one channel of these narrow layers is up to 6 %";
+        const auto& latency = context.facts["latency"];
+        EXPECT_NEAR(latency["measured_ratio"].get<double>(), reached, 1e-12);
+        EXPECT_NEAR(latency["predicted_ratio"].get<double>(), reached, 1e-9) << "the formula is bilinear";
+        EXPECT_EQ(latency["reached"], true);
+    }
+}
+
+TEST(PruneStage, ATimeThatNoOperatorShowsIsCorrectedFor) {
+    // A constant as large as all layers together: half of their time leaves three quarters.
+    const auto model = residual_model();
+    const double layers = SyntheticWatch(weight_elements).of(model);
+    const auto watch = std::make_shared<SyntheticWatch>(weight_elements, layers);
+    auto context = context_of(kExample);
+    const auto smaller =
+        prune::channel_pruning(prune::magnitude(), prune::greedy(), timed(watch, 0.7))->apply(model, context);
+    const double reached = watch->of(smaller) / watch->of(model);
+    EXPECT_LE(reached, 0.7 * 1.02);
+    EXPECT_GE(reached, 0.7 * 0.93);
+    EXPECT_GT(watch->ratios, 1);
+    EXPECT_EQ(context.facts["latency"]["rounds"].size(), static_cast<size_t>(watch->ratios));
+}
+
+TEST(PruneStage, ATimeThatCannotBeReachedIsSaid) {
+    struct Warnings final : Log {
+        std::string text;
+        void write(const std::string& level, const std::string& message) override {
+            if (level == "warning") text += message;
+        }
+    } log;
+    const auto model = residual_model();
+    const double layers = SyntheticWatch(weight_elements).of(model);
+    auto context = context_of(kExample);
+    context.log = &log;
+    prune::channel_pruning(prune::magnitude(), prune::greedy(),
+                           timed(std::make_shared<SyntheticWatch>(weight_elements, 9 * layers), 0.8))
+        ->apply(model, context);
+    EXPECT_EQ(context.facts["latency"]["reached"], false);
+    EXPECT_THAT(log.text, ::testing::HasSubstr("was to take 0.8 of its time and takes 0.9"));
+}
+
+TEST(PruneStage, ACutThatBringsNoSpeedIsNotMade) {
+    // The 3x3 convolutions of 16 outputs take the same time at any width, so conv2's channels and those of the stage
+    // are not worth cutting: of the operators around conv2 none gets faster.
+    const auto flat = [](const std::string& op, const std::vector<std::vector<int64_t>>& shapes) {
+        if (op != "aten::conv2d" && op != "aten::linear") return 0.0;
+        const auto& weight = shapes.at(1);
+        return weight.size() == 4 && weight[1] != 3 && weight[2] == 3 ? 1000.0 : weight_elements(op, shapes);
+    };
+    const auto model = residual_model();
+    auto context = context_of(kExample);
+    prune::ChannelPruningOptions options;
+    options.target.round_to = 1;
+    options.only_faster = true;
+    options.stopwatch = std::make_shared<SyntheticWatch>(flat);
+    const auto smaller = prune::channel_pruning(prune::magnitude(), prune::uniform(), options)->apply(model, context);
+    EXPECT_EQ(width(smaller, "conv2"), 16);
+    bool said = false;
+    for (const auto& change : context.changes) {
+        if (change.layer != "conv2") continue;
+        said = true;
+        EXPECT_EQ(change.action, "kept");
+        EXPECT_EQ(change.reason, "the cut brings no speed: 1.00x measured for the operators around it");
+    }
+    EXPECT_TRUE(said);
+    // With the option off it is made.
+    options.only_faster = false;
+    auto again = context_of(kExample);
+    EXPECT_EQ(
+        width(prune::channel_pruning(prune::magnitude(), prune::uniform(), options)->apply(model, again), "conv2"), 8);
 }
 
 TEST(PruneStage, TheResultTrains) {

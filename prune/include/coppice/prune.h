@@ -8,6 +8,7 @@
 ///     const auto smaller = coppice::prune::cut(model, facts, groups, removal);
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -143,10 +144,88 @@ std::unique_ptr<Criterion> taylor(TaylorOptions options = {});
 /// How scores of different groups are made comparable for a global ranking (arXiv 2301.12900, section 3.3).
 enum class Normaliser { kNone, kMean, kMax, kSum, kL2, kStandard };
 
-/// Multiply-adds and parameters of the model as a function of the channels kept, without cutting.
+/// One operator as it would run at other widths: what a Stopwatch times.
+struct OperatorRun {
+    const torch::jit::Node* node = nullptr;  ///< whose operator runs
+    /// Per input of the node. Tensors are on the meta device: shape, dtype and memory format without data.
+    std::vector<c10::IValue> arguments;
+    std::vector<bool> weight;  ///< per input: a parameter, read from memory; else the operator before has just made it
+    std::string key;           ///< equal for runs that do the same
+
+    std::string op() const;                            ///< "aten::conv2d"
+    std::vector<std::vector<int64_t>> shapes() const;  ///< of the tensors among the arguments, lists flattened
+};
+
+/// Time of one model as a share of another's.
+struct TimeRatio {
+    double median = 1, low = 1, high = 1;  ///< of the pairs, with the 95 % interval of the median
+    double before_ms = 0, after_ms = 0;    ///< medians
+    int64_t pairs = 0;
+};
+
+/// Takes times, for targets that are measured. Tests bring one that computes them.
+class Stopwatch {
+public:
+    virtual ~Stopwatch() = default;
+    /// Seconds of each run; NaN for one that fails, because a number in its arguments does not fit its widths.
+    /// @param weight_bytes  of the model that the runs are part of: what fits in a cache stays there between two runs
+    virtual std::vector<double> seconds(const std::vector<OperatorRun>& runs, int64_t weight_bytes) const = 0;
+    /// Both models in the form that deploy makes (folded, fused, channels-last), in interleaved pairs.
+    virtual TimeRatio ratio(const Model& before, const Model& after, const Inputs& example) const = 0;
+};
+
+/// This machine's clock, with LibTorch's current number of threads. Operators are run in rounds in random order, and
+/// the fastest of their runs counts, because other programs only add time. Each distinct run is timed once per process.
+/// @param interrupted  polled; true ends measuring with Interrupted
+std::shared_ptr<const Stopwatch> wall_clock(std::function<bool()> interrupted = {});
+/// The same in CPU seconds of all threads, which stand for energy where there is no counter.
+std::shared_ptr<const Stopwatch> cpu_clock(std::function<bool()> interrupted = {});
+
+/// Size of a tensor dimension as a function of the channels kept: fixed + sum over groups of kept[group] * per_channel.
+struct Width {
+    double fixed = 0, original = 1;
+    std::vector<std::pair<size_t, double>> terms;
+    double at(const std::vector<int64_t>& kept) const;
+    double ratio(const std::vector<int64_t>& kept) const { return at(kept) / original; }
+};
+
+struct Target;
+
+/// Seconds of the model as a function of the channels kept: the sum over its operators, each timed by itself at a grid
+/// of widths and interpolated between them (the tables of NetAdapt, arXiv 1804.03230). Operators are taken as deploy
+/// leaves them: batch norms behind a convolution or linear layer are part of it, activations work in place, images are
+/// channels-last. What only views its input costs nothing. Copies share.
+class LatencyModel {
+public:
+    LatencyModel(const Model& model, const Inputs& example, const Groups& groups,
+                 std::shared_ptr<const Stopwatch> stopwatch);
+
+    /// Times the grid behind seconds(): per operator and width up to five widths between those that `target` allows.
+    void tabulate(const Target& target);
+    /// @param kept  channels kept per group. @throws InternalError before tabulate()
+    double seconds(const std::vector<int64_t>& kept) const;
+
+    /// A group, and the channels kept of every group.
+    struct Question {
+        size_t group = 0;
+        std::vector<int64_t> kept;
+    };
+    /// Seconds of the operators that the group's channels pass through, timed at exactly these widths.
+    std::vector<double> measure(const std::vector<Question>& questions) const;
+
+    size_t operators() const;
+    /// Layers that could not be run by themselves and count as nothing.
+    const std::vector<std::string>& not_timed() const;
+
+private:
+    struct State;
+    std::shared_ptr<State> state_;
+};
+
+/// Multiply-adds, parameters and bytes of the model as a function of the channels kept, without cutting.
 class CostModel {
 public:
-    /// No layers: macs and parameters are counted as one per channel of each group, for allocation without a graph.
+    /// No layers: all are counted as one per channel of each group, for allocation without a graph.
     explicit CostModel(const Groups& groups);
     CostModel(const Model& model, const Inputs& example, const Groups& groups);
 
@@ -155,14 +234,14 @@ public:
     /// @param kept  channels kept per group
     double macs(const std::vector<int64_t>& kept) const;
     double parameters(const std::vector<int64_t>& kept) const;
+    double bytes(const std::vector<int64_t>& kept) const;  ///< of parameters and buffers
+
+    /// What seconds() asks; needs tabulate() first.
+    void set_latency(LatencyModel latency) { latency_ = std::move(latency); }
+    /// @throws InvalidArgument without set_latency()
+    double seconds(const std::vector<int64_t>& kept) const;
 
 private:
-    /// Width of a tensor dimension: fixed + sum over groups of kept[group] * per_channel.
-    struct Width {
-        double fixed = 0, original = 1;
-        std::vector<std::pair<size_t, double>> terms;
-        double ratio(const std::vector<int64_t>& kept) const;
-    };
     /// amount x product of the ratios of its widths.
     struct Term {
         double amount = 0;
@@ -170,18 +249,40 @@ private:
     };
     double total(const std::vector<Term>& terms, const std::vector<int64_t>& kept) const;
     std::vector<Width> widths_;
-    std::vector<Term> mac_terms_, parameter_terms_;
+    std::vector<Term> mac_terms_, parameter_terms_, byte_terms_;
     double baseline_macs_ = 0, baseline_parameters_ = 0;
+    std::optional<LatencyModel> latency_;
 };
+
+/// Quality of the model with a share of one group's channels cut, and nothing else.
+struct SensitivityPoint {
+    size_t group = 0;
+    double ratio = 0;    ///< share of the group's channels that went; 0: the whole model
+    double quality = 0;  ///< higher is better
+};
+
+/// Cuts one group after the other at each of `ratios`, the lowest scores first, and evaluates: the curves of Li et al.
+/// (arXiv 1608.08710, figure 2) for groups. Each group's first point is the uncut model. Groups that `target` ignores
+/// or fixes are left out, and widths are rounded as it says.
+/// @param evaluate  higher is better
+std::vector<SensitivityPoint> sensitivity_curves(const Model& model, const Facts& facts, const Groups& groups,
+                                                 const std::vector<at::Tensor>& scores, const Target& target,
+                                                 const std::vector<double>& ratios, Context& context);
 
 /// What to reach, and within which bounds.
 struct Target {
-    double ratio = 0.5;                ///< share of the prunable channels to remove, [0, 1)
-    std::optional<double> macs_ratio;  ///< share of the multiply-adds to keep, (0, 1]; overrides ratio
-    int64_t round_to = 8;              ///< widths kept are multiples of this where the original width is; 1: any
-    int64_t min_channels = 1;          ///< least width kept of a group
-    double max_ratio = 0.9;            ///< largest share removed of any one group, (0, 1)
-    std::vector<bool> ignored;         ///< per group; empty: none
+    double ratio = 0.5;  ///< share of the prunable channels to remove, [0, 1)
+    /// Share to keep of the multiply-adds, the parameters, the bytes of parameters and buffers, the time or the CPU
+    /// seconds, each (0, 1]. At most one may be given; it overrides ratio.
+    std::optional<double> macs_ratio, params_ratio, size_ratio, latency_ratio, energy_ratio;
+    int64_t round_to = 8;       ///< widths kept are multiples of this where the original width is; 1: any
+    int64_t min_channels = 1;   ///< least width kept of a group
+    double max_ratio = 0.9;     ///< largest share removed of any one group, (0, 1)
+    std::vector<bool> ignored;  ///< per group; empty: none
+    /// Per group: the share removed whatever the target asks of the others, [0, 1); beats max_ratio. Empty: none.
+    std::vector<std::optional<double>> fixed;
+    std::vector<int64_t> steps;                 ///< per group: takes the place of round_to, in channels; empty: none
+    std::vector<SensitivityPoint> sensitivity;  ///< what sensitivity() allocates by
 };
 
 /// Decides which channels go.
@@ -192,23 +293,53 @@ public:
     /// @throws InvalidArgument when the target cannot be reached within its bounds, naming what can
     virtual Removal allocate(const Groups& groups, const std::vector<at::Tensor>& scores, const CostModel& cost,
                              const Target& target) const = 0;
+    /// Shares of a group at which the allocation must know the quality, for Target::sensitivity; empty: at none.
+    virtual std::vector<double> sensitivity_ratios() const { return {}; }
 };
 
 /// The same share of every group, the lowest scores first.
 std::unique_ptr<Allocation> uniform();
 /// One ranking over all groups, scores made comparable by `normaliser`.
 std::unique_ptr<Allocation> global(Normaliser normaliser = Normaliser::kMean);
+/// Fang et al., arXiv 2407.04616: one ranking, with the same share removed, per class of groups whose sub-structures
+/// are isomorphic: as many slices of the same operators, read, produced or scaled the same way, whatever their sizes.
+/// Scores within a class are of one kind, so by default they are compared as they are.
+std::unique_ptr<Allocation> isomorphic(Normaliser normaliser = Normaliser::kNone);
+/// Takes the channels that lose the least score per unit of the target that they save (millisecond, multiply-add,
+/// byte, or channel for `ratio`), step by step, looking several widths ahead where the next one saves nothing. The
+/// greedy form of a knapsack of channels, as HALP (arXiv 2110.10811) has it for time.
+std::unique_ptr<Allocation> greedy(Normaliser normaliser = Normaliser::kMean);
+/// Keeps the sum of the drops in quality low: the least drop per unit of the target saved goes first. Drops are those
+/// of Target::sensitivity, linear between the measured shares and, beyond the last, along its slope.
+/// @param ratios  at which to measure, rising, in (0, 1)
+std::unique_ptr<Allocation> sensitivity(std::vector<double> ratios = {0.25, 0.5, 0.75});
 
 // -------------------------------------------------------------------------------------------------------------- stage
+
+/// The share of its channels that a layer loses, whatever the target asks of the others; 0 keeps it whole.
+struct LayerRatio {
+    std::string pattern;  ///< regular expression on layer names
+    double ratio = 0;     ///< [0, 1)
+};
 
 struct ChannelPruningOptions {
     Target target;
     std::vector<std::string> ignore;  ///< regular expressions on layer names: their outputs keep all channels
+    /// A layer takes the ratio of the last pattern that matches it, and a group of coupled layers the smallest one of
+    /// its layers; layers without a ratio have no say. `ignore` is stronger.
+    std::vector<LayerRatio> layers;
+    /// Widths are multiples of what this machine's kernels step by, 4, 8, 16 or 32 per group, found by measuring.
+    bool round_to_measured = false;
+    /// A cut that does not make the operators around it at least 1.05 times faster, measured, is not made.
+    bool only_faster = false;
+    std::shared_ptr<const Stopwatch> stopwatch;  ///< null: cpu_clock() with an energy_ratio, else wall_clock()
     int64_t bn_batches = 0;           ///< batches of calibration data to estimate batch-norm statistics anew; 0: keep
     int64_t bn_batch_size = 128;
 };
 
-/// Stage prune.channel: finds groups, scores, allocates, cuts, and records one change per layer.
+/// Stage prune.channel: finds groups, scores, allocates, cuts, and records one change per layer. With a latency_ratio
+/// or energy_ratio the cut model is timed against the model before it, both as deploy would leave them, and when it
+/// misses the target by over 2 % the allocation is repeated for a corrected one, three times at most.
 std::unique_ptr<Stage> channel_pruning(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
                                        ChannelPruningOptions options = {});
 
@@ -309,53 +440,5 @@ std::unique_ptr<Stage> weight_pruning(std::unique_ptr<WeightCriterion> criterion
 
 const std::vector<Entry<WeightCriterion>>& weight_criteria();
 const std::vector<Entry<WeightPattern>>& weight_patterns();
-
-// -------------------------------------------------------------------------------------------------------------- depth
-
-/// y = x + f(x) in a model's graph: what can go as a whole.
-struct ResidualBlock {
-    std::string name;  ///< of the module that its parameters lie in, with a number where two share it
-    torch::jit::Node* add = nullptr;
-    torch::jit::Value* input = nullptr;    ///< x
-    std::vector<torch::jit::Node*> nodes;  ///< of f, in order
-    std::vector<std::string> parameters;   ///< that f reads, buffers included
-};
-
-/// All residual blocks, in order; one may lie inside another. f reads x and computes nothing that others read; a branch
-/// without parameters is none.
-std::vector<ResidualBlock> find_residual_blocks(const Model& model, const Facts& facts);
-
-/// The model with x in the place of x + f(x): equals the original with f(x) multiplied by zero.
-/// @throws InvalidArgument when there is no block of this name
-Model remove_block(const Model& model, const Inputs& example, const std::string& name);
-
-/// Says how much each residual block matters.
-class BlockCriterion {
-public:
-    virtual ~BlockCriterion() = default;
-    virtual Needs needs() const { return {}; }
-    /// One number per block, higher for what matters more.
-    virtual std::vector<double> scores(const Model& model, const std::vector<ResidualBlock>& blocks,
-                                       Context& context) const = 0;
-};
-
-/// 1 - cosine similarity of a block's input and output, a vector over channels per position, averaged over the
-/// calibration data (block influence of ShortGPT, Men et al., arXiv 2403.03853).
-std::unique_ptr<BlockCriterion> block_similarity(int64_t samples = 128, int64_t batch_size = 32);
-/// The drop of the recipe's metric when the block alone is removed. Needs context.evaluate.
-std::unique_ptr<BlockCriterion> block_evaluation();
-/// Uniformly random: the baseline.
-std::unique_ptr<BlockCriterion> random_blocks(uint64_t seed = 0);
-
-struct DepthPruningOptions {
-    int64_t blocks = 1;                ///< to remove
-    std::optional<double> macs_ratio;  ///< share of the multiply-adds to keep, (0, 1]; instead of `blocks`
-    std::vector<std::string> ignore;   ///< regular expressions on block names
-};
-
-/// Stage prune.depth: removes the residual block that matters least, scores what is left again, and so on.
-std::unique_ptr<Stage> depth_pruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options = {});
-
-const std::vector<Entry<BlockCriterion>>& block_criteria();
 
 }  // namespace coppice::prune

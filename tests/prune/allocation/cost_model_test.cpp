@@ -17,6 +17,7 @@ void expect_predicts(const Model& model, const Inputs& example) {
         const auto real = cost(prune::cut(model, facts, groups, removal), example);
         EXPECT_NEAR(predicted.macs(kept) / real.macs, 1, 1e-9);
         EXPECT_NEAR(predicted.parameters(kept) / static_cast<double>(real.parameters), 1, 1e-9);
+        EXPECT_NEAR(predicted.bytes(kept) / static_cast<double>(real.parameter_bytes + real.buffer_bytes), 1, 1e-9);
     }
 }
 
