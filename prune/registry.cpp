@@ -3,8 +3,12 @@
 #include <coppice/prune.h>
 
 #include "allocation/allocation.h"
+<<<<<<< /tmp/cm/prune/registry.cpp
 
 #include "allocation/allocation.h"
+=======
+#include "depth/depth.h"
+>>>>>>> /tmp/theirs
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -179,6 +183,7 @@ const std::vector<Entry<Allocation>> &allocations() {
   return kAllocations;
 }
 
+<<<<<<< /tmp/cm/prune/registry.cpp
 const std::vector<Entry<Stage>> &stages() {
   static const std::vector<Entry<Stage>> kStages = {
       {"prune.channel",
@@ -189,6 +194,16 @@ const std::vector<Entry<Stage>> &stages() {
        make_weight_pruning},
   };
   return kStages;
+=======
+const std::vector<Entry<Stage>>& stages() {
+    static const std::vector<Entry<Stage>> kStages = {
+        {"prune.channel", "removes whole channels, with everything that hangs on them (arXiv 2301.12900)",
+         make_channel_pruning},
+        {"prune.depth", "removes whole residual blocks, those that matter least", make_depth_pruning},
+        {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
+    };
+    return kStages;
+>>>>>>> /tmp/theirs
 }
 
 } // namespace coppice::prune

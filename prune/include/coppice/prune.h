@@ -441,4 +441,52 @@ std::unique_ptr<Stage> weight_pruning(std::unique_ptr<WeightCriterion> criterion
 const std::vector<Entry<WeightCriterion>>& weight_criteria();
 const std::vector<Entry<WeightPattern>>& weight_patterns();
 
+// -------------------------------------------------------------------------------------------------------------- depth
+
+/// y = x + f(x) in a model's graph: what can go as a whole.
+struct ResidualBlock {
+    std::string name;  ///< of the module that its parameters lie in, with a number where two share it
+    torch::jit::Node* add = nullptr;
+    torch::jit::Value* input = nullptr;    ///< x
+    std::vector<torch::jit::Node*> nodes;  ///< of f, in order
+    std::vector<std::string> parameters;   ///< that f reads, buffers included
+};
+
+/// All residual blocks, in order; one may lie inside another. f reads x and computes nothing that others read; a branch
+/// without parameters is none.
+std::vector<ResidualBlock> find_residual_blocks(const Model& model, const Facts& facts);
+
+/// The model with x in the place of x + f(x): equals the original with f(x) multiplied by zero.
+/// @throws InvalidArgument when there is no block of this name
+Model remove_block(const Model& model, const Inputs& example, const std::string& name);
+
+/// Says how much each residual block matters.
+class BlockCriterion {
+public:
+    virtual ~BlockCriterion() = default;
+    virtual Needs needs() const { return {}; }
+    /// One number per block, higher for what matters more.
+    virtual std::vector<double> scores(const Model& model, const std::vector<ResidualBlock>& blocks,
+                                       Context& context) const = 0;
+};
+
+/// 1 - cosine similarity of a block's input and output, a vector over channels per position, averaged over the
+/// calibration data (block influence of ShortGPT, Men et al., arXiv 2403.03853).
+std::unique_ptr<BlockCriterion> block_similarity(int64_t samples = 128, int64_t batch_size = 32);
+/// The drop of the recipe's metric when the block alone is removed. Needs context.evaluate.
+std::unique_ptr<BlockCriterion> block_evaluation();
+/// Uniformly random: the baseline.
+std::unique_ptr<BlockCriterion> random_blocks(uint64_t seed = 0);
+
+struct DepthPruningOptions {
+    int64_t blocks = 1;                ///< to remove
+    std::optional<double> macs_ratio;  ///< share of the multiply-adds to keep, (0, 1]; instead of `blocks`
+    std::vector<std::string> ignore;   ///< regular expressions on block names
+};
+
+/// Stage prune.depth: removes the residual block that matters least, scores what is left again, and so on.
+std::unique_ptr<Stage> depth_pruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options = {});
+
+const std::vector<Entry<BlockCriterion>>& block_criteria();
+
 }  // namespace coppice::prune
