@@ -10,7 +10,7 @@
 namespace coppice::prune {
 namespace {
 
-constexpr const char *kWhere = "prune.channel";
+constexpr const char* kWhere = "prune.channel";
 // Of the operators around a cut, for only_faster: less drowns in the noise of a
 // second measurement.
 constexpr double kLeastSpeedUp = 1.05;
@@ -19,448 +19,370 @@ constexpr double kLeastSpeedUp = 1.05;
 constexpr double kMost = 1.02, kLeast = 0.93;
 constexpr int kCorrections = 3;
 
-std::regex regex_of(const std::string &pattern, const char *option) {
-  try {
-    return std::regex(pattern);
-  } catch (const std::regex_error &) {
-    throw InvalidArgument(kWhere,
-                          std::string(option) + " holds \"" + pattern +
-                              "\", which is no regular expression",
-                          "Write \"layer4\\..*\" for all layers below layer4.");
-  }
+std::regex regex_of(const std::string& pattern, const char* option) {
+    try {
+        return std::regex(pattern);
+    } catch (const std::regex_error&) {
+        throw InvalidArgument(kWhere,
+                              std::string(option) + " holds \"" + pattern + "\", which is no regular expression",
+                              "Write \"layer4\\..*\" for all layers below layer4.");
+    }
 }
 
-std::string figure(double value, const char *format = "%.3g") {
-  char text[32];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
+std::string figure(double value, const char* format = "%.3g") {
+    char text[32];
+    std::snprintf(text, sizeof text, format, value);
+    return text;
 }
 
 class ChannelPruning final : public Stage {
 public:
-  ChannelPruning(std::unique_ptr<Criterion> criterion,
-                 std::unique_ptr<Allocation> allocation,
-                 ChannelPruningOptions options)
-      : criterion_(std::move(criterion)), allocation_(std::move(allocation)),
-        options_(std::move(options)) {
-    for (const auto &pattern : options_.ignore)
-      ignore_.push_back(regex_of(pattern, "ignore"));
-    for (const auto &layer : options_.layers)
-      layers_.push_back(regex_of(layer.pattern, "layers"));
-  }
-
-  Needs needs() const override {
-    Needs needs = criterion_->needs();
-    needs.calibration_data |= options_.bn_batches > 0;
-    return needs;
-  }
-
-  void check(const Model &model, const Context &context) const override {
-    refuse_other_methods(model, kWhere);
-    const auto groups =
-        find_groups(model, Facts::observe(model, context.example));
-    const auto target = target_for(groups);
-    if (!allocation_->sensitivity_ratios().empty() && !context.evaluate)
-      throw InvalidArgument(
-          kWhere,
-          "there is nothing to evaluate the model by, which `scope` asks for",
-          "Give `data` with labels and a `task`, or set Context::evaluate.");
-  }
-
-  Model apply(const Model &model, Context &context) const override {
-    refuse_other_methods(model, kWhere);
-    const auto facts = Facts::observe(model, context.example);
-    const auto groups = find_groups(model, facts);
-    auto target = target_for(groups);
-    for (const auto &unknown : groups.unknown_operators())
-      context.log->info(
-          unknown + " has no pruning rule: what it touches keeps its channels");
-
-    CostModel cost(model, context.example, groups);
-    std::optional<Timing> timing;
-    if (is_timed(target) || options_.only_faster || options_.round_to_measured)
-      timing = time(model, groups, cost, target, context);
-    const auto scores = criterion_->scores(model, groups, context);
-    if (const auto ratios = allocation_->sensitivity_ratios();
-        !ratios.empty()) {
-      target.sensitivity = sensitivity_curves(model, facts, groups, scores,
-                                              target, ratios, context);
-      for (const auto &point : target.sensitivity)
-        context.facts["sensitivity"].push_back(
-            {{"group", groups.all()[point.group].name},
-             {"ratio", point.ratio},
-             {"quality", point.quality}});
+    ChannelPruning(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
+                   ChannelPruningOptions options)
+        : criterion_(std::move(criterion)), allocation_(std::move(allocation)), options_(std::move(options)) {
+        for (const auto& pattern : options_.ignore) ignore_.push_back(regex_of(pattern, "ignore"));
+        for (const auto& layer : options_.layers) layers_.push_back(regex_of(layer.pattern, "layers"));
     }
-    std::map<size_t, std::string> kept_for_speed;
-    Model smaller;
-    Removal removal;
-    if (is_timed(target)) {
-      std::tie(removal, smaller) =
-          cut_to_time(model, facts, groups, scores, cost, *timing, target,
-                      kept_for_speed, context);
-    } else {
-      removal = allocate(groups, scores, cost, timing, target, kept_for_speed,
-                         context);
-      smaller = cut(model, facts, groups, removal);
+
+    Needs needs() const override {
+        Needs needs = criterion_->needs();
+        needs.calibration_data |= options_.bn_batches > 0;
+        return needs;
     }
-    if (options_.bn_batches > 0) {
-      if (!context.data.calibration)
-        throw InvalidArgument(kWhere, "bn_batches needs calibration data",
-                              "Give `calibration`, or bn_batches: 0.");
-      reestimate_batch_norm(smaller, *context.data.calibration,
-                            options_.bn_batches, options_.bn_batch_size,
-                            context.seed);
+
+    void check(const Model& model, const Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        const auto groups = find_groups(model, Facts::observe(model, context.example));
+        const auto target = target_for(groups);
+        if (!allocation_->sensitivity_ratios().empty() && !context.evaluate)
+            throw InvalidArgument(kWhere, "there is nothing to evaluate the model by, which `scope` asks for",
+                                  "Give `data` with labels and a `task`, or set Context::evaluate.");
     }
-    report(model, smaller, groups, removal, kept_for_speed, context);
-    return smaller;
-  }
+
+    Model apply(const Model& model, Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        const auto facts = Facts::observe(model, context.example);
+        const auto groups = find_groups(model, facts);
+        auto target = target_for(groups);
+        for (const auto& unknown : groups.unknown_operators())
+            context.log->info(unknown + " has no pruning rule: what it touches keeps its channels");
+
+        CostModel cost(model, context.example, groups);
+        std::optional<Timing> timing;
+        if (is_timed(target) || options_.only_faster || options_.round_to_measured)
+            timing = time(model, groups, cost, target, context);
+        const auto scores = criterion_->scores(model, groups, context);
+        if (const auto ratios = allocation_->sensitivity_ratios(); !ratios.empty()) {
+            target.sensitivity = sensitivity_curves(model, facts, groups, scores, target, ratios, context);
+            for (const auto& point : target.sensitivity)
+                context.facts["sensitivity"].push_back(
+                    {{"group", groups.all()[point.group].name}, {"ratio", point.ratio}, {"quality", point.quality}});
+        }
+        std::map<size_t, std::string> kept_for_speed;
+        Model smaller;
+        Removal removal;
+        if (is_timed(target)) {
+            std::tie(removal, smaller) =
+                cut_to_time(model, facts, groups, scores, cost, *timing, target, kept_for_speed, context);
+        } else {
+            removal = allocate(groups, scores, cost, timing, target, kept_for_speed, context);
+            smaller = cut(model, facts, groups, removal);
+        }
+        if (options_.bn_batches > 0) {
+            if (!context.data.calibration)
+                throw InvalidArgument(kWhere, "bn_batches needs calibration data",
+                                      "Give `calibration`, or bn_batches: 0.");
+            reestimate_batch_norm(smaller, *context.data.calibration, options_.bn_batches, options_.bn_batch_size,
+                                  context.seed);
+        }
+        report(model, smaller, groups, removal, kept_for_speed, context);
+        return smaller;
+    }
 
 private:
-  /// Options as they apply to these groups.
-  Target target_for(const Groups &groups) const {
-    Target target = options_.target;
-    target.ignored = match(groups);
-    if (!layers_.empty())
-      target.fixed = fixed(groups);
-    if (std::find(target.ignored.begin(), target.ignored.end(), false) ==
-        target.ignored.end())
-      refuse(groups);
-    return target;
-  }
-
-  struct Timing {
-    std::shared_ptr<const Stopwatch> stopwatch;
-    LatencyModel latency;
-  };
-
-  /// Times what the target and the widths need: the steps of the kernels, and
-  /// the table behind a timed target.
-  Timing time(const Model &model, const Groups &groups, CostModel &cost,
-              Target &target, Context &context) const {
-    const auto stopwatch = options_.stopwatch ? options_.stopwatch
-                           : target.energy_ratio
-                               ? cpu_clock(context.interrupted)
-                               : wall_clock(context.interrupted);
-    LatencyModel latency(model, context.example, groups, stopwatch);
-    if (options_.round_to_measured) {
-      target.steps = measured_steps(groups, latency);
-      for (size_t g = 0; g < groups.all().size(); ++g)
-        context.facts["round_to"][groups.all()[g].name] =
-            target.steps[g] * groups.all()[g].multiplicity;
+    /// Options as they apply to these groups.
+    Target target_for(const Groups& groups) const {
+        Target target = options_.target;
+        target.ignored = match(groups);
+        if (!layers_.empty()) target.fixed = fixed(groups);
+        if (std::find(target.ignored.begin(), target.ignored.end(), false) == target.ignored.end()) refuse(groups);
+        return target;
     }
-    if (is_timed(target)) {
-      latency.tabulate(target);
-      cost.set_latency(latency);
-    }
-    return {stopwatch, latency};
-  }
 
-  /// Allocates for a target in time, cuts, times the result, and corrects the
-  /// target for what the sum over operators does not know.
-  std::pair<Removal, Model>
-  cut_to_time(const Model &model, const Facts &facts, const Groups &groups,
-              const std::vector<at::Tensor> &scores, const CostModel &cost,
-              const Timing &timing, Target target,
-              std::map<size_t, std::string> &kept_for_speed,
-              Context &context) const {
-    auto &share =
-        target.energy_ratio ? target.energy_ratio : target.latency_ratio;
-    const double wanted = *share;
-    std::vector<int64_t> all;
-    for (const auto &group : groups.all())
-      all.push_back(group.channels);
-    const double whole = cost.seconds(all);
-    std::pair<Removal, Model> best;
-    Json best_row, rows = Json::array();
-    double best_ratio = std::numeric_limits<double>::infinity();
-    for (int round = 0; round <= kCorrections; ++round) {
-      std::map<size_t, std::string> kept;
-      Removal removal;
-      try {
-        removal = allocate(groups, scores, cost, timing, target, kept, context);
-      } catch (const InvalidArgument &) {
-        if (round == 0)
-          throw;
-        break; // the bounds end here: the best so far is the result
-      }
-      auto smaller = cut(model, facts, groups, removal);
-      const auto measured =
-          timing.stopwatch->ratio(model, smaller, context.example);
-      const double predicted = cost.seconds(kept_of(groups, removal)) / whole;
-      Json row = {{"target", *share},
-                  {"predicted_ratio", predicted},
-                  {"measured_ratio", measured.median},
-                  {"measured_interval", {measured.low, measured.high}},
-                  {"before_ms", measured.before_ms},
-                  {"after_ms", measured.after_ms},
-                  {"pairs", measured.pairs}};
-      rows.push_back(row);
-      // Within the target the larger model is better, else the faster one.
-      const bool reached = measured.median <= kMost * wanted;
-      if (best_ratio <= kMost * wanted ? reached && measured.median > best_ratio
-                                       : measured.median < best_ratio) {
-        best = {removal, std::move(smaller)};
-        best_row = std::move(row);
-        best_ratio = measured.median;
-        kept_for_speed = std::move(kept);
-      }
-      if (reached && measured.median >= kLeast * wanted)
-        break;
-      // Time that no operator shows stays: the measured ratio is taken to be
-      // linear in the predicted one, through this point and that of the whole
-      // model.
-      const double slope =
-          std::max((1 - measured.median) / std::max(1 - predicted, 1e-6), 1e-6);
-      const double corrected =
-          std::clamp(1 - (1 - wanted) / slope, 0.5 * *share, 1.0);
-      if (std::abs(corrected - *share) < 1e-3)
-        break;
-      share = corrected;
-    }
-    const bool reached = best_ratio <= kMost * wanted;
-    best_row["target"] = wanted;
-    best_row["reached"] = reached;
-    best_row["provenance"] = "measured";
-    best_row["threads"] = at::get_num_threads();
-    best_row["operators"] = timing.latency.operators();
-    best_row["not_timed"] = timing.latency.not_timed();
-    best_row["rounds"] = std::move(rows);
-    // CPU seconds are measured; that energy follows them is a model.
-    context.facts[target.energy_ratio ? "cpu_time" : "latency"] =
-        std::move(best_row);
-    if (!reached)
-      context.log->warning(std::string(kWhere) + ": the model was to take " +
-                           figure(wanted) + " of its time and takes " +
-                           figure(best_ratio) +
-                           ", measured: the widths within the bounds give no "
-                           "more, or the clock is not steady");
-    return best;
-  }
+    struct Timing {
+        std::shared_ptr<const Stopwatch> stopwatch;
+        LatencyModel latency;
+    };
 
-  /// Allocates; with only_faster, takes back the cuts that bring no speed and
-  /// allocates what they leave to the other groups.
-  Removal allocate(const Groups &groups, const std::vector<at::Tensor> &scores,
-                   const CostModel &cost, const std::optional<Timing> &timing,
-                   Target target, std::map<size_t, std::string> &kept_for_speed,
-                   Context &context) const {
-    for (;;) {
-      if (!kept_for_speed.empty())
-        target.fixed.resize(groups.all().size());
-      for (const auto &[g, reason] : kept_for_speed)
-        target.fixed[g] = 0.0;
-      Removal removal;
-      try {
-        removal = allocation_->allocate(groups, scores, cost, target);
-      } catch (const InvalidArgument &error) {
-        if (kept_for_speed.empty())
-          throw;
-        throw InvalidArgument(kWhere,
-                              std::to_string(kept_for_speed.size()) +
-                                  " groups whose cut brings no speed keep "
-                                  "their channels, and then " +
-                                  error.what(),
-                              "Use only_faster: false, or ask for less.");
-      }
-      if (!options_.only_faster)
-        return removal;
-      const auto kept = kept_of(groups, removal);
-      std::vector<size_t> asked;
-      std::vector<LatencyModel::Question> questions;
-      for (size_t g = 0; g < kept.size(); ++g) {
-        const bool demanded =
-            !target.fixed.empty() && target.fixed[g].has_value(); // by `layers`
-        if (kept[g] == groups.all()[g].channels || demanded)
-          continue;
-        asked.push_back(g);
-        questions.push_back({g, kept});
-        questions.back().kept[g] = groups.all()[g].channels;
-        questions.push_back({g, kept});
-      }
-      const auto seconds = timing->latency.measure(questions);
-      bool changed = false;
-      for (size_t i = 0; i < asked.size(); ++i) {
-        const double speed_up = seconds[2 * i] / seconds[2 * i + 1];
-        if (speed_up >= kLeastSpeedUp)
-          continue;
-        changed = true;
-        kept_for_speed[asked[i]] =
-            "the cut brings no speed: " + figure(speed_up, "%.2f") +
-            "x measured for the operators around it";
-        context.log->info(groups.all()[asked[i]].name + ": " +
-                          kept_for_speed[asked[i]]);
-      }
-      if (!changed)
-        return removal;
-    }
-  }
-
-  /// The share that `layers` asks for, per group.
-  std::vector<std::optional<double>> fixed(const Groups &groups) const {
-    std::vector<std::optional<double>> ratios(groups.all().size());
-    std::vector<char> used(layers_.size(), 0);
-    for (size_t g = 0; g < ratios.size(); ++g)
-      for (const auto &layer : groups.all()[g].layers) {
-        std::optional<double> own;
-        for (size_t i = 0; i < layers_.size(); ++i) {
-          if (!std::regex_search(layer, layers_[i]))
-            continue;
-          own = options_.layers[i].ratio;
-          used[i] = 1;
+    /// Times what the target and the widths need: the steps of the kernels, and
+    /// the table behind a timed target.
+    Timing time(const Model& model, const Groups& groups, CostModel& cost, Target& target, Context& context) const {
+        const auto stopwatch = options_.stopwatch    ? options_.stopwatch
+                               : target.energy_ratio ? cpu_clock(context.interrupted)
+                                                     : wall_clock(context.interrupted);
+        LatencyModel latency(model, context.example, groups, stopwatch);
+        if (options_.round_to_measured) {
+            target.steps = measured_steps(groups, latency);
+            for (size_t g = 0; g < groups.all().size(); ++g)
+                context.facts["round_to"][groups.all()[g].name] = target.steps[g] * groups.all()[g].multiplicity;
         }
-        if (own && (!ratios[g] || *own < *ratios[g]))
-          ratios[g] = own;
-      }
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      if (used[i])
-        continue;
-      const auto &[pattern, ratio] = options_.layers[i];
-      for (const auto &layer : groups.layers()) {
-        if (!std::regex_search(layer.layer, layers_[i]))
-          continue;
-        if (ratio > 0)
-          throw InvalidArgument(
-              kWhere,
-              "layers \"" + pattern +
-                  "\" matches no layer that can be pruned: " + layer.layer +
-                  " " + layer.reason,
-              "See `coppice inspect` for the layers that can.");
-        used[i] = 1;
-      }
-      if (!used[i])
-        no_match("layers", pattern, groups);
+        if (is_timed(target)) {
+            latency.tabulate(target);
+            cost.set_latency(latency);
+        }
+        return {stopwatch, latency};
     }
-    return ratios;
-  }
 
-  [[noreturn]] static void no_match(const std::string &option,
-                                    const std::string &pattern,
-                                    const Groups &groups) {
-    std::vector<std::string> names;
-    for (const auto &layer : groups.layers())
-      names.push_back(layer.layer);
-    const auto nearest = nearest_name(pattern, names);
-    throw InvalidArgument(kWhere,
-                          option + " \"" + pattern + "\" matches no layer",
-                          nearest ? "Did you mean \"" + *nearest + "\"?"
-                                  : "See `coppice inspect` for the names.");
-  }
+    /// Allocates for a target in time, cuts, times the result, and corrects the
+    /// target for what the sum over operators does not know.
+    std::pair<Removal, Model> cut_to_time(const Model& model, const Facts& facts, const Groups& groups,
+                                          const std::vector<at::Tensor>& scores, const CostModel& cost,
+                                          const Timing& timing, Target target,
+                                          std::map<size_t, std::string>& kept_for_speed, Context& context) const {
+        auto& share = target.energy_ratio ? target.energy_ratio : target.latency_ratio;
+        const double wanted = *share;
+        std::vector<int64_t> all;
+        for (const auto& group : groups.all()) all.push_back(group.channels);
+        const double whole = cost.seconds(all);
+        std::pair<Removal, Model> best;
+        Json best_row, rows = Json::array();
+        double best_ratio = std::numeric_limits<double>::infinity();
+        for (int round = 0; round <= kCorrections; ++round) {
+            std::map<size_t, std::string> kept;
+            Removal removal;
+            try {
+                removal = allocate(groups, scores, cost, timing, target, kept, context);
+            } catch (const InvalidArgument&) {
+                if (round == 0) throw;
+                break;  // the bounds end here: the best so far is the result
+            }
+            auto smaller = cut(model, facts, groups, removal);
+            const auto measured = timing.stopwatch->ratio(model, smaller, context.example);
+            const double predicted = cost.seconds(kept_of(groups, removal)) / whole;
+            Json row = {{"target", *share},
+                        {"predicted_ratio", predicted},
+                        {"measured_ratio", measured.median},
+                        {"measured_interval", {measured.low, measured.high}},
+                        {"before_ms", measured.before_ms},
+                        {"after_ms", measured.after_ms},
+                        {"pairs", measured.pairs}};
+            rows.push_back(row);
+            // Within the target the larger model is better, else the faster one.
+            const bool reached = measured.median <= kMost * wanted;
+            if (best_ratio <= kMost * wanted ? reached && measured.median > best_ratio : measured.median < best_ratio) {
+                best = {removal, std::move(smaller)};
+                best_row = std::move(row);
+                best_ratio = measured.median;
+                kept_for_speed = std::move(kept);
+            }
+            if (reached && measured.median >= kLeast * wanted) break;
+            // Time that no operator shows stays: the measured ratio is taken to be
+            // linear in the predicted one, through this point and that of the whole
+            // model.
+            const double slope = std::max((1 - measured.median) / std::max(1 - predicted, 1e-6), 1e-6);
+            const double corrected = std::clamp(1 - (1 - wanted) / slope, 0.5 * *share, 1.0);
+            if (std::abs(corrected - *share) < 1e-3) break;
+            share = corrected;
+        }
+        const bool reached = best_ratio <= kMost * wanted;
+        best_row["target"] = wanted;
+        best_row["reached"] = reached;
+        best_row["provenance"] = "measured";
+        best_row["threads"] = at::get_num_threads();
+        best_row["operators"] = timing.latency.operators();
+        best_row["not_timed"] = timing.latency.not_timed();
+        best_row["rounds"] = std::move(rows);
+        // CPU seconds are measured; that energy follows them is a model.
+        context.facts[target.energy_ratio ? "cpu_time" : "latency"] = std::move(best_row);
+        if (!reached)
+            context.log->warning(std::string(kWhere) + ": the model was to take " + figure(wanted) +
+                                 " of its time and takes " + figure(best_ratio) +
+                                 ", measured: the widths within the bounds give no "
+                                 "more, or the clock is not steady");
+        return best;
+    }
 
-  std::vector<bool> match(const Groups &groups) const {
-    std::vector<bool> ignored;
-    std::vector<char> used(ignore_.size(), 0);
-    for (const auto &group : groups.all()) {
-      bool hit = false;
-      for (size_t i = 0; i < ignore_.size(); ++i)
-        for (const auto &layer : group.layers)
-          if (std::regex_search(layer, ignore_[i])) {
-            hit = true;
-            used[i] = 1;
-          }
-      ignored.push_back(hit);
+    /// Allocates; with only_faster, takes back the cuts that bring no speed and
+    /// allocates what they leave to the other groups.
+    Removal allocate(const Groups& groups, const std::vector<at::Tensor>& scores, const CostModel& cost,
+                     const std::optional<Timing>& timing, Target target, std::map<size_t, std::string>& kept_for_speed,
+                     Context& context) const {
+        for (;;) {
+            if (!kept_for_speed.empty()) target.fixed.resize(groups.all().size());
+            for (const auto& [g, reason] : kept_for_speed) target.fixed[g] = 0.0;
+            Removal removal;
+            try {
+                removal = allocation_->allocate(groups, scores, cost, target);
+            } catch (const InvalidArgument& error) {
+                if (kept_for_speed.empty()) throw;
+                throw InvalidArgument(kWhere,
+                                      std::to_string(kept_for_speed.size()) +
+                                          " groups whose cut brings no speed keep "
+                                          "their channels, and then " +
+                                          error.what(),
+                                      "Use only_faster: false, or ask for less.");
+            }
+            if (!options_.only_faster) return removal;
+            const auto kept = kept_of(groups, removal);
+            std::vector<size_t> asked;
+            std::vector<LatencyModel::Question> questions;
+            for (size_t g = 0; g < kept.size(); ++g) {
+                const bool demanded = !target.fixed.empty() && target.fixed[g].has_value();  // by `layers`
+                if (kept[g] == groups.all()[g].channels || demanded) continue;
+                asked.push_back(g);
+                questions.push_back({g, kept});
+                questions.back().kept[g] = groups.all()[g].channels;
+                questions.push_back({g, kept});
+            }
+            const auto seconds = timing->latency.measure(questions);
+            bool changed = false;
+            for (size_t i = 0; i < asked.size(); ++i) {
+                const double speed_up = seconds[2 * i] / seconds[2 * i + 1];
+                if (speed_up >= kLeastSpeedUp) continue;
+                changed = true;
+                kept_for_speed[asked[i]] =
+                    "the cut brings no speed: " + figure(speed_up, "%.2f") + "x measured for the operators around it";
+                context.log->info(groups.all()[asked[i]].name + ": " + kept_for_speed[asked[i]]);
+            }
+            if (!changed) return removal;
+        }
     }
-    for (size_t i = 0; i < ignore_.size(); ++i) {
-      if (used[i])
-        continue;
-      for (const auto &layer : groups.layers())
-        if (std::regex_search(layer.layer, ignore_[i]))
-          used[i] = 1;
-      // A layer that cannot be pruned anyway is a match, too.
-      if (!used[i])
-        no_match("ignore", options_.ignore[i], groups);
-    }
-    return ignored;
-  }
 
-  [[noreturn]] void refuse(const Groups &groups) const {
-    std::string reasons;
-    size_t named = 0;
-    for (const auto &layer : groups.layers()) {
-      if (layer.reason.empty() || named == 3)
-        continue;
-      reasons += (named++ ? "; " : ": ") + layer.layer + " " + layer.reason;
+    /// The share that `layers` asks for, per group.
+    std::vector<std::optional<double>> fixed(const Groups& groups) const {
+        std::vector<std::optional<double>> ratios(groups.all().size());
+        std::vector<char> used(layers_.size(), 0);
+        for (size_t g = 0; g < ratios.size(); ++g)
+            for (const auto& layer : groups.all()[g].layers) {
+                std::optional<double> own;
+                for (size_t i = 0; i < layers_.size(); ++i) {
+                    if (!std::regex_search(layer, layers_[i])) continue;
+                    own = options_.layers[i].ratio;
+                    used[i] = 1;
+                }
+                if (own && (!ratios[g] || *own < *ratios[g])) ratios[g] = own;
+            }
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            if (used[i]) continue;
+            const auto& [pattern, ratio] = options_.layers[i];
+            for (const auto& layer : groups.layers()) {
+                if (!std::regex_search(layer.layer, layers_[i])) continue;
+                if (ratio > 0)
+                    throw InvalidArgument(kWhere,
+                                          "layers \"" + pattern + "\" matches no layer that can be pruned: " +
+                                              layer.layer + " " + layer.reason,
+                                          "See `coppice inspect` for the layers that can.");
+                used[i] = 1;
+            }
+            if (!used[i]) no_match("layers", pattern, groups);
+        }
+        return ratios;
     }
-    if (!groups.all().empty())
-      reasons = ": every group matches `ignore`";
-    if (groups.layers().empty())
-      reasons = ": the model has no convolution, linear layer or embedding";
-    throw UnsupportedModel(kWhere, "no channel can be removed" + reasons,
-                           "See `coppice inspect` for all layers.");
-  }
 
-  static void report(const Model &before, const Model &after,
-                     const Groups &groups, const Removal &removal,
-                     const std::map<size_t, std::string> &kept_for_speed,
-                     Context &context) {
-    std::map<std::string, int64_t> removed;  // indices per producing layer
-    std::map<std::string, std::string> slow; // layer -> why a cut was not made
-    for (const auto &[g, reason] : kept_for_speed)
-      for (const auto &layer : groups.all()[g].layers)
-        slow[layer] = reason;
-    int64_t removed_channels = 0, channels = 0;
-    for (size_t g = 0; g < groups.all().size(); ++g) {
-      const auto &group = groups.all()[g];
-      std::set<int64_t> gone(removal[g].begin(), removal[g].end());
-      std::set<std::pair<std::string, int64_t>>
-          counted; // a shared weight is one
-      for (const auto &slice : group.slices) {
-        if (!slice.produces || !counted.emplace(slice.name, slice.dim).second)
-          continue;
-        for (const int64_t channel : slice.channel_of)
-          if (gone.count(channel))
-            ++removed[slice.layer];
-      }
-      removed_channels += static_cast<int64_t>(removal[g].size());
-      channels += group.channels;
+    [[noreturn]] static void no_match(const std::string& option, const std::string& pattern, const Groups& groups) {
+        std::vector<std::string> names;
+        for (const auto& layer : groups.layers()) names.push_back(layer.layer);
+        const auto nearest = nearest_name(pattern, names);
+        throw InvalidArgument(kWhere, option + " \"" + pattern + "\" matches no layer",
+                              nearest ? "Did you mean \"" + *nearest + "\"?" : "See `coppice inspect` for the names.");
     }
-    for (const auto &layer : groups.layers()) {
-      const auto found = removed.find(layer.layer);
-      const int64_t gone = found == removed.end() ? 0 : found->second;
-      LayerChange change;
-      change.layer = layer.layer;
-      change.before = std::to_string(layer.channels) + " channels";
-      change.after = std::to_string(layer.channels - gone) + " channels";
-      change.action = gone > 0 ? "pruned" : "kept";
-      if (gone == 0)
-        change.reason = !layer.reason.empty() ? layer.reason
-                        : slow.count(layer.layer)
-                            ? slow.at(layer.layer)
-                            : "the target leaves it as it is";
-      context.record(std::move(change));
-    }
-    const auto cost_before = cost(before, context.example),
-               cost_after = cost(after, context.example);
-    context.facts["macs_before"] = cost_before.macs;
-    context.facts["macs_after"] = cost_after.macs;
-    context.facts["parameters_before"] = cost_before.parameters;
-    context.facts["parameters_after"] = cost_after.parameters;
-    context.facts["channels_before"] = channels;
-    context.facts["channels_after"] = channels - removed_channels;
-    context.facts["groups"] = groups.all().size();
-    if (!groups.unknown_operators().empty())
-      context.facts["operators_without_rule"] = groups.unknown_operators();
-  }
 
-  std::unique_ptr<Criterion> criterion_;
-  std::unique_ptr<Allocation> allocation_;
-  ChannelPruningOptions options_;
-  std::vector<std::regex> ignore_, layers_;
+    std::vector<bool> match(const Groups& groups) const {
+        std::vector<bool> ignored;
+        std::vector<char> used(ignore_.size(), 0);
+        for (const auto& group : groups.all()) {
+            bool hit = false;
+            for (size_t i = 0; i < ignore_.size(); ++i)
+                for (const auto& layer : group.layers)
+                    if (std::regex_search(layer, ignore_[i])) {
+                        hit = true;
+                        used[i] = 1;
+                    }
+            ignored.push_back(hit);
+        }
+        for (size_t i = 0; i < ignore_.size(); ++i) {
+            if (used[i]) continue;
+            for (const auto& layer : groups.layers())
+                if (std::regex_search(layer.layer, ignore_[i])) used[i] = 1;
+            // A layer that cannot be pruned anyway is a match, too.
+            if (!used[i]) no_match("ignore", options_.ignore[i], groups);
+        }
+        return ignored;
+    }
+
+    [[noreturn]] void refuse(const Groups& groups) const {
+        std::string reasons;
+        size_t named = 0;
+        for (const auto& layer : groups.layers()) {
+            if (layer.reason.empty() || named == 3) continue;
+            reasons += (named++ ? "; " : ": ") + layer.layer + " " + layer.reason;
+        }
+        if (!groups.all().empty()) reasons = ": every group matches `ignore`";
+        if (groups.layers().empty()) reasons = ": the model has no convolution, linear layer or embedding";
+        throw UnsupportedModel(kWhere, "no channel can be removed" + reasons, "See `coppice inspect` for all layers.");
+    }
+
+    static void report(const Model& before, const Model& after, const Groups& groups, const Removal& removal,
+                       const std::map<size_t, std::string>& kept_for_speed, Context& context) {
+        std::map<std::string, int64_t> removed;   // indices per producing layer
+        std::map<std::string, std::string> slow;  // layer -> why a cut was not made
+        for (const auto& [g, reason] : kept_for_speed)
+            for (const auto& layer : groups.all()[g].layers) slow[layer] = reason;
+        int64_t removed_channels = 0, channels = 0;
+        for (size_t g = 0; g < groups.all().size(); ++g) {
+            const auto& group = groups.all()[g];
+            std::set<int64_t> gone(removal[g].begin(), removal[g].end());
+            std::set<std::pair<std::string, int64_t>> counted;  // a shared weight is one
+            for (const auto& slice : group.slices) {
+                if (!slice.produces || !counted.emplace(slice.name, slice.dim).second) continue;
+                for (const int64_t channel : slice.channel_of)
+                    if (gone.count(channel)) ++removed[slice.layer];
+            }
+            removed_channels += static_cast<int64_t>(removal[g].size());
+            channels += group.channels;
+        }
+        for (const auto& layer : groups.layers()) {
+            const auto found = removed.find(layer.layer);
+            const int64_t gone = found == removed.end() ? 0 : found->second;
+            LayerChange change;
+            change.layer = layer.layer;
+            change.before = std::to_string(layer.channels) + " channels";
+            change.after = std::to_string(layer.channels - gone) + " channels";
+            change.action = gone > 0 ? "pruned" : "kept";
+            if (gone == 0)
+                change.reason = !layer.reason.empty()     ? layer.reason
+                                : slow.count(layer.layer) ? slow.at(layer.layer)
+                                                          : "the target leaves it as it is";
+            context.record(std::move(change));
+        }
+        const auto cost_before = cost(before, context.example), cost_after = cost(after, context.example);
+        context.facts["macs_before"] = cost_before.macs;
+        context.facts["macs_after"] = cost_after.macs;
+        context.facts["parameters_before"] = cost_before.parameters;
+        context.facts["parameters_after"] = cost_after.parameters;
+        context.facts["channels_before"] = channels;
+        context.facts["channels_after"] = channels - removed_channels;
+        context.facts["groups"] = groups.all().size();
+        if (!groups.unknown_operators().empty()) context.facts["operators_without_rule"] = groups.unknown_operators();
+    }
+
+    std::unique_ptr<Criterion> criterion_;
+    std::unique_ptr<Allocation> allocation_;
+    ChannelPruningOptions options_;
+    std::vector<std::regex> ignore_, layers_;
 };
 
-} // namespace
+}  // namespace
 
-std::unique_ptr<Stage> channel_pruning(std::unique_ptr<Criterion> criterion,
-                                       std::unique_ptr<Allocation> allocation,
+std::unique_ptr<Stage> channel_pruning(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
                                        ChannelPruningOptions options) {
-  check_target(options.target);
-  for (const auto &layer : options.layers)
-    if (!(layer.ratio >= 0 && layer.ratio < 1))
-      throw InvalidArgument(
-          kWhere,
-          "layers \"" + layer.pattern + "\" is " + figure(layer.ratio) +
-              ", must be in [0, 1)",
-          "Use 0.5 to remove half of the channels, 0 to keep them.");
-  return std::make_unique<ChannelPruning>(
-      std::move(criterion), std::move(allocation), std::move(options));
+    check_target(options.target);
+    for (const auto& layer : options.layers)
+        if (!(layer.ratio >= 0 && layer.ratio < 1))
+            throw InvalidArgument(kWhere,
+                                  "layers \"" + layer.pattern + "\" is " + figure(layer.ratio) + ", must be in [0, 1)",
+                                  "Use 0.5 to remove half of the channels, 0 to keep them.");
+    return std::make_unique<ChannelPruning>(std::move(criterion), std::move(allocation), std::move(options));
 }
 
-} // namespace coppice::prune
+}  // namespace coppice::prune

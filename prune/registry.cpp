@@ -3,198 +3,149 @@
 #include <coppice/prune.h>
 
 #include "allocation/allocation.h"
-<<<<<<< /tmp/cm/prune/registry.cpp
-
-#include "allocation/allocation.h"
-=======
 #include "depth/depth.h"
->>>>>>> /tmp/theirs
 #include "weights/weights.h"
 
 namespace coppice::prune {
 namespace {
 
-Normaliser read_normaliser(Options &options,
-                           const std::string &default_name = "mean") {
-  static const std::vector<std::pair<std::string, Normaliser>> kNames = {
-      {"l2", Normaliser::kL2},     {"max", Normaliser::kMax},
-      {"mean", Normaliser::kMean}, {"none", Normaliser::kNone},
-      {"sum", Normaliser::kSum},   {"standard", Normaliser::kStandard}};
-  std::vector<std::string> names;
-  for (const auto &[name, value] : kNames)
-    names.push_back(name);
-  const auto chosen =
-      options.choice("normaliser", default_name, names,
-                     "what each group's scores are divided by before ranking");
-  for (const auto &[name, value] : kNames)
-    if (name == chosen)
-      return value;
-  throw InternalError(options.owner(), "normaliser without a value", "");
+Normaliser read_normaliser(Options& options, const std::string& default_name = "mean") {
+    static const std::vector<std::pair<std::string, Normaliser>> kNames = {
+        {"l2", Normaliser::kL2},     {"max", Normaliser::kMax}, {"mean", Normaliser::kMean},
+        {"none", Normaliser::kNone}, {"sum", Normaliser::kSum}, {"standard", Normaliser::kStandard}};
+    std::vector<std::string> names;
+    for (const auto& [name, value] : kNames) names.push_back(name);
+    const auto chosen =
+        options.choice("normaliser", default_name, names, "what each group's scores are divided by before ranking");
+    for (const auto& [name, value] : kNames)
+        if (name == chosen) return value;
+    throw InternalError(options.owner(), "normaliser without a value", "");
 }
 
-void read_goal(Options &o, Target &target) {
-  std::string given; // the one target
-  if (o.has("ratio"))
-    given = "ratio";
-  target.ratio =
-      o.number("ratio", 0.5, "share of the prunable channels to remove");
-  if (!(target.ratio >= 0 && target.ratio < 1))
-    throw o.error("ratio",
-                  "is " + Json(target.ratio).dump() + ", must be in [0, 1)",
-                  "Use 0.5 to remove half of the channels.");
-  for (const auto &budget : budget_options()) {
-    auto &share = target.*budget.share;
-    share = o.optional_number(budget.name, budget.help);
-    if (!share)
-      continue;
-    if (!given.empty())
-      throw o.error(given,
-                    std::string("and ") + budget.name + " are both given",
-                    "Give one of them.");
-    given = budget.name;
-    if (!(*share > 0 && *share <= 1))
-      throw o.error(
-          budget.name, "is " + Json(*share).dump() + ", must be in (0, 1]",
-          std::string("Use 0.5 to keep half of the ") + budget.unit + ".");
-  }
-  if (has_budget(target))
-    o.resolve("ratio", nullptr); // so that a resolved recipe can be run again
+void read_goal(Options& o, Target& target) {
+    std::string given;  // the one target
+    if (o.has("ratio")) given = "ratio";
+    target.ratio = o.number("ratio", 0.5, "share of the prunable channels to remove");
+    if (!(target.ratio >= 0 && target.ratio < 1))
+        throw o.error("ratio", "is " + Json(target.ratio).dump() + ", must be in [0, 1)",
+                      "Use 0.5 to remove half of the channels.");
+    for (const auto& budget : budget_options()) {
+        auto& share = target.*budget.share;
+        share = o.optional_number(budget.name, budget.help);
+        if (!share) continue;
+        if (!given.empty())
+            throw o.error(given, std::string("and ") + budget.name + " are both given", "Give one of them.");
+        given = budget.name;
+        if (!(*share > 0 && *share <= 1))
+            throw o.error(budget.name, "is " + Json(*share).dump() + ", must be in (0, 1]",
+                          std::string("Use 0.5 to keep half of the ") + budget.unit + ".");
+    }
+    if (has_budget(target)) o.resolve("ratio", nullptr);  // so that a resolved recipe can be run again
 }
 
-std::vector<LayerRatio> read_layers(Options &o) {
-  const auto *setting = o.raw("layers");
-  o.remember({"layers", "map", "none",
-              "regular expressions on layer names, each with the share that "
-              "such a layer loses; 0: nothing"});
-  o.resolve("layers", nullptr);
-  if (!setting)
-    return {};
-  if (setting->kind != Setting::Kind::kMap)
-    throw o.error("layers", "must be a map",
-                  "Write \"layers: {conv1: 0, layer4: 0.7}\".");
-  std::vector<LayerRatio> layers;
-  Json resolved = Json::object();
-  Options ratios(o.owner() + ".layers", *setting);
-  for (const auto &[pattern, value] : setting->members) {
-    const double ratio = ratios.number(pattern, 0);
-    if (!(ratio >= 0 && ratio < 1))
-      throw ratios.error(
-          pattern, "is " + Json(ratio).dump() + ", must be in [0, 1)",
-          "Use 0.5 to remove half of the channels, 0 to keep them.");
-    layers.push_back({pattern, ratio});
-    resolved[pattern] = ratio;
-  }
-  o.resolve("layers", std::move(resolved));
-  return layers;
+std::vector<LayerRatio> read_layers(Options& o) {
+    const auto* setting = o.raw("layers");
+    o.remember({"layers", "map", "none",
+                "regular expressions on layer names, each with the share that "
+                "such a layer loses; 0: nothing"});
+    o.resolve("layers", nullptr);
+    if (!setting) return {};
+    if (setting->kind != Setting::Kind::kMap)
+        throw o.error("layers", "must be a map", "Write \"layers: {conv1: 0, layer4: 0.7}\".");
+    std::vector<LayerRatio> layers;
+    Json resolved = Json::object();
+    Options ratios(o.owner() + ".layers", *setting);
+    for (const auto& [pattern, value] : setting->members) {
+        const double ratio = ratios.number(pattern, 0);
+        if (!(ratio >= 0 && ratio < 1))
+            throw ratios.error(pattern, "is " + Json(ratio).dump() + ", must be in [0, 1)",
+                               "Use 0.5 to remove half of the channels, 0 to keep them.");
+        layers.push_back({pattern, ratio});
+        resolved[pattern] = ratio;
+    }
+    o.resolve("layers", std::move(resolved));
+    return layers;
 }
 
-std::unique_ptr<Stage> make_channel_pruning(Options &o) {
-  ChannelPruningOptions options;
-  auto criterion = make<Criterion>(o, "criterion", "magnitude", criteria(),
-                                   "what decides which channels matter least");
-  auto allocation = make<Allocation>(o, "scope", "global", allocations(),
-                                     "how the cut is spread over the layers");
-  auto &target = options.target;
-  read_goal(o, target);
-  const auto *round_to = o.raw("round_to");
-  o.remember({"round_to", "integer or auto", "8",
-              "widths that stay are multiples of this; auto: of what this "
-              "machine's kernels step by, measured"});
-  options.round_to_measured = round_to && round_to->text == "auto";
-  if (options.round_to_measured)
-    o.resolve("round_to", "auto");
-  else
-    target.round_to = o.integer("round_to", 8, 1, 1024);
-  options.layers = read_layers(o);
-  options.only_faster =
-      o.boolean("only_faster", is_timed(target),
-                "leave cuts that do not make the operators around them faster, "
-                "measured; with a timed target: true");
-  target.min_channels =
-      o.integer("min_channels", 1, 1, INT64_MAX, "least width of a layer");
-  target.max_ratio =
-      o.number("max_ratio", 0.9, "largest share removed of any one group");
-  if (!(target.max_ratio > 0 && target.max_ratio < 1))
-    throw o.error("max_ratio",
-                  "is " + Json(target.max_ratio).dump() + ", must be in (0, 1)",
-                  "The default is 0.9.");
-  options.ignore = o.texts(
-      "ignore", {}, "regular expressions on layer names whose outputs stay");
-  options.bn_batches =
-      o.integer("bn_batches", 0, 0, INT64_MAX,
-                "batches to estimate batch-norm statistics anew; 0: keep them");
-  options.bn_batch_size =
-      o.integer("bn_batch_size", 128, 1, INT64_MAX, "examples per such batch");
-  return channel_pruning(std::move(criterion), std::move(allocation),
-                         std::move(options));
+std::unique_ptr<Stage> make_channel_pruning(Options& o) {
+    ChannelPruningOptions options;
+    auto criterion =
+        make<Criterion>(o, "criterion", "magnitude", criteria(), "what decides which channels matter least");
+    auto allocation = make<Allocation>(o, "scope", "global", allocations(), "how the cut is spread over the layers");
+    auto& target = options.target;
+    read_goal(o, target);
+    const auto* round_to = o.raw("round_to");
+    o.remember({"round_to", "integer or auto", "8",
+                "widths that stay are multiples of this; auto: of what this "
+                "machine's kernels step by, measured"});
+    options.round_to_measured = round_to && round_to->text == "auto";
+    if (options.round_to_measured)
+        o.resolve("round_to", "auto");
+    else
+        target.round_to = o.integer("round_to", 8, 1, 1024);
+    options.layers = read_layers(o);
+    options.only_faster = o.boolean("only_faster", is_timed(target),
+                                    "leave cuts that do not make the operators around them faster, "
+                                    "measured; with a timed target: true");
+    target.min_channels = o.integer("min_channels", 1, 1, INT64_MAX, "least width of a layer");
+    target.max_ratio = o.number("max_ratio", 0.9, "largest share removed of any one group");
+    if (!(target.max_ratio > 0 && target.max_ratio < 1))
+        throw o.error("max_ratio", "is " + Json(target.max_ratio).dump() + ", must be in (0, 1)",
+                      "The default is 0.9.");
+    options.ignore = o.texts("ignore", {}, "regular expressions on layer names whose outputs stay");
+    options.bn_batches =
+        o.integer("bn_batches", 0, 0, INT64_MAX, "batches to estimate batch-norm statistics anew; 0: keep them");
+    options.bn_batch_size = o.integer("bn_batch_size", 128, 1, INT64_MAX, "examples per such batch");
+    return channel_pruning(std::move(criterion), std::move(allocation), std::move(options));
 }
 
-} // namespace
+}  // namespace
 
-const std::vector<Entry<Criterion>> &criteria() {
-  static const std::vector<Entry<Criterion>> kCriteria = {
-      {"magnitude", "Lp norm of the weights (arXiv 1608.08710)",
-       [](Options &o) {
-         return magnitude(o.number("p", 2, "order of the norm, at least 1"));
-       }},
-      {"random", "baseline: uniform scores",
-       [](Options &o) {
-         return random_scores(static_cast<uint64_t>(
-             o.integer("seed", 0, 0, INT64_MAX, "of the scores")));
-       }},
-      {"taylor",
-       "squared first-order change of the loss (arXiv 1906.10771); needs "
-       "labelled calibration data",
-       [](Options &o) {
-         TaylorOptions options;
-         options.batches = o.integer("batches", options.batches, 1, INT64_MAX,
-                                     "batches of calibration data, at most");
-         options.batch_size = o.integer("batch_size", options.batch_size, 1,
-                                        INT64_MAX, "examples per batch");
-         return taylor(options);
-       }},
-  };
-  return kCriteria;
+const std::vector<Entry<Criterion>>& criteria() {
+    static const std::vector<Entry<Criterion>> kCriteria = {
+        {"magnitude", "Lp norm of the weights (arXiv 1608.08710)",
+         [](Options& o) { return magnitude(o.number("p", 2, "order of the norm, at least 1")); }},
+        {"random", "baseline: uniform scores",
+         [](Options& o) {
+             return random_scores(static_cast<uint64_t>(o.integer("seed", 0, 0, INT64_MAX, "of the scores")));
+         }},
+        {"taylor",
+         "squared first-order change of the loss (arXiv 1906.10771); needs "
+         "labelled calibration data",
+         [](Options& o) {
+             TaylorOptions options;
+             options.batches =
+                 o.integer("batches", options.batches, 1, INT64_MAX, "batches of calibration data, at most");
+             options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "examples per batch");
+             return taylor(options);
+         }},
+    };
+    return kCriteria;
 }
 
-const std::vector<Entry<Allocation>> &allocations() {
-  static const std::vector<Entry<Allocation>> kAllocations = {
-      {"global", "one ranking over all layers",
-       [](Options &o) { return global(read_normaliser(o)); }},
-      {"greedy",
-       "the least score per millisecond, multiply-add or byte saved goes first "
-       "(arXiv 2110.10811)",
-       [](Options &o) { return greedy(read_normaliser(o)); }},
-      {"isomorphic",
-       "one ranking per kind of structure, the same share of each (arXiv "
-       "2407.04616)",
-       [](Options &o) { return isomorphic(read_normaliser(o, "none")); }},
-      {"sensitivity",
-       "the least measured drop in quality per unit saved goes first; needs "
-       "data to evaluate by",
-       [](Options &o) {
-         return sensitivity(
-             o.numbers("ratios", {0.25, 0.5, 0.75},
-                       "shares of a group at which the quality is measured"));
-       }},
-      {"uniform", "the same share of every layer",
-       [](Options &) { return uniform(); }},
-  };
-  return kAllocations;
+const std::vector<Entry<Allocation>>& allocations() {
+    static const std::vector<Entry<Allocation>> kAllocations = {
+        {"global", "one ranking over all layers", [](Options& o) { return global(read_normaliser(o)); }},
+        {"greedy",
+         "the least score per millisecond, multiply-add or byte saved goes first "
+         "(arXiv 2110.10811)",
+         [](Options& o) { return greedy(read_normaliser(o)); }},
+        {"isomorphic",
+         "one ranking per kind of structure, the same share of each (arXiv "
+         "2407.04616)",
+         [](Options& o) { return isomorphic(read_normaliser(o, "none")); }},
+        {"sensitivity",
+         "the least measured drop in quality per unit saved goes first; needs "
+         "data to evaluate by",
+         [](Options& o) {
+             return sensitivity(
+                 o.numbers("ratios", {0.25, 0.5, 0.75}, "shares of a group at which the quality is measured"));
+         }},
+        {"uniform", "the same share of every layer", [](Options&) { return uniform(); }},
+    };
+    return kAllocations;
 }
 
-<<<<<<< /tmp/cm/prune/registry.cpp
-const std::vector<Entry<Stage>> &stages() {
-  static const std::vector<Entry<Stage>> kStages = {
-      {"prune.channel",
-       "removes whole channels, with everything that hangs on them (arXiv "
-       "2301.12900)",
-       make_channel_pruning},
-      {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks",
-       make_weight_pruning},
-  };
-  return kStages;
-=======
 const std::vector<Entry<Stage>>& stages() {
     static const std::vector<Entry<Stage>> kStages = {
         {"prune.channel", "removes whole channels, with everything that hangs on them (arXiv 2301.12900)",
@@ -203,7 +154,6 @@ const std::vector<Entry<Stage>>& stages() {
         {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
     };
     return kStages;
->>>>>>> /tmp/theirs
 }
 
-} // namespace coppice::prune
+}  // namespace coppice::prune
