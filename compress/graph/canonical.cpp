@@ -42,6 +42,38 @@ c10::QualifiedName fresh_name(const c10::ClassTypePtr& type, size_t number) {
     return c10::QualifiedName("__torch__." + base + "_c" + std::to_string(number));
 }
 
+/// Inlining leaves the calls that led to a node at the node, with plain pointers to the functions, which LibTorch
+/// follows when an operator fails. Those functions belong to modules that may be gone by then: `function` takes their
+/// place.
+class CallStacks {
+public:
+    explicit CallStacks(Function* function) : function_(function) {}
+
+    void own(Block* block) {
+        for (Node* node : block->nodes()) {
+            if (const auto stack = node->callstack()) node->setCallStack(owned(*stack));
+            for (Block* inner : node->blocks()) own(inner);
+        }
+    }
+
+private:
+    InlinedCallStackPtr owned(const InlinedCallStackPtr& stack) {
+        auto& copy = copies_[stack.get()];
+        if (copy) return copy;
+        const auto callee = stack->callee();
+        copy = callee
+                   ? c10::make_intrusive<InlinedCallStack>(owned(*callee), function_, stack->source_range(),
+                                                           stack->module_instance())
+                   : c10::make_intrusive<InlinedCallStack>(function_, stack->source_range(), stack->module_instance());
+        kept_.push_back(stack);
+        return copy;
+    }
+
+    Function* function_;
+    std::unordered_map<const InlinedCallStack*, InlinedCallStackPtr> copies_;  // nodes share what they have in common
+    std::vector<InlinedCallStackPtr> kept_;  // keeps the keys of copies_ from being used again
+};
+
 class Rebuilder {
 public:
     explicit Rebuilder(const Module& source) : unit_(std::make_shared<CompilationUnit>()) {
@@ -67,6 +99,7 @@ public:
         auto* copy = unit_->create_function(c10::QualifiedName(*root_.type()->name(), name), graph);
         copy->setSchema(schema.cloneWithArguments(arguments));
         root_.type()->addMethod(copy);
+        CallStacks(copy).own(graph->block());
     }
 
 private:
@@ -496,6 +529,7 @@ void reinstall_method(Module& module, const std::string& name) {
     auto* function = unit->create_function(qualified, graph);
     function->setSchema(schema);
     type->addMethod(function);
+    CallStacks(function).own(graph->block());
 }
 
 }  // namespace coppice

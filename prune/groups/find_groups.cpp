@@ -73,8 +73,16 @@ Groups find_groups(const Model& model, const Facts& facts) {
         }
     }
 
+    // Pieces of a dimension that was split are groups of their own, so that no allocation can take all of one.
+    std::map<int32_t, std::set<size_t>> pieces;
+    for (size_t p = 0; p < r.parts().size(); ++p) {
+        const auto& [id, dim] = r.parts()[p];
+        for (int64_t i = 0; i < r.size(id, dim); ++i)
+            if (const auto c = r.class_of(id, dim, i); classes.count(c)) pieces[c].insert(p);
+    }
+
     // Groups in the order of the layers that produce them, channels in the order of the first such layer's outputs.
-    std::map<std::map<size_t, int64_t>, size_t> group_of;
+    std::map<std::pair<std::map<size_t, int64_t>, std::set<size_t>>, size_t> group_of;
     std::vector<std::vector<int32_t>> members;
     std::vector<const std::map<size_t, int64_t>*> signatures;
     for (const auto& production : r.productions()) {
@@ -82,10 +90,11 @@ Groups find_groups(const Model& model, const Facts& facts) {
             const auto c = r.class_of(production.id, production.dim, i);
             const auto found = classes.find(c);
             if (found == classes.end() || relations->places.count(c)) continue;
-            const auto [group, added] = group_of.emplace(found->second.touches, members.size());
+            const auto [group, added] = group_of.emplace(
+                std::pair(found->second.touches, pieces.count(c) ? pieces[c] : std::set<size_t>{}), members.size());
             if (added) {
                 members.emplace_back();
-                signatures.push_back(&group->first);
+                signatures.push_back(&group->first.first);
             }
             relations->places[c] = {static_cast<int64_t>(group->second),
                                     static_cast<int64_t>(members[group->second].size())};
@@ -175,7 +184,8 @@ Groups find_groups(const Model& model, const Facts& facts) {
 }
 
 std::vector<PrunableInfo> explain(const Model& model, const Inputs& example) {
-    return find_groups(model, Facts::observe(model, example)).layers();
+    const auto unfused = unfuse_attention(model);
+    return find_groups(unfused, Facts::observe(unfused, example)).layers();
 }
 
 }  // namespace coppice::prune

@@ -33,7 +33,10 @@ void product(Relations& r, const Node* node, TensorId a, TensorId b) {
     for (const TensorId factor : {a, b}) {
         for (int64_t back = 3; back <= r.rank(factor); ++back) {
             const int64_t out = back - 2 + inner;  // distance from the end in the output
-            if (out <= r.rank(y) && r.size(factor, -back) == r.size(y, -out)) r.tie(factor, -back, y, -out);
+            if (out <= r.rank(y) && r.size(factor, -back) == r.size(y, -out))
+                r.tie(factor, -back, y, -out);
+            else
+                r.freeze(factor, -back, "serves all indices of a dimension");
         }
     }
     if (r.rank(a) >= 3 && r.rank(b) >= 3)
@@ -53,12 +56,69 @@ void addmm(Relations& r, const Node* node) {
     produced_by(r, node);
 }
 
+// einsum("bhid,bhjd->bhij", [q, k]): a letter is one dimension, in whichever operands it stands. Letters that the
+// output lacks are summed over, which loses what is removed as masking does.
+void einsum(Relations& r, const Node* node) {
+    const auto equation = r.text(node->inputs()[0]);
+    const auto operands = r.list(node->inputs()[1]);
+    const TensorId y = r.output(node);
+    const auto arrow = equation ? equation->find("->") : std::string::npos;
+    if (!equation || !operands || y == kNoTensor || arrow == std::string::npos ||
+        equation->find('.') != std::string::npos)
+        return r.refuse(node, "has an equation that is not followed");
+    std::vector<std::string> terms(1);
+    for (const char c : equation->substr(0, arrow)) {
+        if (c == ',')
+            terms.emplace_back();
+        else if (c != ' ')
+            terms.back() += c;
+    }
+    std::string result;
+    for (const char c : equation->substr(arrow + 2))
+        if (c != ' ') result += c;
+    if (terms.size() != operands->size()) return r.refuse(node, "has an equation that does not fit its operands");
+    std::map<char, int64_t> sizes;
+    for (size_t i = 0; i < terms.size(); ++i) {
+        const TensorId x = (*operands)[i];
+        if (x == kNoTensor || r.rank(x) != static_cast<int64_t>(terms[i].size()))
+            return r.refuse(node, "has an equation that does not fit its operands");
+        for (size_t d = 0; d < terms[i].size(); ++d)
+            sizes[terms[i][d]] = std::max(sizes[terms[i][d]], r.size(x, static_cast<int64_t>(d)));
+    }
+    std::map<char, TensorId> letters;
+    for (const auto& [letter, size] : sizes) letters[letter] = r.make_tensor({size});
+    const auto relate = [&](TensorId x, const std::string& term) {
+        for (size_t d = 0; d < term.size(); ++d) {
+            const auto dim = static_cast<int64_t>(d);
+            if (r.size(x, dim) == sizes[term[d]])
+                r.tie(x, dim, letters[term[d]], 0);
+            else
+                r.freeze(x, dim, "serves all indices of a dimension");
+        }
+    };
+    for (size_t i = 0; i < terms.size(); ++i) relate((*operands)[i], terms[i]);
+    relate(y, result);
+    // With two computed operands, a letter of both that is not summed counts independent products, as heads do.
+    const Node* list = node->inputs()[1]->node();
+    for (size_t i = 0; i < terms.size() && list->kind() == torch::jit::prim::ListConstruct; ++i)
+        for (size_t d = 0; d < terms[i].size(); ++d) {
+            const char letter = terms[i][d];
+            size_t in_operands = 0;
+            for (const auto& term : terms) in_operands += term.find(letter) != std::string::npos;
+            const bool in_output = result.find(letter) != std::string::npos;
+            const bool weight = attribute_name(list->inputs()[i]).has_value();
+            if (weight && in_output && in_operands == 1) r.produces(list->inputs()[i], static_cast<int64_t>(d), node);
+            if (!weight && in_output && in_operands == terms.size() && terms.size() > 1 && sizes[letter] > 1)
+                r.independent((*operands)[i], static_cast<int64_t>(d));
+        }
+}
+
 }  // namespace
 
 const RuleTable& linear_rules() {
     static const RuleTable kTable = {
-        {"aten::addmm", {addmm}},   {"aten::baddbmm", {addmm}}, {"aten::bmm", {matmul}}, {"aten::linear", {linear}},
-        {"aten::matmul", {matmul}}, {"aten::mm", {matmul}},     {"aten::mv", {matmul}},
+        {"aten::addmm", {addmm}},   {"aten::baddbmm", {addmm}}, {"aten::bmm", {matmul}}, {"aten::einsum", {einsum}},
+        {"aten::linear", {linear}}, {"aten::matmul", {matmul}}, {"aten::mm", {matmul}},  {"aten::mv", {matmul}},
     };
     return kTable;
 }

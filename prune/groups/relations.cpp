@@ -120,6 +120,11 @@ std::shared_ptr<std::vector<TensorId>> Relations::find_list(const Value* value) 
     return known == lists_.end() ? nullptr : known->second;
 }
 
+std::shared_ptr<std::vector<std::string>> Relations::keys(const Value* value) const {
+    const auto known = keys_.find(value);
+    return known == keys_.end() ? nullptr : known->second;
+}
+
 // ---------------------------------------------------------------------------------------------------------- relations
 
 void Relations::tie(TensorId a, int64_t dim_a, TensorId b, int64_t dim_b) {
@@ -147,8 +152,12 @@ void Relations::tie_all(TensorId a, TensorId b) {
 
 void Relations::tie_broadcast(TensorId a, TensorId b) {
     if (a == kNoTensor || b == kNoTensor) return;
-    for (int64_t back = 1; back <= std::min(rank(a), rank(b)); ++back)
-        if (size(a, -back) == size(b, -back)) tie(a, -back, b, -back);
+    for (int64_t back = 1; back <= std::min(rank(a), rank(b)); ++back) {
+        if (size(a, -back) == size(b, -back))
+            tie(a, -back, b, -back);
+        else if (size(a, -back) == 1)
+            freeze(a, -back, "serves all indices of a dimension");  // gone, it would leave nothing to spread
+    }
 }
 
 void Relations::tie_reshaped(TensorId x, TensorId y) {
@@ -327,6 +336,11 @@ std::optional<bool> Relations::boolean(const Value* value) const {
     return constant && constant->isBool() ? std::optional<bool>(constant->toBool()) : std::nullopt;
 }
 
+std::optional<std::string> Relations::text(const Value* value) const {
+    const auto constant = known(value);
+    return constant && constant->isString() ? std::optional<std::string>(constant->toStringRef()) : std::nullopt;
+}
+
 bool Relations::is_none(const Value* value) const {
     if (value->mustBeNone()) return true;
     const auto constant = known(value);
@@ -375,8 +389,49 @@ void Relations::freeze_reads(const Block* block, const std::string& reason) {
     for (const Value* value : const_cast<Block*>(block)->outputs()) freeze_value(value, reason);
 }
 
+// True when a value can never change: computed from constants and attributes that no method writes alone.
+bool Relations::fixed(const Value* value) const {
+    Node* node = const_cast<Node*>(value->node());
+    if (node->kind() == prim::Constant) return true;
+    if (holds_tensor(value->type()) || node->kind() == prim::Param) return false;
+    if (node->kind() == prim::GetAttr) {
+        const auto name = attribute_name(value);
+        if (!name || name->empty() || node->s(attr::name) == "training" || value->type()->cast<c10::ClassType>())
+            return false;
+        for (const Node* other : all_nodes(*model_.graph())) {
+            if (other->kind() != prim::GetAttr && other->kind() != prim::SetAttr) continue;
+            if (other->s(attr::name) != node->s(attr::name)) continue;
+            if (other->kind() == prim::SetAttr) return false;
+            for (const auto& use : other->output()->uses()) {
+                const auto* schema = use.user->maybeSchema();
+                if (!schema || use.offset >= schema->arguments().size()) return false;
+                const auto* alias = schema->arguments()[use.offset].alias_info();
+                if (alias && alias->isWrite()) return false;
+            }
+        }
+        return true;
+    }
+    if (node->inputs().empty() || !node->blocks().empty() || node->hasSideEffects() || node->isNondeterministic())
+        return false;
+    for (const Value* input : node->inputs())
+        if (!fixed(input)) return false;
+    return true;
+}
+
 void Relations::walk_if(const Node* node) {
     const int taken = taken_block(node);
+    if (taken >= 0 && fixed(node->input(0))) {  // the other branch is dead
+        const Block* block = const_cast<Node*>(node)->blocks()[taken];
+        walk(block);
+        for (size_t i = 0; i < node->outputs().size(); ++i) {
+            const Value *result = node->outputs()[i], *inner = const_cast<Block*>(block)->outputs()[i];
+            if (!holds_tensor(result->type())) continue;
+            if (const auto tensors = list(inner)) set_list(result, tensors);
+            if (const auto names = keys(inner)) set_keys(result, names);
+            if (const TensorId id = tensor(inner); id != kNoTensor) set_tensor(result, id);
+        }
+        return;
+    }
     std::vector<bool> related(2, false);
     for (int i = 0; i < 2; ++i) {
         const Block* block = const_cast<Node*>(node)->blocks()[i];
@@ -397,6 +452,7 @@ void Relations::walk_if(const Node* node) {
         if (!holds_tensor(result->type())) continue;
         const Value* inner = node->blocks()[taken]->outputs()[i];
         if (const auto tensors = list(inner)) set_list(result, tensors);
+        if (const auto names = keys(inner)) set_keys(result, names);
         const TensorId id = tensor(inner);
         if (id != kNoTensor) set_tensor(result, id);
         if (!related[other]) continue;

@@ -68,6 +68,9 @@ public:
     void produces(const Value* weight, int64_t dim, const Node* layer);
     /// The operator computes a statistic over the elements of `dim`.
     void statistic(const Node* node, TensorId id, int64_t dim);
+    /// `dim` of a tensor is a piece of a longer dimension: something of it must stay, or operators would meet an empty
+    /// tensor.
+    void part(TensorId id, int64_t dim) { parts_.emplace_back(id, wrap(id, dim)); }
     /// `dim` counts independent problems, such as the heads of attention: preferred where a dimension is split.
     void independent(TensorId id, int64_t dim);
 
@@ -77,11 +80,17 @@ public:
         lists_[value] = std::move(tensors);
     }
     void set_tensor(const Value* value, TensorId id) { of_value_[value] = id; }
+    /// A dictionary is a list of its values with the keys beside it; null for what is no dictionary, or not known.
+    std::shared_ptr<std::vector<std::string>> keys(const Value* value) const;
+    void set_keys(const Value* value, std::shared_ptr<std::vector<std::string>> keys) {
+        keys_[value] = std::move(keys);
+    }
 
     /// Observed integers, lists of them, numbers; nullopt when not known.
     std::optional<int64_t> integer(const Value* value) const;
     std::optional<std::vector<int64_t>> integers(const Value* value) const;
     std::optional<bool> boolean(const Value* value) const;
+    std::optional<std::string> text(const Value* value) const;
     bool is_none(const Value* value) const;
     /// Layer name for messages.
     const std::string& name_of(const Node* node) const { return names_.of(node); }
@@ -103,6 +112,7 @@ public:
     };
     const std::vector<Parameter>& parameters() const { return parameters_; }
     const std::vector<Production>& productions() const { return productions_; }
+    const std::vector<std::pair<TensorId, int64_t>>& parts() const { return parts_; }
     const std::vector<std::string>& unknown_operators() const { return unknown_; }
     bool has_statistic(const Node* node) const { return statistics_.count(node) > 0; }
     TensorId find_tensor(const Value* value) const;
@@ -142,6 +152,7 @@ private:
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
+    bool fixed(const Value* value) const;
     bool try_block(const torch::jit::Block* block);
     void try_nodes(const torch::jit::Block* block, std::unordered_map<const Value*, c10::IValue>& values);
     std::vector<c10::IValue> run_alone(Node* node, const std::unordered_map<const Value*, c10::IValue>& values) const;
@@ -167,6 +178,8 @@ private:
     std::vector<Parameter> parameters_;
     std::vector<Production> productions_;
     std::unordered_map<const Value*, std::shared_ptr<std::vector<TensorId>>> lists_;
+    std::unordered_map<const Value*, std::shared_ptr<std::vector<std::string>>> keys_;
+    std::vector<std::pair<TensorId, int64_t>> parts_;
     std::vector<Folding> foldings_;
     std::unordered_set<const Node*> statistics_;
     std::vector<std::string> unknown_;

@@ -20,6 +20,7 @@ void tie_part(Relations& r, TensorId x, TensorId y, int64_t dim, int64_t begin, 
             continue;
         }
         for (int64_t i = 0; i < r.size(y, d); ++i) r.tie(x, d, begin + i * step, y, d, i);
+        if (r.size(y, d) < r.size(x, d)) r.part(y, d);
     }
 }
 

@@ -141,8 +141,9 @@ Removal random_removal(const Groups& groups, double share, uint64_t seed) {
     return removal;
 }
 
-CutCheck check_cut(const Model& model, const Inputs& example, double share, uint64_t seed) {
+CutCheck check_cut(const Model& original, const Inputs& example, double share, uint64_t seed) {
     torch::NoGradGuard no_grad;
+    const auto model = prune::unfuse_attention(original);
     const auto facts = Facts::observe(model, example);
     CutCheck check;
     check.groups = prune::find_groups(model, facts);

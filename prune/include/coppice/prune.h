@@ -100,6 +100,12 @@ private:
 /// reasons are in Groups::layers().
 Groups find_groups(const Model& model, const Facts& facts);
 
+/// The model with attention that is one fused operator (nn.MultiheadAttention's and nn.TransformerEncoderLayer's fast
+/// path) taken apart into projections and scaled_dot_product_attention, where heads and widths can shrink. Computes the
+/// same up to float rounding. The same handle when there is none, or none that can be taken apart (masks,
+/// cross-attention, weights that are asked for).
+Model unfuse_attention(const Model& model);
+
 /// The model without the channels of `removal`: narrower parameters and buffers, and rewritten constants (view widths,
 /// split sizes, padding, group counts). Equals the model whose removed channels are set to zero wherever an operator
 /// reads them, for groups that are exact. Parameters keep requires_grad and the order of the channels left.

@@ -126,5 +126,21 @@ TEST(Model, FoldsFlagsButKeepsTheTrainingSwitch) {
     EXPECT_LT(zeros, 600);
 }
 
+TEST(Model, AFailingOperatorIsAnErrorWhenTheOriginalIsGone) {
+    // LibTorch reports the calls that led to the operator: those functions must still be there.
+    auto model = [] {
+        auto module = build_module({{"weight", sine({4, 3})}}, R"(
+def helper(self, x):
+    return torch.linear(x, self.weight)
+def forward(self, x):
+    return self.helper(x)
+)");
+        return Model::from_module(module, "gone").clone();
+    }();
+    model.refresh();
+    EXPECT_ANY_THROW(model.forward({sine({2, 5})}));
+    EXPECT_EQ(first_tensor(model.forward({sine({2, 3})})).size(1), 4);
+}
+
 }  // namespace
 }  // namespace coppice::testing

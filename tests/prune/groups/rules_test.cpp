@@ -617,6 +617,127 @@ TEST(PruneRules, ARealGruLosesInputsAndHiddenChannels) {
     EXPECT_TRUE(hidden);
 }
 
+TEST(PruneRules, EinsumTiesLettersWhereverTheyStand) {
+    Tensors tensors = {{"q.weight", sine({12, 6}, 0.5)},
+                       {"k.weight", sine({12, 6}, 0.4)},
+                       {"v.weight", sine({12, 6}, 0.3)},
+                       {"o.weight", sine({3, 4, 5}, 0.6)}};
+    // Attention by hand: 3 heads of width 4; the last product has a parameter [heads, width, out].
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    q = torch.linear(x, self.q.weight).view([x.size(0), -1, 3, 4])
+    k = torch.linear(x, self.k.weight).view([x.size(0), -1, 3, 4])
+    v = torch.linear(x, self.v.weight).view([x.size(0), -1, 3, 4])
+    a = torch.softmax(torch.einsum("bihd, bjhd -> bhij", [q, k]), -1)
+    y = torch.einsum("bhij,bjhd->bihd", [a, v])
+    return torch.einsum("bihd,hdo->bio", [y, self.o.weight])
+)");
+    expect_cut_equals_masked(model, {sine({2, 7, 6})});
+    const auto check = check_cut(model, {sine({2, 7, 6})}, 0.34, 1);
+    EXPECT_EQ(width(check.smaller, "q.weight", 0), 8);  // one head of three is gone
+    EXPECT_EQ(width(check.smaller, "o.weight", 0), 2);
+}
+
+TEST(PruneRules, EinsumOfAWeightIsALayer) {
+    const auto model = build_model({{"a.weight", sine({6, 8}, 0.5)}, {"b.weight", sine({8, 5}, 0.4)}}, R"(
+def forward(self, x):
+    return torch.matmul(torch.relu(torch.einsum("nti,io->nto", [x, self.a.weight])), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 7, 6})});
+    EXPECT_EQ(group_of(prune::find_groups(model, Facts::observe(model, {sine({2, 7, 6})})), "a").channels, 8);
+}
+
+TEST(PruneRules, AGateThatServesAllChannelsStays) {
+    // One channel of the split scales all eight of another: without it there would be nothing to multiply by.
+    const auto model = build_model({{"a.weight", sine({10, 3, 1, 1}, 0.5)}, {"b.weight", sine({5, 8, 3, 3}, 0.3)}}, R"(
+def forward(self, x):
+    x, gates = torch.split(torch.conv2d(x, self.a.weight), [8, 2], 1)
+    x = x * gates[:, 0:1] + x.tanh() * gates[:, 1:2]
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    EXPECT_EQ(info_of(prune::find_groups(model, Facts::observe(model, {image()})), "a").prunable, 8);
+}
+
+TEST(PruneRules, HalvesOfASplitAreNeverEmptied) {
+    // Both halves meet the same weights; pooling over a half without channels would fail.
+    const auto model = build_model({{"a.weight", sine({8, 3, 1, 1}, 0.5)}, {"b.weight", sine({5, 8, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x, y = torch.chunk(torch.conv2d(x, self.a.weight), 2, 1)
+    return torch.conv2d(torch.cat([torch.avg_pool2d(x, [2, 2]), torch.max_pool2d(y, [2, 2])], 1), self.b.weight)
+)");
+    const auto facts = Facts::observe(model, {image()});
+    const auto groups = prune::find_groups(model, facts);
+    ASSERT_EQ(groups.all().size(), 2u);
+    for (const auto& group : groups.all()) EXPECT_EQ(group.channels, 4);
+    const auto check = check_cut(model, {image()}, 0.99, 1);
+    EXPECT_EQ(width(check.smaller, "a.weight", 0), 2);
+    EXPECT_LE(check.difference, 1e-5);
+}
+
+TEST(PruneRules, TensorsInADictionaryAreFollowed) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 3, 3}, 0.3)},
+                                    {"b.weight", sine({4, 6, 3, 3}, 0.2)},
+                                    {"c.weight", sine({5, 6, 1, 1}, 0.4)}},
+                                   R"(
+def forward(self, x):
+    features = {"low": torch.relu(torch.conv2d(x, self.a.weight))}
+    features["high"] = torch.conv2d(features["low"], self.b.weight)
+    return {"out": torch.conv2d(features["low"], self.c.weight), "aux": features["high"]}
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_EQ(info_of(groups, "a").prunable, 6);
+    EXPECT_EQ(info_of(groups, "b").prunable, 0) << "an output of the model";
+}
+
+TEST(PruneRules, FusedAttentionIsTakenApart) {
+    const int64_t width_of_model = 12;
+    Tensors tensors = {{"qkv.weight", sine({36, 12}, 0.4)},
+                       {"qkv.bias", sine({36}, 0.1)},
+                       {"out.weight", sine({12, 12}, 0.3)},
+                       {"out.bias", sine({12}, 0.1)},
+                       {"head.weight", sine({5, 12}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    y, _ = torch._native_multi_head_attention(x, x, x, 12, 3, self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias, None, False)
+    return torch.linear(y, self.head.weight)
+)");
+    const auto example = sine({2, 7, width_of_model});
+    const auto apart = prune::unfuse_attention(model);
+    torch::NoGradGuard no_grad;
+    EXPECT_LE(max_difference(first_tensor(model.forward({example})), first_tensor(apart.forward({example}))), 1e-5);
+    expect_cut_equals_masked(model, {example});
+    const auto groups = prune::find_groups(apart, Facts::observe(apart, {example}));
+    EXPECT_EQ(group_of(groups, "qkv").channels, 3);  // heads
+    EXPECT_EQ(group_of(groups, "out").channels, 12);
+}
+
+TEST(PruneRules, AFusedEncoderLayerIsTakenApart) {
+    for (const bool norm_first : {false, true}) {
+        Tensors tensors = {{"qkv.weight", sine({36, 12}, 0.4)}, {"qkv.bias", sine({36}, 0.1)},
+                           {"out.weight", sine({12, 12}, 0.3)}, {"out.bias", sine({12}, 0.1)},
+                           {"n1.weight", 1 + sine({12}, 0.2)},  {"n1.bias", sine({12}, 0.1)},
+                           {"n2.weight", 1 + sine({12}, 0.3)},  {"n2.bias", sine({12}, 0.2)},
+                           {"f1.weight", sine({20, 12}, 0.3)},  {"f1.bias", sine({20}, 0.1)},
+                           {"f2.weight", sine({12, 20}, 0.2)},  {"f2.bias", sine({12}, 0.1)}};
+        const auto model = build_model(tensors, std::string(R"(
+def forward(self, x):
+    return torch._transformer_encoder_layer_fwd(x, 12, 3, self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias, True, )") +
+                                                    (norm_first ? "True" : "False") + R"(, 1e-5,
+        self.n1.weight, self.n1.bias, self.n2.weight, self.n2.bias, self.f1.weight, self.f1.bias, self.f2.weight, self.f2.bias)
+)");
+        const auto example = sine({2, 7, 12});
+        const auto apart = prune::unfuse_attention(model);
+        torch::NoGradGuard no_grad;
+        EXPECT_LE(max_difference(first_tensor(model.forward({example})), first_tensor(apart.forward({example}))), 1e-5);
+        expect_cut_equals_masked(model, {example});
+        const auto groups = prune::find_groups(apart, Facts::observe(apart, {example}));
+        EXPECT_EQ(group_of(groups, "qkv").channels, 3);
+        EXPECT_EQ(group_of(groups, "f1").channels, 20);
+    }
+}
+
 TEST(PruneRules, ABranchNotTakenKeepsWhatItReads) {
     const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
                                     {"b.weight", sine({5, 6, 1, 1}, 0.3)},
