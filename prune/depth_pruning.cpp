@@ -15,6 +15,21 @@ std::string text_of(double value) {
     return text;
 }
 
+/// Names that blocks had in the original model: "layer.0#2" would be "layer.0" once its namesake is gone.
+class Names {
+public:
+    explicit Names(const std::vector<ResidualBlock>& blocks) {
+        for (const auto& block : blocks) names_.emplace(block.parameters.front(), block.name);
+    }
+    const std::string& of(const ResidualBlock& block) const {
+        const auto found = names_.find(block.parameters.front());
+        return found == names_.end() ? block.name : found->second;
+    }
+
+private:
+    std::map<std::string, std::string> names_;  // by first parameter
+};
+
 class DepthPruning final : public Stage {
 public:
     DepthPruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options)
@@ -35,7 +50,7 @@ public:
         refuse_other_methods(model, kWhere);
         const auto blocks = find_residual_blocks(model, Facts::observe(model, context.example));
         check_ignore(blocks);
-        const auto open = candidates(blocks);
+        const auto open = candidates(blocks, Names(blocks));
         if (open.empty()) refuse(blocks);
         if (!options_.macs_ratio && options_.blocks > static_cast<int64_t>(open.size())) too_many(open.size(), 0);
     }
@@ -49,30 +64,32 @@ public:
             if (!options_.macs_ratio) return static_cast<int64_t>(removed) >= options_.blocks;
             return cost(result, context.example).macs <= *options_.macs_ratio * whole.macs * (1 + 1e-9);
         };
+        const Names names(find_residual_blocks(result, Facts::observe(result, context.example)));
         std::vector<std::string> removed;
         Json steps = Json::array();
         while (!enough(removed.size())) {
             const auto blocks = find_residual_blocks(result, Facts::observe(result, context.example));
-            const auto open = candidates(blocks);
+            const auto open = candidates(blocks, names);
             if (open.empty()) too_many(0, removed.size());
             const auto scores = criterion_->scores(result, open, context);
             const auto least = std::min_element(scores.begin(), scores.end()) - scores.begin();
             const auto& block = open[static_cast<size_t>(least)];
             Json step = Json::object();
-            for (size_t i = 0; i < open.size(); ++i) step[open[i].name] = scores[i];
-            steps.push_back({{"removed", block.name}, {"scores", step}});
-            context.record({block.name, "removed", std::to_string(block.nodes.size()) + " operators", "0 operators",
+            for (size_t i = 0; i < open.size(); ++i) step[names.of(open[i])] = scores[i];
+            const auto name = names.of(block);
+            steps.push_back({{"removed", name}, {"scores", step}});
+            context.record({name, "removed", std::to_string(block.nodes.size()) + " operators", "0 operators",
                             "score " + text_of(scores[static_cast<size_t>(least)]) + ", the lowest of " +
                                 std::to_string(open.size()) + " blocks"});
-            context.log->info(std::string(kWhere) + ": " + block.name + " is removed, score " +
+            context.log->info(std::string(kWhere) + ": " + name + " is removed, score " +
                               text_of(scores[static_cast<size_t>(least)]));
-            removed.push_back(block.name);
+            removed.push_back(name);
             result = remove_block(result, context.example, block.name);
         }
         for (const auto& block : find_residual_blocks(result, Facts::observe(result, context.example)))
-            context.record({block.name, "kept", std::to_string(block.nodes.size()) + " operators",
+            context.record({names.of(block), "kept", std::to_string(block.nodes.size()) + " operators",
                             std::to_string(block.nodes.size()) + " operators",
-                            ignored(block.name) ? "matches `ignore`" : "matters more than those that went"});
+                            ignored(names.of(block)) ? "matches `ignore`" : "matters more than those that went"});
         verify(result, context.example, kWhere);
         const auto left = cost(result, context.example);
         context.facts["blocks_removed"] = removed.size();
@@ -91,10 +108,10 @@ private:
         return false;
     }
 
-    std::vector<ResidualBlock> candidates(std::vector<ResidualBlock> blocks) const {
+    std::vector<ResidualBlock> candidates(std::vector<ResidualBlock> blocks, const Names& names) const {
         std::vector<ResidualBlock> open;
         for (auto& block : blocks)
-            if (!ignored(block.name)) open.push_back(std::move(block));
+            if (!ignored(names.of(block))) open.push_back(std::move(block));
         return open;
     }
 

@@ -106,6 +106,47 @@ TEST(FineTune, GoesOnFromItsCheckpoint) {
     EXPECT_TRUE(bitwise_equal(values(*trainable(resumed)), values(*trainable(expected))));
 }
 
+class Warnings final : public Log {
+public:
+    void write(const std::string& level, const std::string& message) override {
+        if (level == "warning") texts.push_back(message);
+    }
+    std::vector<std::string> texts;
+};
+
+TEST(FineTune, KeepsTheZerosOfASparseModelWhenAskedTo) {
+    const auto data = stripes(60);
+    for (const char* optimizer : {"sgd", "adamw"}) {
+        auto model = small_model();
+        for (const char* name : {"conv.weight", "fc.weight"}) {
+            const auto weight = get_attribute(model, name).toTensor().detach();
+            set_tensor(model, name, at::where(weight.abs() < weight.abs().median(), 0, weight));
+        }
+        for (const char* keep : {"true", "false"}) {
+            SCOPED_TRACE(std::string(optimizer) + ", keep_zeros: " + keep);
+            auto context = context_with(data);
+            Warnings log;
+            context.log = &log;
+            const auto trained = stage({{"epochs", "2"},
+                                        {"lr", "0.01"},
+                                        {"batch_size", "16"},
+                                        {"optimizer", optimizer},
+                                        {"weight_decay", "0.01"},
+                                        {"keep_zeros", keep}})
+                                     ->apply(model, context);
+            const bool kept = keep == std::string("true");
+            for (const char* name : {"conv.weight", "fc.weight"}) {
+                const auto before = get_attribute(model, name).toTensor(),
+                           after = get_attribute(trained, name).toTensor();
+                EXPECT_EQ(at::equal(before == 0, after == 0), kept) << name;
+                EXPECT_FALSE(at::equal(before, after)) << name;
+            }
+            EXPECT_EQ(log.texts.size(), kept ? 0u : 1u);
+            EXPECT_EQ(context.facts.contains("zeros_kept"), kept);
+        }
+    }
+}
+
 TEST(FineTune, SaysWhichLayersATracedModelCannotTrain) {
     struct Recorder final : Log {
         void write(const std::string& level, const std::string& message) override {

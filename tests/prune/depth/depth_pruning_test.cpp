@@ -91,6 +91,22 @@ TEST(DepthPruning, GoesOnUntilTheMultiplyAddsAreLowEnough) {
     EXPECT_TRUE(at::equal(first_tensor(same.forward(kExample)), first_tensor(model.forward(kExample))));
 }
 
+TEST(DepthPruning, BlocksKeepTheirNamesWhileOthersGo) {  // both branches of a layer lie in module "a"
+    const auto model = build_model({{"a.one.weight", turn(10)},
+                                    {"a.one.bias", at::zeros({2})},
+                                    {"a.two.weight", turn(20)},
+                                    {"a.scale", at::ones({2})},
+                                    {"a.shift", at::zeros({2})}},
+                                   "def forward(self, x):\n"
+                                   "    x = x + torch.linear(x, self.a.one.weight, self.a.shift)\n"
+                                   "    return x + self.a.scale * torch.linear(x, self.a.two.weight)\n");
+    auto context = context_of();
+    stage_of({})->apply(model, context);
+    ASSERT_EQ(context.changes.size(), 2u);
+    EXPECT_EQ(context.changes[0].layer + " " + context.changes[0].action, "a removed");
+    EXPECT_EQ(context.changes[1].layer + " " + context.changes[1].action, "a#2 kept");
+}
+
 TEST(DepthPruning, RandomDependsOnTheSeedAlone) {
     const auto model = chain({turn(30), turn(10), turn(60), turn(20)});
     auto context = context_of();
