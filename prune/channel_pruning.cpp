@@ -46,7 +46,7 @@ public:
 
     Needs needs() const override {
         Needs needs = criterion_->needs();
-        needs.calibration_data |= options_.bn_batches > 0;
+        needs.calibration_data |= options_.bn_batches > 0 || options_.refit;
         return needs;
     }
 
@@ -88,6 +88,7 @@ public:
             removal = allocate(groups, scores, cost, timing, target, kept_for_speed, context);
             smaller = cut(model, facts, groups, removal);
         }
+        if (options_.refit) refit(smaller, model, groups, removal, *options_.refit, context);
         if (options_.bn_batches > 0) {
             if (!context.data.calibration)
                 throw InvalidArgument(kWhere, "bn_batches needs calibration data",

@@ -9,6 +9,18 @@
 namespace coppice::prune {
 namespace {
 
+/// The value of the name that option `name` chooses.
+template <typename T>
+T read_choice(Options& options, const std::string& name, const std::string& default_name,
+              const std::vector<std::pair<std::string, T>>& values, const std::string& help) {
+    std::vector<std::string> names;
+    for (const auto& [known, value] : values) names.push_back(known);
+    const auto chosen = options.choice(name, default_name, names, help);
+    for (const auto& [known, value] : values)
+        if (known == chosen) return value;
+    throw InternalError(options.owner(), name + " without a value", "");
+}
+
 Normaliser read_normaliser(Options& options, const std::string& default_name = "mean") {
     static const std::vector<std::pair<std::string, Normaliser>> kNames = {
         {"l2", Normaliser::kL2},     {"max", Normaliser::kMax}, {"mean", Normaliser::kMean},
@@ -67,6 +79,30 @@ std::vector<LayerRatio> read_layers(Options& o) {
     return layers;
 }
 
+ObserveOptions read_observation(Options& o, ObserveOptions options = {}) {
+    options.batches = o.integer("batches", options.batches, 1, INT64_MAX, "batches of calibration data, at most");
+    options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "examples per batch");
+    return options;
+}
+
+/// Null: none.
+std::unique_ptr<RefitOptions> read_refit(Options& options) {
+    static const std::vector<Entry<RefitOptions>> kRefits = {
+        {"least_squares", "to the outputs of the uncut model (arXiv 1707.06168); needs calibration data",
+         [](Options& o) {
+             auto refit = std::make_unique<RefitOptions>();
+             refit->observe = read_observation(o);
+             refit->positions =
+                 o.integer("positions", refit->positions, 1, INT64_MAX, "of a feature map or sequence, per example");
+             refit->ridge = o.number_in("ridge", refit->ridge, 0, 1e6,
+                                        "pull towards the weights as they were, as a share of the inputs' mean square");
+             return refit;
+         }},
+        {"none", "the weights that stay keep their values", [](Options&) { return std::unique_ptr<RefitOptions>(); }},
+    };
+    return make<RefitOptions>(options, "refit", "none", kRefits, "of the layers that read what was removed");
+}
+
 std::unique_ptr<Stage> make_channel_pruning(Options& o) {
     ChannelPruningOptions options;
     auto criterion =
@@ -93,6 +129,7 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
         throw o.error("max_ratio", "is " + Json(target.max_ratio).dump() + ", must be in (0, 1)",
                       "The default is 0.9.");
     options.ignore = o.texts("ignore", {}, "regular expressions on layer names whose outputs stay");
+    if (const auto refit = read_refit(o)) options.refit = *refit;
     options.bn_batches =
         o.integer("bn_batches", 0, 0, INT64_MAX, "batches to estimate batch-norm statistics anew; 0: keep them");
     options.bn_batch_size = o.integer("bn_batch_size", 128, 1, INT64_MAX, "examples per such batch");
@@ -103,21 +140,86 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
 
 const std::vector<Entry<Criterion>>& criteria() {
     static const std::vector<Entry<Criterion>> kCriteria = {
+        {"apoz", "share of activations that are not zero (arXiv 1607.03250); needs calibration data",
+         [](Options& o) { return apoz(read_observation(o)); }},
+        {"bn_scale", "absolute scale of the batch norm (arXiv 1708.06519)",
+         [](Options& o) {
+             return bn_scale(o.choice("elsewhere", "refuse", {"magnitude", "refuse"},
+                                      "layers without batch norm: refuse by name, or rank by magnitude") ==
+                             "magnitude");
+         }},
+        {"chip", "change of the nuclear norm without the channel (arXiv 2110.13981); needs calibration data, slow",
+         [](Options& o) {
+             return chip(read_observation(o, {1, 64}));
+         }},
+        {"fisher", "diagonal second-order change of the loss, w^2 E[g^2] / 2; needs labelled calibration data",
+         [](Options& o) {
+             FisherOptions options;
+             options.batches =
+                 o.integer("batches", options.batches, 1, INT64_MAX, "batches of calibration data, at most");
+             options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX,
+                                            "examples per batch; 1: gradients of single examples");
+             return fisher(options);
+         }},
+        {"fpgm", "distance to the other filters (arXiv 1811.00250)", [](Options&) { return fpgm(); }},
+        {"hrank", "mean rank of the feature maps (arXiv 2002.10179); needs calibration data",
+         [](Options& o) { return hrank(read_observation(o)); }},
+        {"lamp", "squared norm over those not smaller (arXiv 2010.07611); for scope global, normaliser none",
+         [](Options&) { return lamp(); }},
         {"magnitude", "Lp norm of the weights (arXiv 1608.08710)",
-         [](Options& o) { return magnitude(o.number("p", 2, "order of the norm, at least 1")); }},
+         [](Options& o) {
+             const double p = o.number("p", 2, "order of the norm, at least 1");
+             return magnitude(p, read_choice<Reduce>(o, "reduce", "sum",
+                                                     {{"first", Reduce::kFirst},
+                                                      {"max", Reduce::kMax},
+                                                      {"mean", Reduce::kMean},
+                                                      {"prod", Reduce::kProduct},
+                                                      {"sum", Reduce::kSum}},
+                                                     "how the norms of layers that share a channel become one"));
+         }},
+        {"mean_activation", "mean absolute activation (arXiv 1611.06440); needs calibration data",
+         [](Options& o) { return mean_activation(read_observation(o)); }},
         {"random", "baseline: uniform scores",
          [](Options& o) {
              return random_scores(static_cast<uint64_t>(o.integer("seed", 0, 0, INT64_MAX, "of the scores")));
          }},
-        {"taylor",
-         "squared first-order change of the loss (arXiv 1906.10771); needs "
-         "labelled calibration data",
+        {"reconstruction",
+         "error of the layers that read the channel, chosen greedily (ThiNet, arXiv 1707.06342); needs calibration "
+         "data",
+         [](Options& o) {
+             ReconstructionOptions options;
+             options.observe = read_observation(o);
+             options.positions = o.integer("positions", options.positions, 1, INT64_MAX,
+                                           "of a feature map or sequence, drawn per example");
+             options.refit =
+                 o.boolean("refit", options.refit, "the error after the weights of the other channels are fitted anew");
+             options.ridge = o.number_in("ridge", options.ridge, 0, 1e6,
+                                         "for refit: added to the inputs' moments, as a share of their mean diagonal");
+             return reconstruction(options);
+         }},
+        {"taylor", "squared first-order change of the loss (arXiv 1906.10771); needs labelled calibration data",
          [](Options& o) {
              TaylorOptions options;
              options.batches =
                  o.integer("batches", options.batches, 1, INT64_MAX, "batches of calibration data, at most");
              options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "examples per batch");
+             options.form = read_choice<TaylorForm>(o, "form", "squared",
+                                                    {{"absolute", TaylorForm::kAbsolute},
+                                                     {"elementwise", TaylorForm::kElementwise},
+                                                     {"squared", TaylorForm::kSquared}},
+                                                    "of the sum over w * dL/dw: squared, absolute, or absolute "
+                                                    "before adding up");
              return taylor(options);
+         }},
+        {"wanda", "|weight| x norm of its input (arXiv 2306.11695); needs calibration data",
+         [](Options& o) {
+             WandaOptions options;
+             options.observe = read_observation(o);
+             options.weights = read_choice<WandaWeights>(
+                 o, "weights", "read",
+                 {{"both", WandaWeights::kBoth}, {"made", WandaWeights::kMade}, {"read", WandaWeights::kRead}},
+                 "that count: those that read the channel, those that make it");
+             return wanda(options);
          }},
     };
     return kCriteria;

@@ -4,9 +4,29 @@
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
+#include <functional>
+#include <map>
+
 namespace coppice::prune {
 
 /// Adds up `per_index` [slice.tensor.size(slice.dim)] by channel: [channels], float64.
 at::Tensor per_channel(const at::Tensor& per_index, const Slice& slice, int64_t channels);
+
+/// sum |w|^p over each index of the slice, added up by channel: [channels], float64.
+/// @throws UnsupportedModel from `where` when a weight is NaN or infinite
+at::Tensor power_sum(const Slice& slice, double p, int64_t channels, const char* where);
+
+/// True for the parameters that make or scale a channel (filters, biases, norms): with all of them zero the channel is
+/// gone, whatever reads it.
+bool makes_channel(const Slice& slice);
+
+/// Runs a copy of the model on at most `batches` batches of labelled calibration data and calls `visit` with the
+/// floating-point parameters by name, their gradients of the batch's mean loss in place. Returns the number of batches.
+/// @throws InvalidArgument from `where` without data or labels, UnsupportedModel when parameters or loss are not finite
+int64_t with_gradients(const char* where, const Model& model, Context& context, int64_t batches, int64_t batch_size,
+                       const std::function<void(const std::map<std::string, at::Tensor>&)>& visit);
+
+/// Warns about each group whose scores are all the same: its channels would go by their number.
+void warn_about_ties(const char* where, const Groups& groups, const std::vector<at::Tensor>& scores, Context& context);
 
 }  // namespace coppice::prune

@@ -129,21 +129,116 @@ public:
     virtual std::vector<at::Tensor> scores(const Model& model, const Groups& groups, Context& context) const = 0;
 };
 
+/// How the norms of the parts of a group become one score (DepGraph's group reductions).
+enum class Reduce {
+    kSum,      ///< powers are added before the root: the norm of everything that vanishes
+    kMean,     ///< the same, divided by the number of parts
+    kMax,      ///< the part with the largest norm
+    kProduct,  ///< product of the parts' norms
+    kFirst,    ///< the first layer that produces the channel alone
+};
 /// Lp norm of all parameters that vanish with a channel. p = 1 on one layer is Li et al., arXiv 1608.08710; the sum
 /// over coupled layers is Fang et al., arXiv 2301.12900. Needs no data. @param p order of the norm, at least 1.
-std::unique_ptr<Criterion> magnitude(double p = 2.0);
+std::unique_ptr<Criterion> magnitude(double p = 2.0, Reduce reduce = Reduce::kSum);
 
 /// Uniformly random scores: the baseline any criterion has to beat.
 std::unique_ptr<Criterion> random_scores(uint64_t seed = 0);
 
+/// Absolute scale of the batch norms behind a channel, averaged where there are several (network slimming, Liu et al.,
+/// arXiv 1708.06519). Needs no data.
+/// @param magnitude_elsewhere  groups that no batch norm scales: false: UnsupportedModel by name; true: magnitude()
+std::unique_ptr<Criterion> bn_scale(bool magnitude_elsewhere = false);
+
+/// Layer-adaptive magnitude (Lee et al., arXiv 2010.07611) on channels: the squared norm of a channel's parameters,
+/// divided by the sum of those of its group that are not smaller. Made for a global ranking without normaliser.
+std::unique_ptr<Criterion> lamp();
+
+/// Distance to the geometric median (He et al., arXiv 1811.00250): the sum of the Euclidean distances of the filters
+/// that make a channel to those of the other channels. Needs no data.
+std::unique_ptr<Criterion> fpgm();
+
+enum class TaylorForm {
+    kSquared,      ///< (sum of w * dL/dw)^2
+    kAbsolute,     ///< |sum of w * dL/dw|
+    kElementwise,  ///< sum of |w * dL/dw|
+};
 struct TaylorOptions {
     int64_t batches = 8;  ///< at most; fewer when the calibration data ends
     int64_t batch_size = 64;
+    TaylorForm form = TaylorForm::kSquared;
 };
 /// First-order Taylor importance (Molchanov et al., arXiv 1906.10771): the squared change of the loss that setting a
 /// channel's parameters to zero would make to first order, (sum of w * dL/dw)^2, averaged over batches. The sum runs
 /// over the parameters of the group that produce or scale the channel. Needs labelled calibration data.
 std::unique_ptr<Criterion> taylor(TaylorOptions options = {});
+
+struct FisherOptions {
+    int64_t batches = 256;   ///< at most; fewer when the calibration data ends
+    int64_t batch_size = 1;  ///< 1: gradients of single examples; more is faster and only an approximation
+};
+/// Optimal brain damage for channels: sum over the parameters that produce or scale a channel of 1/2 w^2 E[(dL/dw)^2],
+/// the diagonal of the empirical Fisher matrix in the place of the Hessian. Needs labelled calibration data.
+std::unique_ptr<Criterion> fisher(FisherOptions options = {});
+
+/// How much calibration data a criterion runs through the model.
+struct ObserveOptions {
+    int64_t batches = 8;  ///< at most; fewer when the calibration data ends
+    int64_t batch_size = 64;
+};
+/// The five below look at the values that the next layers read (after norm and activation), or, of a group that no
+/// layer reads, at those that its own layers write; the mean over them where there are several. They need calibration
+/// data without labels.
+
+/// Share of the activations that are not zero: 1 - APoZ (Hu et al., arXiv 1607.03250).
+std::unique_ptr<Criterion> apoz(ObserveOptions options = {});
+
+/// Mean absolute activation (Molchanov et al., arXiv 1611.06440).
+std::unique_ptr<Criterion> mean_activation(ObserveOptions options = {});
+
+/// Mean rank of the feature maps (Lin et al., arXiv 2002.10179).
+std::unique_ptr<Criterion> hrank(ObserveOptions options = {});
+
+/// Channel independence (Sui et al., arXiv 2110.13981): the change of the nuclear norm of all feature maps of a layer
+/// when the channel's map is left out, averaged over examples. Eigenvalues of one matrix per channel and example: slow
+/// on wide layers, hence one batch.
+std::unique_ptr<Criterion> chip(ObserveOptions options = {1, 64});
+
+enum class WandaWeights { kRead, kMade, kBoth };  ///< those that read a channel, those that make it
+struct WandaOptions {
+    ObserveOptions observe;
+    WandaWeights weights = WandaWeights::kRead;
+};
+/// |weight| x norm of its input (Sun et al., arXiv 2306.11695), summed over the weights of convolutions, linear and
+/// recurrent layers that read the channel. A channel that none reads is scored by the weights that make it. Needs
+/// calibration data without labels.
+std::unique_ptr<Criterion> wanda(WandaOptions options = {});
+
+struct ReconstructionOptions {
+    ObserveOptions observe;
+    int64_t positions = 16;  ///< of a feature map or sequence, drawn per example
+    bool refit = false;      ///< the error after the other weights are fitted anew, as refit() does
+    double ridge = 0.01;     ///< for refit: added to the moments, as a share of their mean diagonal
+};
+/// Greedy choice of the channels that the next layers miss least (ThiNet, Luo et al., arXiv 1707.06342). The score is
+/// the relative squared error of what those layers compute when the channel goes, after all that score less: comparable
+/// between layers without a normaliser. A group that no layer reads reconstructs its own values. Needs calibration data
+/// without labels.
+std::unique_ptr<Criterion> reconstruction(ReconstructionOptions options = {});
+
+struct RefitOptions {
+    ObserveOptions observe;
+    int64_t positions = 16;  ///< of a feature map or sequence, drawn per example
+    double ridge = 1e-3;     ///< pull towards the weights as they were, as a share of the inputs' mean square
+};
+/// Least-squares re-fit after a cut (He et al., arXiv 1707.06168; ThiNet, arXiv 1707.06342): the weights and bias of
+/// every layer that lost inputs become those whose outputs are closest, in the mean square over the calibration data,
+/// to what the layer of `original` puts out. Layers in the order of the graph, each on what the re-fitted ones before
+/// it give. Depthwise, grouped and transposed convolutions and shared weights stay as they are. Changes `smaller` in
+/// place and adds context.facts["refit"]: per layer the relative squared error before and after.
+/// @param smaller  cut(original, ..., groups, removal)
+/// @throws InvalidArgument without calibration data
+void refit(Model& smaller, const Model& original, const Groups& groups, const Removal& removal,
+           const RefitOptions& options, Context& context);
 
 // --------------------------------------------------------------------------------------------------------- allocation
 
@@ -339,7 +434,9 @@ struct ChannelPruningOptions {
     /// A cut that does not make the operators around it at least 1.05 times faster, measured, is not made.
     bool only_faster = false;
     std::shared_ptr<const Stopwatch> stopwatch;  ///< null: cpu_clock() with an energy_ratio, else wall_clock()
-    int64_t bn_batches = 0;           ///< batches of calibration data to estimate batch-norm statistics anew; 0: keep
+    /// Re-fit of the layers that read what was removed; none: the weights that stay keep their values.
+    std::optional<RefitOptions> refit;
+    int64_t bn_batches = 0;  ///< batches of calibration data to estimate batch-norm statistics anew; 0: keep
     int64_t bn_batch_size = 128;
 };
 

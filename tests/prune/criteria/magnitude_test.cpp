@@ -58,6 +58,30 @@ TEST(PruneMagnitude, FollowsTheMapFromIndicesToChannels) {
     EXPECT_TRUE(at::equal(score(*prune::magnitude(1), groups), at::tensor({67.0, 52.0}, at::kDouble)));
 }
 
+TEST(PruneMagnitude, ReductionsDifferInHowLayersThatShareAChannelCount) {
+    // Two channels; powers (p = 2) of the parts: conv 9 and 16, bias 4 and 0, next layer 1 and 25.
+    auto conv = slice("conv.weight", at::tensor({3.0, 4.0}).reshape({2, 1}), 0);
+    auto bias = slice("conv.bias", at::tensor({2.0, 0.0}), 0);
+    auto next = slice("next.weight", at::tensor({1.0, 5.0}).reshape({1, 2}), 1);
+    conv.produces = bias.produces = true;
+    conv.layer = bias.layer = "conv";
+    next.layer = "next";
+    auto second = slice("second.weight", at::tensor({7.0, 7.0}).reshape({2, 1}), 0);
+    second.produces = true;
+    second.layer = "second";
+    const auto groups = group_from({conv, bias, next, second}, 2);
+    const auto expect = [&](prune::Reduce reduce, double first, double other) {
+        const auto scores = score(*prune::magnitude(2, reduce), groups);
+        EXPECT_NEAR(scores[0].item<double>(), std::sqrt(first), 1e-12) << static_cast<int>(reduce);  // one root
+        EXPECT_NEAR(scores[1].item<double>(), std::sqrt(other), 1e-12) << static_cast<int>(reduce);
+    };
+    expect(prune::Reduce::kSum, 9 + 4 + 1 + 49, 16 + 0 + 25 + 49);
+    expect(prune::Reduce::kMean, (9 + 4 + 1 + 49) / 4.0, (16 + 0 + 25 + 49) / 4.0);
+    expect(prune::Reduce::kMax, 49, 49);
+    expect(prune::Reduce::kProduct, 9.0 * 4 * 1 * 49, 0);
+    expect(prune::Reduce::kFirst, 9 + 4, 16 + 0);  // weight and bias of the first layer that makes the channel
+}
+
 TEST(PruneMagnitude, LeavesRunningStatisticsOut) {
     auto statistics = slice("bn.running_mean", at::tensor({100.0, 200.0}), 0);
     statistics.parameter = false;

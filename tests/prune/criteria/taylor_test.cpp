@@ -75,6 +75,24 @@ TEST(PruneTaylor, AveragesOverBatches) {
     EXPECT_LT(max_difference(all, mean), 1e-9);
 }
 
+TEST(PruneTaylor, FormsDifferInWhereTheSignIsLost) {
+    const auto model = tiny();
+    const auto x = (at::arange(20.0) * 3).sin().reshape({5, 4}) * 2 - 0.1;  // products of both signs
+    auto context = context_with(x, at::tensor({0, 1, 1, 0, 1}, at::kLong));
+    const auto groups = prune::find_groups(model, Facts::observe(model, {x}));
+    const auto scores = [&](prune::TaylorForm form) {
+        prune::TaylorOptions options;
+        options.form = form;
+        return prune::taylor(options)->scores(model, groups, context).at(0);
+    };
+    const auto squared = scores(prune::TaylorForm::kSquared), absolute = scores(prune::TaylorForm::kAbsolute),
+               elementwise = scores(prune::TaylorForm::kElementwise);
+    EXPECT_LT(max_difference(absolute.square(), squared), 1e-12);  // one batch; float64 from the products on
+    for (int64_t c = 0; c < 3; ++c)  // the triangle inequality, strict where products of both signs meet
+        EXPECT_GE(elementwise[c].item<double>(), absolute[c].item<double>());
+    EXPECT_GT((elementwise - absolute).max().item<double>(), 1e-3);
+}
+
 TEST(PruneTaylor, LeavesNoGradientsAndNoTraceInTheModel) {
     const auto model = tiny();
     const auto x = sine({4, 4});
