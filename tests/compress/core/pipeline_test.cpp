@@ -132,6 +132,17 @@ TEST_F(PipelineTest, RunsAllStagesAndWritesWhatTheyDid) {
     EXPECT_FALSE(exists("run/01-prune.a.partial"));
 }
 
+TEST_F(PipelineTest, SubNormalWeightsAreZeroInEveryResult) {
+    add("train.a", [](Model& model, Context&) { change(model, 3, 1e-39); });
+    add("prune.b", shrink(0.5));
+    const auto results = run();
+    EXPECT_EQ(at_weight(Model::load(folder / "run" / "01-train.a" / "model.pt"), 3), 0);
+    const auto stage = read_json(folder / "run" / "01-train.a" / "stage.json");
+    EXPECT_EQ(stage["facts"]["subnormal_weights"], 1);
+    EXPECT_EQ(stage["changes"][0]["before"], "1 sub-normal weights");
+    EXPECT_FALSE(read_json(folder / "run" / "02-prune.b" / "stage.json")["facts"].contains("subnormal_weights"));
+}
+
 TEST_F(PipelineTest, AStageThatMissesTheGateIsUndoneAndTheNextRunsOnTheModelBefore) {
     options.gate.max_drop = 0.5;
     add("prune.good", shrink(0.8, 0.3));
