@@ -238,6 +238,8 @@ private:
             const auto seconds = timing->latency.measure(questions);
             bool changed = false;
             for (size_t i = 0; i < asked.size(); ++i) {
+                // No time at all: none of the operators around it could be timed, and nothing speaks against the cut.
+                if (seconds[2 * i + 1] <= 0) continue;
                 const double speed_up = seconds[2 * i] / seconds[2 * i + 1];
                 if (speed_up >= kLeastSpeedUp) continue;
                 changed = true;

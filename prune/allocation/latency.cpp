@@ -30,12 +30,24 @@ bool is_free(const Node* node) {
     return !kind.is_aten() || kFree.count(kind.toQualString());
 }
 
+/// The only operator that reads the elements of a value, and not just its size; null when there are several or none.
+Node* only_reader(const Value* value) {
+    Node* reader = nullptr;
+    for (const auto& use : value->uses()) {
+        const auto kind = use.user->kind();
+        if (kind == aten::size || kind == aten::dim || kind == prim::dtype || kind == prim::device) continue;
+        if (reader && reader != use.user) return nullptr;
+        reader = use.user;
+    }
+    return reader;
+}
+
 /// Operators that fuse_elementwise() lets work in place.
 bool works_in_place(const Node* node) {
     static const std::set<std::string> kInPlace = {"aten::elu",        "aten::hardswish", "aten::hardtanh",
                                                    "aten::leaky_relu", "aten::relu",      "aten::sigmoid",
                                                    "aten::silu",       "aten::tanh"};
-    return kInPlace.count(node->kind().toQualString()) && node->input(0)->uses().size() == 1;
+    return kInPlace.count(node->kind().toQualString()) && only_reader(node->input(0)) == node;
 }
 
 bool is_tensor_add(const Node* node) {
@@ -43,11 +55,17 @@ bool is_tensor_add(const Node* node) {
            node->input(1)->type()->isSubtypeOf(*c10::TensorType::get());
 }
 
+/// relu(a + b), which fuse_elementwise() makes one operator.
+bool is_relu_of_sum(const Node* node) {
+    return (node->kind() == aten::relu || node->kind() == aten::relu_) && is_tensor_add(node->input(0)->node()) &&
+           only_reader(node->input(0)) == node;
+}
+
 /// Batch norm that deploy folds into the layer before it.
 bool is_folded(Node* node) {
     if (!as_batch_norm(node)) return false;
     Node* const before = node->input(0)->node();
-    return node->input(0)->uses().size() == 1 && (as_conv(before) || as_linear(before));
+    return only_reader(node->input(0)) == node && (as_conv(before) || as_linear(before));
 }
 
 struct Dimension {
@@ -283,9 +301,7 @@ LatencyModel::LatencyModel(const Model& model, const Inputs& example, const Grou
         const bool makes_tensor = std::any_of(node->outputs().begin(), node->outputs().end(),
                                               [&](const Value* value) { return facts.has_shape(value); });
         if (!makes_tensor) continue;
-        const bool after_add =
-            node->kind() == aten::relu && is_tensor_add(node->input(0)->node()) && node->input(0)->uses().size() == 1;
-        if (after_add) continue;  // is part of the addition
+        if (is_relu_of_sum(node)) continue;  // is part of the addition
         Operator op;
         op.name = names.of(node);
         op.runs = static_cast<double>(facts.runs(node));
@@ -304,9 +320,9 @@ LatencyModel::LatencyModel(const Model& model, const Inputs& example, const Grou
             // A depthwise convolution has as many groups as channels; other group counts stay.
             op.depthwise =
                 argument_index(node, "groups") >= 0 && conv->groups > 1 && conv->groups == facts.shape(conv->input)[1];
-            const auto& uses = node->output()->uses();
+            Node* const reader = only_reader(node->output());
             const auto bias = static_cast<size_t>(argument_index(node, "bias"));
-            if (!conv->has_bias && uses.size() == 1 && is_folded(uses[0].user) && facts.has_shape(node->output())) {
+            if (!conv->has_bias && reader && is_folded(reader)) {
                 // Folding a batch norm leaves a bias.
                 op.arguments[bias] = Argument{};
                 op.arguments[bias].tensor = true;
@@ -314,15 +330,16 @@ LatencyModel::LatencyModel(const Model& model, const Inputs& example, const Grou
             }
         }
         op.node = node;
-        const auto& uses = node->output(0)->uses();
         std::string fused;
-        if (is_tensor_add(node) && uses.size() == 1 && uses[0].user->kind() == aten::relu)
-            fused = "aten::_add_relu_";
-        else if (works_in_place(node))
+        if (is_tensor_add(node)) {
+            const auto& shape = facts.shape(node->output());
+            Node* const reader = only_reader(node->output());
+            if (facts.shape(node->input(0)) == shape && facts.shape(node->input(1)) == shape)
+                fused = reader && is_relu_of_sum(reader) ? "aten::_add_relu_" : "aten::add_";
+        } else if (works_in_place(node)) {
             fused = std::string(node->kind().toQualString()) + "_";
-        const bool same_shape = node->inputs().size() < 2 || !is_tensor_add(node) ||
-                                facts.shape(node->input(0)) == facts.shape(node->output(0));
-        if (!fused.empty() && same_shape) {
+        }
+        if (!fused.empty()) {
             std::vector<Value*> inputs;
             for (const Value* value : node->inputs()) {
                 Value* const copy = state.scratch->addInput();
