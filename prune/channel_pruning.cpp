@@ -50,8 +50,9 @@ public:
         return needs;
     }
 
-    void check(const Model& model, const Context& context) const override {
-        refuse_other_methods(model, kWhere);
+    void check(const Model& original, const Context& context) const override {
+        refuse_other_methods(original, kWhere);
+        const auto model = unfuse_attention(original);
         const auto groups = find_groups(model, Facts::observe(model, context.example));
         const auto target = target_for(groups);
         if (!allocation_->sensitivity_ratios().empty() && !context.evaluate)
@@ -59,8 +60,9 @@ public:
                                   "Give `data` with labels and a `task`, or set Context::evaluate.");
     }
 
-    Model apply(const Model& model, Context& context) const override {
-        refuse_other_methods(model, kWhere);
+    Model apply(const Model& original, Context& context) const override {
+        refuse_other_methods(original, kWhere);
+        const auto model = unfuse_attention(original);
         const auto facts = Facts::observe(model, context.example);
         const auto groups = find_groups(model, facts);
         auto target = target_for(groups);
