@@ -19,13 +19,33 @@ constexpr size_t kGridPoints = 5;
 
 /// Operators that compute nothing, or nothing that hangs on the channels of a layer.
 bool is_free(const Node* node) {
-    static const std::set<std::string> kFree = {
-        "aten::alias",   "aten::chunk",       "aten::contiguous", "aten::detach",    "aten::dim",
-        "aten::dropout", "aten::expand",      "aten::flatten",    "aten::permute",   "aten::feature_dropout",
-        "aten::reshape", "aten::select",      "aten::size",       "aten::slice",     "aten::split",
-        "aten::squeeze", "aten::split_sizes", "aten::t",          "aten::transpose", "aten::unbind",
-        "aten::view",    "aten::unflatten",   "aten::unsqueeze",  "aten::view_as",   "aten::split_with_sizes",
-        "aten::dropout_"};
+    static const std::set<std::string> kFree = {"aten::__getitem__",
+                                                "aten::alias",
+                                                "aten::chunk",
+                                                "aten::contiguous",
+                                                "aten::detach",
+                                                "aten::dim",
+                                                "aten::dropout",
+                                                "aten::expand",
+                                                "aten::flatten",
+                                                "aten::permute",
+                                                "aten::feature_dropout",
+                                                "aten::reshape",
+                                                "aten::select",
+                                                "aten::size",
+                                                "aten::slice",
+                                                "aten::split",
+                                                "aten::squeeze",
+                                                "aten::split_sizes",
+                                                "aten::t",
+                                                "aten::transpose",
+                                                "aten::unbind",
+                                                "aten::view",
+                                                "aten::unflatten",
+                                                "aten::unsqueeze",
+                                                "aten::view_as",
+                                                "aten::split_with_sizes",
+                                                "aten::dropout_"};
     const auto kind = node->kind();
     return !kind.is_aten() || kFree.count(kind.toQualString());
 }

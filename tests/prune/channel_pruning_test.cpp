@@ -246,6 +246,18 @@ TEST(PruneStage, ATimeThatCannotBeReachedIsSaid) {
     EXPECT_THAT(log.text, ::testing::HasSubstr("was to take 0.8 of its time and takes 0.9"));
 }
 
+TEST(PruneStage, AShareOfTheCpuSecondsStandsForEnergy) {
+    const auto model = residual_model();
+    const auto watch = std::make_shared<SyntheticWatch>(weight_elements);
+    auto context = context_of(kExample);
+    auto options = timed(watch, 0.5);
+    std::swap(options.target.latency_ratio, options.target.energy_ratio);
+    const auto smaller = prune::channel_pruning(prune::magnitude(), prune::greedy(), options)->apply(model, context);
+    EXPECT_LE(watch->of(smaller) / watch->of(model), 0.5 * 1.02);
+    EXPECT_EQ(context.facts["cpu_time"]["reached"], true);
+    EXPECT_FALSE(context.facts.contains("latency"));
+}
+
 TEST(PruneStage, ACutThatBringsNoSpeedIsNotMade) {
     // The 3x3 convolutions of 16 outputs take the same time at any width, so conv2's channels and those of the stage
     // are not worth cutting: of the operators around conv2 none gets faster.

@@ -68,6 +68,7 @@ TEST(PruneLatency, OperatorsAreThoseThatDeployLeaves) {
 }
 
 TEST(PruneLatency, EveryRunFitsTheRealOperators) {
+    const OneThread one;
     // Narrowed shapes, the group count of a depthwise convolution and the normalised shape must agree, or the run
     // throws and its time is NaN.
     const auto norm = build_model(

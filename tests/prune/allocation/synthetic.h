@@ -37,6 +37,17 @@ private:
     double constant_;
 };
 
+/// One thread while it lives: threads that wait for one another take long on a busy machine.
+class OneThread {
+public:
+    OneThread() : before_(at::get_num_threads()) { at::set_num_threads(1); }
+    ~OneThread() { at::set_num_threads(before_); }
+    OneThread(const OneThread&) = delete;
+
+private:
+    int before_;
+};
+
 /// Elements of the weight of a convolution or linear layer, nothing for other operators: bilinear in the widths.
 double weight_elements(const std::string& op, const std::vector<std::vector<int64_t>>& shapes);
 
