@@ -53,7 +53,7 @@ public:
     void check(const Model& original, const Context& context) const override {
         refuse_other_methods(original, kWhere);
         const auto model = unfuse_attention(original);
-        const auto groups = find_groups(model, Facts::observe(model, context.example));
+        const auto groups = find_groups(model, Facts::observe(model, context.example), options_.groups);
         const auto target = target_for(groups);
         if (!allocation_->sensitivity_ratios().empty() && !context.evaluate)
             throw InvalidArgument(kWhere, "there is nothing to evaluate the model by, which `scope` asks for",
@@ -64,7 +64,7 @@ public:
         refuse_other_methods(original, kWhere);
         const auto model = unfuse_attention(original);
         const auto facts = Facts::observe(model, context.example);
-        const auto groups = find_groups(model, facts);
+        const auto groups = find_groups(model, facts, options_.groups);
         auto target = target_for(groups);
         for (const auto& unknown : groups.unknown_operators())
             context.log->info(unknown + " has no pruning rule: what it touches keeps its channels");

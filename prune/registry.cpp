@@ -129,6 +129,9 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
         throw o.error("max_ratio", "is " + Json(target.max_ratio).dump() + ", must be in (0, 1)",
                       "The default is 0.9.");
     options.ignore = o.texts("ignore", {}, "regular expressions on layer names whose outputs stay");
+    options.groups.head_width =
+        o.choice("attention", "heads", {"heads", "width"},
+                 "what shrinks in attention: whole heads, or the width of every head") == "width";
     if (const auto refit = read_refit(o)) options.refit = *refit;
     options.bn_batches =
         o.integer("bn_batches", 0, 0, INT64_MAX, "batches to estimate batch-norm statistics anew; 0: keep them");

@@ -33,8 +33,8 @@ bool Groups::has_statistic(const torch::jit::Node* node) const {
     return relations_ && relations_->has_statistic(node);
 }
 
-Groups find_groups(const Model& model, const Facts& facts) {
-    auto relations = std::make_shared<Relations>(model, facts);
+Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& options) {
+    auto relations = std::make_shared<Relations>(model, facts, options);
     relations->build();
     const auto& r = *relations;
     Groups groups;

@@ -17,7 +17,8 @@ bool holds_tensor(const c10::TypePtr& type) {
 
 }  // namespace
 
-Relations::Relations(const Model& model, const Facts& facts) : model_(model), facts_(facts), names_(model) {}
+Relations::Relations(const Model& model, const Facts& facts, const GroupOptions& options)
+    : model_(model), facts_(facts), options_(options), names_(model) {}
 
 // ----------------------------------------------------------------------------------------------------------- elements
 
@@ -208,7 +209,8 @@ bool Relations::all_frozen(const Factor& factor) const {
 
 // A flat dimension can lose the indices of one of its digits, at every value of the others: [C, H, W] -> [C*H*W] loses
 // blocks, heads x width -> features loses whole heads. Which digit is a choice where several are free; the others are
-// frozen. Preferred: heads of attention, then digits that a parameter knows, then the largest.
+// frozen. Preferred: heads of attention (or what is beside them, where options ask for head width), then digits that a
+// parameter knows, then the largest.
 void Relations::resolve(const Folding& folding) {
     const auto& flat = folding.flat;
     const Factor* active = nullptr;
@@ -219,7 +221,7 @@ void Relations::resolve(const Folding& folding) {
             is_independent |= independent_[r] != 0;
             has_parameter |= has_parameter_[r] != 0;
         }
-        return std::make_tuple(is_independent, has_parameter, size(factor.id, factor.dim));
+        return std::make_tuple(is_independent != options_.head_width, has_parameter, size(factor.id, factor.dim));
     };
     if (!all_frozen(flat))
         for (const auto& factor : folding.factors)

@@ -27,7 +27,7 @@ constexpr TensorId kNoTensor = -1;
 
 class Relations {
 public:
-    Relations(const Model& model, const Facts& facts);
+    Relations(const Model& model, const Facts& facts, const GroupOptions& options);
 
     // ------------------------------------------------------------------------------------------------ used by rules
 
@@ -164,6 +164,7 @@ private:
 
     const Model model_;  // handles: the groups may outlive what they were found on
     const Facts facts_;
+    const GroupOptions options_;
     std::unordered_map<const Value*, ValueFact> tried_;  ///< facts of branches that only try_block() entered
     std::unordered_set<const torch::jit::Block*> analysed_;
     LayerNames names_;

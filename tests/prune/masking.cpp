@@ -141,12 +141,13 @@ Removal random_removal(const Groups& groups, double share, uint64_t seed) {
     return removal;
 }
 
-CutCheck check_cut(const Model& original, const Inputs& example, double share, uint64_t seed) {
+CutCheck check_cut(const Model& original, const Inputs& example, double share, uint64_t seed,
+                   const prune::GroupOptions& options) {
     torch::NoGradGuard no_grad;
     const auto model = prune::unfuse_attention(original);
     const auto facts = Facts::observe(model, example);
     CutCheck check;
-    check.groups = prune::find_groups(model, facts);
+    check.groups = prune::find_groups(model, facts, options);
     const auto removal = random_removal(check.groups, share, seed);
     for (size_t g = 0; g < removal.size(); ++g) {
         check.channels += check.groups.all()[g].channels;

@@ -24,7 +24,8 @@ struct CutCheck {
 };
 
 /// Cuts random channels of every group and compares with the masked model.
-CutCheck check_cut(const Model& model, const Inputs& example, double share, uint64_t seed);
+CutCheck check_cut(const Model& model, const Inputs& example, double share, uint64_t seed,
+                   const prune::GroupOptions& options = {});
 
 /// check_cut with seeds 1, 2, 3; expects equality up to `tolerance`, an untouched original and smaller parameters.
 void expect_cut_equals_masked(const Model& model, const Inputs& example, double tolerance = 1e-4);

@@ -64,6 +64,7 @@ struct PrunableInfo {
 };
 
 class Relations;
+struct GroupOptions;
 
 /// The groups of one model, with what cut() needs to know about its graph. Copies share.
 class Groups {
@@ -89,16 +90,23 @@ public:
     const std::shared_ptr<const Relations>& relations() const { return relations_; }
 
 private:
-    friend Groups find_groups(const Model&, const Facts&);
+    friend Groups find_groups(const Model&, const Facts&, const GroupOptions&);
     std::vector<ChannelGroup> groups_;
     std::vector<PrunableInfo> layers_;
     std::vector<std::string> unknown_;
     std::shared_ptr<const Relations> relations_;
 };
 
+/// What find_groups() may choose.
+struct GroupOptions {
+    /// Attention splits features into heads x width, of which one can shrink: whole heads (Michel et al., arXiv
+    /// 1905.10650), or with true the width of all heads of a layer alike.
+    bool head_width = false;
+};
+
 /// Finds all groups of channels that can vanish. An operator without a rule freezes whatever touches it; the names and
 /// reasons are in Groups::layers().
-Groups find_groups(const Model& model, const Facts& facts);
+Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& options = {});
 
 /// The model with attention that is one fused operator (nn.MultiheadAttention's and nn.TransformerEncoderLayer's fast
 /// path) taken apart into projections and scaled_dot_product_attention, where heads and widths can shrink. Computes the
@@ -425,6 +433,7 @@ struct LayerRatio {
 
 struct ChannelPruningOptions {
     Target target;
+    GroupOptions groups;
     std::vector<std::string> ignore;  ///< regular expressions on layer names: their outputs keep all channels
     /// A layer takes the ratio of the last pattern that matches it, and a group of coupled layers the smallest one of
     /// its layers; layers without a ratio have no say. `ignore` is stronger.

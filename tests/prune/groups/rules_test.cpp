@@ -691,6 +691,47 @@ def forward(self, x):
     EXPECT_EQ(info_of(groups, "b").prunable, 0) << "an output of the model";
 }
 
+TEST(PruneRules, HeadsOrTheirWidthShrinkAsAsked) {
+    Tensors tensors = {
+        {"qkv.weight", sine({36, 12}, 0.4)}, {"o.weight", sine({12, 12}, 0.3)}, {"h.weight", sine({5, 12}, 0.3)}};
+    const auto packed = build_model(tensors, R"(
+def forward(self, x):
+    p = torch.linear(x, self.qkv.weight).reshape([x.size(0), -1, 3, 3, 4]).permute([2, 0, 3, 1, 4])
+    q, k, v = torch.unbind(p, 0)
+    y = torch.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape([x.size(0), -1, 12])
+    return torch.linear(torch.linear(y, self.o.weight), self.h.weight)
+)");
+    Tensors apart = {{"q.weight", sine({12, 12}, 0.4)},
+                     {"k.weight", sine({12, 12}, 0.3)},
+                     {"v.weight", sine({12, 12}, 0.5)},
+                     {"o.weight", sine({12, 12}, 0.3)},
+                     {"h.weight", sine({5, 12}, 0.3)}};
+    const auto separate = build_model(apart, R"(
+def forward(self, x):
+    q = torch.linear(x, self.q.weight).view([x.size(0), -1, 3, 4]).transpose(1, 2)
+    k = torch.linear(x, self.k.weight).view([x.size(0), -1, 3, 4]).transpose(1, 2)
+    v = torch.linear(x, self.v.weight).view([x.size(0), -1, 3, 4]).transpose(1, 2)
+    y = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * 0.5, -1), v)
+    return torch.linear(torch.linear(y.transpose(1, 2).reshape([x.size(0), -1, 12]), self.o.weight), self.h.weight)
+)");
+    const auto example = sine({2, 7, 12});
+    prune::GroupOptions head_width;
+    head_width.head_width = true;
+    for (const uint64_t seed : {1, 2, 3})
+        for (const Model& model : {packed, separate}) {
+            const auto heads = check_cut(model, {example}, 0.34, seed),
+                       widths = check_cut(model, {example}, 0.34, seed, head_width);
+            EXPECT_LE(heads.difference, 1e-5);
+            EXPECT_LE(widths.difference, 1e-5);
+            EXPECT_EQ(width(heads.smaller, "o.weight", 1), 8);   // two heads of width 4
+            EXPECT_EQ(width(widths.smaller, "o.weight", 1), 9);  // three heads of width 3
+        }
+    // Queries and keys share a width; values have one of their own unless all three are packed.
+    const auto groups = prune::find_groups(separate, Facts::observe(separate, {example}), head_width);
+    EXPECT_EQ(group_of(groups, "q").name, group_of(groups, "k").name);
+    EXPECT_NE(group_of(groups, "q").name, group_of(groups, "v").name);
+}
+
 TEST(PruneRules, FusedAttentionIsTakenApart) {
     const int64_t width_of_model = 12;
     Tensors tensors = {{"qkv.weight", sine({36, 12}, 0.4)},
