@@ -255,6 +255,7 @@ const std::vector<Entry<Stage>>& stages() {
     static const std::vector<Entry<Stage>> kStages = {
         {"prune.channel", "removes whole channels, with everything that hangs on them (arXiv 2301.12900)",
          make_channel_pruning},
+        {"prune.csr", "sparse linear layers as compressed sparse rows, where measured faster", make_sparse_rows},
         {"prune.depth", "removes whole residual blocks, those that matter least", make_depth_pruning},
         {"prune.weight", "sets single weights to zero: unstructured, n:m, blocks", make_weight_pruning},
     };

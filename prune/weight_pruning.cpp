@@ -240,7 +240,8 @@ private:
         context.facts["zeros_after"] = after;
         context.facts["sparsity"] = weights ? static_cast<double>(after) / static_cast<double>(weights) : 0.0;
         const std::string note =
-            "zeros make the deflated file smaller; LibTorch's dense kernels multiply by them and run no faster";
+            "zeros make the deflated file smaller; LibTorch's dense kernels multiply by them and run no faster (linear "
+            "layers with very many: see prune.csr)";
         context.facts["note"] = note;
         context.log->info(std::string(kWhere) + ": " + text_of(context.facts["sparsity"].get<double>()) + " of " +
                           std::to_string(weights) + " weights are zero; " + note);

@@ -107,9 +107,11 @@ private:
         if (!tensor.defined()) return tensor;
         // Two tensors over the same memory are one: a GRU keeps its weights as parameters and in a list, and an archive
         // gives back two objects that share a storage.
-        auto& copy = tensors_[{
-            tensor.numel() == 0 ? static_cast<const void*>(tensor.unsafeGetTensorImpl()) : tensor.const_data_ptr(),
-            tensor.sizes().vec(), tensor.strides().vec(), tensor.is_floating_point()}];
+        const bool strided = tensor.layout() == at::kStrided;  // sparse tensors have no memory of their own
+        auto& copy = tensors_[{tensor.numel() == 0 || !strided ? static_cast<const void*>(tensor.unsafeGetTensorImpl())
+                                                               : tensor.const_data_ptr(),
+                               tensor.sizes().vec(), strided ? tensor.strides().vec() : std::vector<int64_t>(),
+                               tensor.is_floating_point()}];
         if (!copy.defined()) {
             copy = tensor.detach().clone();  // keeps strides: channels-last weights stay so
             copy.set_requires_grad(tensor.requires_grad());

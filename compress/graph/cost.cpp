@@ -491,10 +491,14 @@ Cost cost(const Model& model, const Inputs& example) {
     std::set<const void*> seen_tensors;
     for (const auto& [name, tensor, role] : named_tensors(model)) {
         if (!seen_tensors.insert(tensor.unsafeGetTensorImpl()).second) continue;
-        const auto bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+        const bool csr = tensor.layout() == at::kSparseCsr;
+        auto bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+        if (csr)
+            bytes = static_cast<int64_t>(tensor.values().nbytes() + tensor.crow_indices().nbytes() +
+                                         tensor.col_indices().nbytes());
         if (role == Role::kParameter) {
             total.parameters += tensor.numel();
-            total.nonzero_parameters += tensor.count_nonzero().item<int64_t>();
+            total.nonzero_parameters += (csr ? tensor.values() : tensor).count_nonzero().item<int64_t>();
             total.parameter_bytes += bytes;
         } else {
             total.buffer_bytes += bytes;

@@ -12,9 +12,13 @@ class ModelTrainable final : public Trainable {
 public:
     explicit ModelTrainable(Model model) : model_(std::move(model)), code_(model_.graph(), "forward") {
         // Files saved for inference, and layers made by other stages, come without it.
-        for (const auto& parameter : model_.module().named_parameters())
+        for (const auto& parameter : model_.module().named_parameters()) {
+            if (parameter.value.layout() != at::kStrided)
+                throw InvalidArgument("train", parameter.name + " is stored sparse, and does not train",
+                                      "Put prune.csr behind the last training.");
             if (parameter.value.is_floating_point() && parameter.value.is_leaf())
                 parameter.value.set_requires_grad(true);
+        }
     }
 
     at::Tensor forward(const Inputs& inputs) override {

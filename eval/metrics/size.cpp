@@ -121,15 +121,18 @@ private:
         const int64_t offset = tensor.has_storage() ? tensor.storage_offset() : 0;
         kept_.push_back(tensor);
         if (!seen_.insert(Key{storage, offset, tensor.sizes().vec()}).second) return;
+        const bool csr = tensor.layout() == at::kSparseCsr;
         if (storages_.insert(storage).second)
-            result.bytes += tensor.has_storage() ? static_cast<int64_t>(tensor.storage().nbytes())
-                                                 : tensor.numel() * static_cast<int64_t>(tensor.element_size());
+            result.bytes += csr ? static_cast<int64_t>(tensor.values().nbytes() + tensor.crow_indices().nbytes() +
+                                                       tensor.col_indices().nbytes())
+                            : tensor.has_storage() ? static_cast<int64_t>(tensor.storage().nbytes())
+                                                   : tensor.numel() * static_cast<int64_t>(tensor.element_size());
         if (tensor.is_quantized() && tensor.qscheme() != at::kPerTensorAffine)
             result.bytes += static_cast<int64_t>(tensor.q_per_channel_scales().nbytes()) +
                             static_cast<int64_t>(tensor.q_per_channel_zero_points().nbytes());
         if (!is_weight(tensor, place)) return;
         result.parameters += tensor.numel();
-        const auto plain = tensor.is_quantized() ? tensor.dequantize() : tensor;
+        const auto plain = csr ? tensor.values() : tensor.is_quantized() ? tensor.dequantize() : tensor;
         result.nonzero +=
             plain.is_sparse() || !plain.has_storage() ? plain.numel() : plain.count_nonzero().item<int64_t>();
     }

@@ -45,6 +45,8 @@ std::map<std::string, InputSums> sum_inputs(const Model& model, const std::set<s
 /// True for the `count` lowest of each row of `scores` [B, n]; among equals the first ones.
 at::Tensor lowest_mask(const at::Tensor& scores, int64_t count);
 
+/// Reads the options of stage prune.csr.
+std::unique_ptr<Stage> make_sparse_rows(Options& options);
 /// Reads the options of stage prune.weight.
 std::unique_ptr<Stage> make_weight_pruning(Options& options);
 

@@ -550,6 +550,18 @@ struct WeightPruningOptions {
 std::unique_ptr<Stage> weight_pruning(std::unique_ptr<WeightCriterion> criterion,
                                       std::unique_ptr<WeightPattern> pattern, WeightPruningOptions options = {});
 
+struct CsrOptions {
+    double least_sparsity = 0.7;                 ///< share of zeros from which a layer is measured, [0, 1]
+    std::vector<std::string> ignore;             ///< regular expressions on layer names
+    std::shared_ptr<const Stopwatch> stopwatch;  ///< null: wall_clock()
+};
+
+/// Stage prune.csr: float32 weights of linear layers as compressed sparse rows, which stock LibTorch saves, loads and
+/// multiplies with (by MKL, on x86 CPUs). Each layer is replaced only where that is measured faster on the example's
+/// input: the interval of the ratio of times lies below 0.95. The result is for inference; put the stage behind the last
+/// training. context.facts gets "layers_sparse", "layers_measured", "threads".
+std::unique_ptr<Stage> sparse_rows(CsrOptions options = {});
+
 const std::vector<Entry<WeightCriterion>>& weight_criteria();
 const std::vector<Entry<WeightPattern>>& weight_patterns();
 
