@@ -17,7 +17,7 @@ using namespace torch::jit;
 constexpr const char* kWhere = "prune.latency";
 constexpr size_t kGridPoints = 5;
 
-/// Operators that compute nothing, or nothing that hangs on the channels of a layer.
+/// Operators that compute nothing: views, and copies that are mostly views.
 bool is_free(const Node* node) {
     static const std::set<std::string> kFree = {"aten::__getitem__",
                                                 "aten::alias",
@@ -36,7 +36,6 @@ bool is_free(const Node* node) {
                                                 "aten::slice",
                                                 "aten::split",
                                                 "aten::squeeze",
-                                                "aten::split_sizes",
                                                 "aten::t",
                                                 "aten::transpose",
                                                 "aten::unbind",
