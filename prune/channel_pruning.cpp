@@ -6,16 +6,15 @@
 #include <regex>
 
 #include "allocation/allocation.h"
+#include "schedule/rescore.h"
 
 namespace coppice::prune {
 namespace {
 
 constexpr const char* kWhere = "prune.channel";
-// Of the operators around a cut, for only_faster: less drowns in the noise of a
-// second measurement.
+// Of the operators around a cut, for only_faster: less drowns in the noise of a second measurement.
 constexpr double kLeastSpeedUp = 1.05;
-// How far a measured time may lie from its target before the allocation is
-// repeated, and how often that is tried.
+// How far a measured time may lie from its target before the allocation is repeated, and how often that is tried.
 constexpr double kMost = 1.02, kLeast = 0.93;
 constexpr int kCorrections = 3;
 
@@ -32,6 +31,18 @@ std::regex regex_of(const std::string& pattern, const char* option) {
 std::string figure(double value, const char* format = "%.3g") {
     char text[32];
     std::snprintf(text, sizeof text, format, value);
+    return text;
+}
+
+/// "0-3,7" for 0, 1, 2, 3, 7.
+std::string as_ranges(const std::vector<int64_t>& sorted) {
+    std::string text;
+    for (size_t first = 0, i = 1; i <= sorted.size(); ++i) {
+        if (i < sorted.size() && sorted[i] == sorted[i - 1] + 1) continue;
+        text += (text.empty() ? "" : ",") + std::to_string(sorted[first]);
+        if (i - 1 > first) text += "-" + std::to_string(sorted[i - 1]);
+        first = i;
+    }
     return text;
 }
 
@@ -55,6 +66,10 @@ public:
         const auto model = unfuse_attention(original);
         const auto groups = find_groups(model, Facts::observe(model, context.example), options_.groups);
         const auto target = target_for(groups);
+        if (!options_.rewind_to.empty() && !std::filesystem::exists(context.base_dir / options_.rewind_to))
+            throw InvalidArgument(kWhere,
+                                  "rewind_to " + (context.base_dir / options_.rewind_to).string() + " is not there",
+                                  "Give a TorchScript file of the model, saved earlier in its training.");
         if (!allocation_->sensitivity_ratios().empty() && !context.evaluate)
             throw InvalidArgument(kWhere, "there is nothing to evaluate the model by, which `scope` asks for",
                                   "Give `data` with labels and a `task`, or set Context::evaluate.");
@@ -69,11 +84,22 @@ public:
         for (const auto& unknown : groups.unknown_operators())
             context.log->info(unknown + " has no pruning rule: what it touches keeps its channels");
 
+        std::function<void(Model&)> reestimate;
+        if (options_.bn_batches > 0) {
+            if (!context.data.calibration)
+                throw InvalidArgument(kWhere, "bn_batches needs calibration data",
+                                      "Give `calibration`, or bn_batches: 0.");
+            reestimate = [&](Model& m) {
+                reestimate_batch_norm(m, *context.data.calibration, options_.bn_batches, options_.bn_batch_size,
+                                      context.seed);
+            };
+        }
         CostModel cost(model, context.example, groups);
         std::optional<Timing> timing;
         if (is_timed(target) || options_.only_faster || options_.round_to_measured)
             timing = time(model, groups, cost, target, context);
-        const auto scores = criterion_->scores(model, groups, context);
+        const auto scores = scores_in_steps(model, facts, groups, *criterion_, *allocation_, cost, target,
+                                            *options_.schedule, options_.steps, reestimate, context, options_.groups);
         if (const auto ratios = allocation_->sensitivity_ratios(); !ratios.empty()) {
             target.sensitivity = sensitivity_curves(model, facts, groups, scores, target, ratios, context);
             for (const auto& point : target.sensitivity)
@@ -91,13 +117,10 @@ public:
             smaller = cut(model, facts, groups, removal);
         }
         if (options_.refit) refit(smaller, model, groups, removal, *options_.refit, context);
-        if (options_.bn_batches > 0) {
-            if (!context.data.calibration)
-                throw InvalidArgument(kWhere, "bn_batches needs calibration data",
-                                      "Give `calibration`, or bn_batches: 0.");
-            reestimate_batch_norm(smaller, *context.data.calibration, options_.bn_batches, options_.bn_batch_size,
-                                  context.seed);
-        }
+        if (!options_.rewind_to.empty())
+            smaller = rewind(model, unfuse_attention(Model::load(context.base_dir / options_.rewind_to)),
+                             context.example, removal, options_.groups);
+        if (reestimate) reestimate(smaller);
         report(model, smaller, groups, removal, kept_for_speed, context);
         return smaller;
     }
@@ -117,8 +140,7 @@ private:
         LatencyModel latency;
     };
 
-    /// Times what the target and the widths need: the steps of the kernels, and
-    /// the table behind a timed target.
+    /// Times what the target and the widths need: the steps of the kernels, and the table behind a timed target.
     Timing time(const Model& model, const Groups& groups, CostModel& cost, Target& target, Context& context) const {
         const auto stopwatch = options_.stopwatch    ? options_.stopwatch
                                : target.energy_ratio ? cpu_clock(context.interrupted)
@@ -136,8 +158,8 @@ private:
         return {stopwatch, latency};
     }
 
-    /// Allocates for a target in time, cuts, times the result, and corrects the
-    /// target for what the sum over operators does not know.
+    /// Allocates for a target in time, cuts, times the result, and corrects the target for what the sum over operators
+    /// does not know.
     std::pair<Removal, Model> cut_to_time(const Model& model, const Facts& facts, const Groups& groups,
                                           const std::vector<at::Tensor>& scores, const CostModel& cost,
                                           const Timing& timing, Target target,
@@ -179,9 +201,8 @@ private:
                 kept_for_speed = std::move(kept);
             }
             if (reached && measured.median >= kLeast * wanted) break;
-            // Time that no operator shows stays: the measured ratio is taken to be
-            // linear in the predicted one, through this point and that of the whole
-            // model.
+            // Time that no operator shows stays: the measured ratio is taken to be linear in the predicted one, through
+            // this point and that of the whole model.
             const double slope = std::max((1 - measured.median) / std::max(1 - predicted, 1e-6), 1e-6);
             const double corrected = std::clamp(1 - (1 - wanted) / slope, 0.5 * *share, 1.0);
             if (std::abs(corrected - *share) < 1e-3) break;
@@ -200,13 +221,12 @@ private:
         if (!reached)
             context.log->warning(std::string(kWhere) + ": the model was to take " + figure(wanted) +
                                  " of its time and takes " + figure(best_ratio) +
-                                 ", measured: the widths within the bounds give no "
-                                 "more, or the clock is not steady");
+                                 ", measured: the widths within the bounds give no more, or the clock is not steady");
         return best;
     }
 
-    /// Allocates; with only_faster, takes back the cuts that bring no speed and
-    /// allocates what they leave to the other groups.
+    /// Allocates; with only_faster, takes back the cuts that bring no speed and allocates what they leave to the other
+    /// groups.
     Removal allocate(const Groups& groups, const std::vector<at::Tensor>& scores, const CostModel& cost,
                      const std::optional<Timing>& timing, Target target, std::map<size_t, std::string>& kept_for_speed,
                      Context& context) const {
@@ -220,8 +240,7 @@ private:
                 if (kept_for_speed.empty()) throw;
                 throw InvalidArgument(kWhere,
                                       std::to_string(kept_for_speed.size()) +
-                                          " groups whose cut brings no speed keep "
-                                          "their channels, and then " +
+                                          " groups whose cut brings no speed keep their channels, and then " +
                                           error.what(),
                                       "Use only_faster: false, or ask for less.");
             }
@@ -368,6 +387,8 @@ private:
         context.facts["channels_before"] = channels;
         context.facts["channels_after"] = channels - removed_channels;
         context.facts["groups"] = groups.all().size();
+        for (size_t g = 0; g < groups.all().size(); ++g)
+            if (!removal[g].empty()) context.facts["removed"][groups.all()[g].name] = as_ranges(removal[g]);
         if (!groups.unknown_operators().empty()) context.facts["operators_without_rule"] = groups.unknown_operators();
     }
 
@@ -382,6 +403,14 @@ private:
 std::unique_ptr<Stage> channel_pruning(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
                                        ChannelPruningOptions options) {
     check_target(options.target);
+    if (!options.schedule) options.schedule = one_shot();
+    check_steps(*options.schedule, options.steps);
+    if (options.refit && !options.rewind_to.empty())
+        throw InvalidArgument(kWhere, "refit and rewind_to are both given: rewinding undoes the fit",
+                              "Give one of them.");
+    if (options.steps > 1 && is_timed(options.target))
+        throw InvalidArgument(kWhere, "steps cannot lead to a time, which is measured on the last model only",
+                              "Use macs_ratio with steps, or steps: 1.");
     for (const auto& layer : options.layers)
         if (!(layer.ratio >= 0 && layer.ratio < 1))
             throw InvalidArgument(kWhere,

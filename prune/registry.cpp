@@ -4,6 +4,7 @@
 
 #include "allocation/allocation.h"
 #include "depth/depth.h"
+#include "options.h"
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -34,32 +35,10 @@ Normaliser read_normaliser(Options& options, const std::string& default_name = "
     throw InternalError(options.owner(), "normaliser without a value", "");
 }
 
-void read_goal(Options& o, Target& target) {
-    std::string given;  // the one target
-    if (o.has("ratio")) given = "ratio";
-    target.ratio = o.number("ratio", 0.5, "share of the prunable channels to remove");
-    if (!(target.ratio >= 0 && target.ratio < 1))
-        throw o.error("ratio", "is " + Json(target.ratio).dump() + ", must be in [0, 1)",
-                      "Use 0.5 to remove half of the channels.");
-    for (const auto& budget : budget_options()) {
-        auto& share = target.*budget.share;
-        share = o.optional_number(budget.name, budget.help);
-        if (!share) continue;
-        if (!given.empty())
-            throw o.error(given, std::string("and ") + budget.name + " are both given", "Give one of them.");
-        given = budget.name;
-        if (!(*share > 0 && *share <= 1))
-            throw o.error(budget.name, "is " + Json(*share).dump() + ", must be in (0, 1]",
-                          std::string("Use 0.5 to keep half of the ") + budget.unit + ".");
-    }
-    if (has_budget(target)) o.resolve("ratio", nullptr);  // so that a resolved recipe can be run again
-}
-
 std::vector<LayerRatio> read_layers(Options& o) {
     const auto* setting = o.raw("layers");
     o.remember({"layers", "map", "none",
-                "regular expressions on layer names, each with the share that "
-                "such a layer loses; 0: nothing"});
+                "regular expressions on layer names, each with the share that such a layer loses; 0: nothing"});
     o.resolve("layers", nullptr);
     if (!setting) return {};
     if (setting->kind != Setting::Kind::kMap)
@@ -104,6 +83,18 @@ std::unique_ptr<RefitOptions> read_refit(Options& options) {
 }
 
 std::unique_ptr<Stage> make_channel_pruning(Options& o) {
+    auto [criterion, allocation, options] = read_channel_pruning(o);
+    options.schedule = make<Schedule>(o, "schedule", "one_shot", schedules(), "how the cut is spread over `steps`");
+    options.steps = o.integer("steps", 1, 1, 10000, "the channels are scored anew after each");
+    options.rewind_to =
+        o.text("rewind_to", "", "TorchScript file of the model earlier in its training: the weights that stay get its "
+                                "values (arXiv 1803.03635)");
+    return channel_pruning(std::move(criterion), std::move(allocation), std::move(options));
+}
+
+}  // namespace
+
+ChannelPruningParts read_channel_pruning(Options& o) {
     ChannelPruningOptions options;
     auto criterion =
         make<Criterion>(o, "criterion", "magnitude", criteria(), "what decides which channels matter least");
@@ -112,17 +103,16 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
     read_goal(o, target);
     const auto* round_to = o.raw("round_to");
     o.remember({"round_to", "integer or auto", "8",
-                "widths that stay are multiples of this; auto: of what this "
-                "machine's kernels step by, measured"});
+                "widths that stay are multiples of this; auto: of what this machine's kernels step by, measured"});
     options.round_to_measured = round_to && round_to->text == "auto";
     if (options.round_to_measured)
         o.resolve("round_to", "auto");
     else
         target.round_to = o.integer("round_to", 8, 1, 1024);
     options.layers = read_layers(o);
-    options.only_faster = o.boolean("only_faster", is_timed(target),
-                                    "leave cuts that do not make the operators around them faster, "
-                                    "measured; with a timed target: true");
+    options.only_faster =
+        o.boolean("only_faster", is_timed(target),
+                  "leave cuts that do not make the operators around them faster, measured; with a timed target: true");
     target.min_channels = o.integer("min_channels", 1, 1, INT64_MAX, "least width of a layer");
     target.max_ratio = o.number("max_ratio", 0.9, "largest share removed of any one group");
     if (!(target.max_ratio > 0 && target.max_ratio < 1))
@@ -136,10 +126,29 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
     options.bn_batches =
         o.integer("bn_batches", 0, 0, INT64_MAX, "batches to estimate batch-norm statistics anew; 0: keep them");
     options.bn_batch_size = o.integer("bn_batch_size", 128, 1, INT64_MAX, "examples per such batch");
-    return channel_pruning(std::move(criterion), std::move(allocation), std::move(options));
+    return {std::move(criterion), std::move(allocation), std::move(options)};
 }
 
-}  // namespace
+void read_goal(Options& o, Target& target) {
+    std::string given;  // the one target
+    if (o.has("ratio")) given = "ratio";
+    target.ratio = o.number("ratio", 0.5, "share of the prunable channels to remove");
+    if (!(target.ratio >= 0 && target.ratio < 1))
+        throw o.error("ratio", "is " + Json(target.ratio).dump() + ", must be in [0, 1)",
+                      "Use 0.5 to remove half of the channels.");
+    for (const auto& budget : budget_options()) {
+        auto& share = target.*budget.share;
+        share = o.optional_number(budget.name, budget.help);
+        if (!share) continue;
+        if (!given.empty())
+            throw o.error(given, std::string("and ") + budget.name + " are both given", "Give one of them.");
+        given = budget.name;
+        if (!(*share > 0 && *share <= 1))
+            throw o.error(budget.name, "is " + Json(*share).dump() + ", must be in (0, 1]",
+                          std::string("Use 0.5 to keep half of the ") + budget.unit + ".");
+    }
+    if (has_budget(target)) o.resolve("ratio", nullptr);  // so that a resolved recipe can be run again
+}
 
 const std::vector<Entry<Criterion>>& criteria() {
     static const std::vector<Entry<Criterion>> kCriteria = {
@@ -231,17 +240,11 @@ const std::vector<Entry<Criterion>>& criteria() {
 const std::vector<Entry<Allocation>>& allocations() {
     static const std::vector<Entry<Allocation>> kAllocations = {
         {"global", "one ranking over all layers", [](Options& o) { return global(read_normaliser(o)); }},
-        {"greedy",
-         "the least score per millisecond, multiply-add or byte saved goes first "
-         "(arXiv 2110.10811)",
+        {"greedy", "the least score per millisecond, multiply-add or byte saved goes first (arXiv 2110.10811)",
          [](Options& o) { return greedy(read_normaliser(o)); }},
-        {"isomorphic",
-         "one ranking per kind of structure, the same share of each (arXiv "
-         "2407.04616)",
+        {"isomorphic", "one ranking per kind of structure, the same share of each (arXiv 2407.04616)",
          [](Options& o) { return isomorphic(read_normaliser(o, "none")); }},
-        {"sensitivity",
-         "the least measured drop in quality per unit saved goes first; needs "
-         "data to evaluate by",
+        {"sensitivity", "the least measured drop in quality per unit saved goes first; needs data to evaluate by",
          [](Options& o) {
              return sensitivity(
                  o.numbers("ratios", {0.25, 0.5, 0.75}, "shares of a group at which the quality is measured"));

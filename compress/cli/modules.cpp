@@ -58,6 +58,7 @@ const std::vector<Entry<Stage>>& all_stages() {
     static const auto stages = [] {
         std::vector<Entry<Stage>> all = train_stages(all_losses());
         append(all, prune::stages());
+        append(all, prune::training_stages(all_losses()));
         append(all, lowrank::stages());
         append(all, quantize::stages());
         append(all, distill::stages(all_losses()));
@@ -77,6 +78,9 @@ std::vector<Family> all_families() {
             family("block criterion", "prune.depth: {criterion: NAME}", prune::block_criteria()),
             family("weight criterion", "prune.weight: {criterion: NAME}", prune::weight_criteria()),
             family("weight pattern", "prune.weight: {pattern: NAME}", prune::weight_patterns()),
+            family("pruning schedule", "prune.channel: {schedule: NAME}, prune.gradual: {pruning_schedule: NAME}",
+                   prune::schedules()),
+            family("regulariser", "prune.sparse_learning: {regulariser: NAME}", prune::regularisers()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
             family("observer", "quantize.static: {observer: NAME}", quantize::observers())};
 }

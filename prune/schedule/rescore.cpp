@@ -66,7 +66,8 @@ std::vector<std::vector<Groups::Place>> origins(const Groups& before, const Remo
 
 std::vector<at::Tensor> rescored(const Model& model, const Facts& facts, const Groups& groups, const Removal& removed,
                                  const std::vector<at::Tensor>& last, const Criterion& criterion,
-                                 const std::function<void(Model&)>& prepare, Context& context) {
+                                 const std::function<void(Model&)>& prepare, Context& context,
+                                 const GroupOptions& grouping) {
     Model smaller;
     Groups left;
     {
@@ -74,7 +75,7 @@ std::vector<at::Tensor> rescored(const Model& model, const Facts& facts, const G
         smaller = cut(model, facts, groups, removed);
         smaller.eval();
         if (prepare) prepare(smaller);
-        left = find_groups(smaller, Facts::observe(smaller, context.example));
+        left = find_groups(smaller, Facts::observe(smaller, context.example), grouping);
     }
     const auto from = origins(groups, removed, left);
     const auto fresh = criterion.scores(smaller, left, context);

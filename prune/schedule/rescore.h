@@ -17,6 +17,7 @@ void check_steps(const Schedule& schedule, int64_t steps);
 /// before.
 std::vector<at::Tensor> rescored(const Model& model, const Facts& facts, const Groups& groups, const Removal& removed,
                                  const std::vector<at::Tensor>& last, const Criterion& criterion,
-                                 const std::function<void(Model&)>& prepare, Context& context);
+                                 const std::function<void(Model&)>& prepare, Context& context,
+                                 const GroupOptions& grouping);
 
 }  // namespace coppice::prune

@@ -29,7 +29,8 @@ void check_steps(const Schedule& schedule, int64_t steps) {
 std::vector<at::Tensor> scores_in_steps(const Model& model, const Facts& facts, const Groups& groups,
                                         const Criterion& criterion, const Allocation& allocation, const CostModel& cost,
                                         Target target, const Schedule& schedule, int64_t steps,
-                                        const std::function<void(Model&)>& prepare, Context& context) {
+                                        const std::function<void(Model&)>& prepare, Context& context,
+                                        const GroupOptions& grouping) {
     check_steps(schedule, steps);
     auto scores = criterion.scores(model, groups, context);
     if (steps > 1 && !allocation.sensitivity_ratios().empty() && target.sensitivity.empty())
@@ -39,7 +40,7 @@ std::vector<at::Tensor> scores_in_steps(const Model& model, const Facts& facts, 
         if (context.interrupted()) throw Interrupted("prune.channel", "stopped", "");
         const auto now = at_time(target, schedule, static_cast<double>(step) / static_cast<double>(steps));
         const auto removal = allocation.allocate(groups, scores, cost, now);
-        scores = rescored(model, facts, groups, removal, scores, criterion, prepare, context);
+        scores = rescored(model, facts, groups, removal, scores, criterion, prepare, context, grouping);
         context.log->progress("prune in steps", static_cast<double>(step), static_cast<double>(steps), "");
     }
     return scores;

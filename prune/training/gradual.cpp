@@ -75,12 +75,12 @@ public:
 
     Model apply(const Model& model, Context& context) const override {
         if (!context.data.train) throw InvalidArgument(kWhere, "there is no training data", "Give data a train split.");
-        Model trained = model.clone();
+        Model trained = unfuse_attention(model).clone();  // as prune.channel has it
         trained.eval();
         auto module = trainable(trained);  // all parameters train from here on
         const Target target = target_for(trained, context);
         const Plan plan = plan_for(*context.data.train);
-        Masker masker(trained, context.example, options_.soft);
+        Masker masker(trained, context.example, options_.soft, pruning_.groups);
         Context scoring = context;  // what criteria may report would stand beside the facts of the training
         const auto grow = [&](int64_t step) {
             const auto time = plan.time(step);

@@ -78,12 +78,12 @@ struct Masker::State {
         at::Tensor channel_of;  // int64 [size of dim], `channels` where an index belongs to no channel of the group
     };
 
-    State(const Model& given, Inputs inputs, bool is_soft)
-        : model(given), example(std::move(inputs)), soft(is_soft), cost(Groups()) {
+    State(const Model& given, Inputs inputs, bool is_soft, const GroupOptions& found_with)
+        : model(given), example(std::move(inputs)), soft(is_soft), grouping(found_with), cost(Groups()) {
         const EvalMode eval(model);
         torch::NoGradGuard no_grad;
         facts = Facts::observe(model, example);
-        groups = find_groups(model, facts);
+        groups = find_groups(model, facts, grouping);
         cost = CostModel(model, example, groups);
         std::map<std::string, size_t> index;
         for (size_t g = 0; g < groups.all().size(); ++g) {
@@ -150,6 +150,7 @@ struct Masker::State {
     Model model;
     Inputs example;
     bool soft;
+    GroupOptions grouping;
     Facts facts;
     Groups groups;
     CostModel cost;
@@ -160,8 +161,8 @@ struct Masker::State {
     std::vector<Along> along;
 };
 
-Masker::Masker(const Model& model, const Inputs& example, bool soft)
-    : state_(std::make_shared<State>(model, example, soft)) {}
+Masker::Masker(const Model& model, const Inputs& example, bool soft, const GroupOptions& grouping)
+    : state_(std::make_shared<State>(model, example, soft, grouping)) {}
 
 const Groups& Masker::groups() const {
     return state_->groups;
@@ -192,9 +193,9 @@ void Masker::grow(const Criterion& criterion, const Allocation& allocation, cons
     const EvalMode eval(s.model);
     bool any = false;
     for (const auto& channels : s.removal) any |= !channels.empty();
-    const auto scores = any && !s.soft
-                            ? rescored(s.model, s.facts, s.groups, s.removal, s.scores, criterion, {}, context)
-                            : criterion.scores(s.model, s.groups, context);
+    const auto scores =
+        any && !s.soft ? rescored(s.model, s.facts, s.groups, s.removal, s.scores, criterion, {}, context, s.grouping)
+                       : criterion.scores(s.model, s.groups, context);
     Target now = target;
     if (const auto ratios = allocation.sensitivity_ratios(); !ratios.empty() && now.sensitivity.empty())
         now.sensitivity = sensitivity_curves(s.model, s.facts, s.groups, scores, now, ratios, context);
@@ -251,7 +252,7 @@ Model Masker::cut() const {
     const EvalMode eval(s.model);
     // Found anew: batch-norm statistics may have been replaced since.
     const auto facts = Facts::observe(s.model, s.example);
-    return prune::cut(s.model, facts, find_groups(s.model, facts), s.removal);
+    return prune::cut(s.model, facts, find_groups(s.model, facts, s.grouping), s.removal);
 }
 
 }  // namespace coppice::prune

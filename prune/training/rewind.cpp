@@ -4,7 +4,8 @@
 
 namespace coppice::prune {
 
-Model rewind(const Model& model, const Model& early, const Inputs& example, const Removal& removal) {
+Model rewind(const Model& model, const Model& early, const Inputs& example, const Removal& removal,
+             const GroupOptions& grouping) {
     const std::string where = "prune.rewind";
     std::map<std::string, at::Tensor> known;
     for (const auto& named : named_tensors(early)) known[named.name] = named.tensor;
@@ -19,7 +20,8 @@ Model rewind(const Model& model, const Model& early, const Inputs& example, cons
                                   "Give a file of the same architecture and widths, saved earlier in the training.");
     }
     const auto facts = Facts::observe(early, example);
-    const auto groups = find_groups(early, facts), of_model = find_groups(model, Facts::observe(model, example));
+    const auto groups = find_groups(early, facts, grouping),
+               of_model = find_groups(model, Facts::observe(model, example), grouping);
     bool same = groups.all().size() == of_model.all().size();
     for (size_t g = 0; same && g < groups.all().size(); ++g)
         same = groups.all()[g].name == of_model.all()[g].name && groups.all()[g].channels == of_model.all()[g].channels;

@@ -9,7 +9,14 @@ namespace {
 Setting options_of(const std::string& stage) {
     if (stage == "prune.channel")
         return Setting::map({{"ratio", Setting::scalar("0.5")}, {"round_to", Setting::scalar("1")}});
-    if (stage == "train.finetune" || stage == "distill.logits")
+    if (stage == "prune.gradual")
+        return Setting::map({{"ratio", Setting::scalar("0.5")},
+                             {"round_to", Setting::scalar("1")},
+                             {"epochs", Setting::scalar("1")},
+                             {"batch_size", Setting::scalar("8")},
+                             {"every_steps", Setting::scalar("1")},
+                             {"autocast", Setting::scalar("off")}});
+    if (stage == "train.finetune" || stage == "distill.logits" || stage == "prune.sparse_learning")
         return Setting::map({{"epochs", Setting::scalar("1")},
                              {"batch_size", Setting::scalar("8")},
                              {"autocast", Setting::scalar("off")}});

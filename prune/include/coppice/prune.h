@@ -18,6 +18,7 @@
 #include <coppice/model.h>
 #include <coppice/registry.h>
 #include <coppice/stage.h>
+#include <coppice/train.h>
 
 namespace coppice::prune {
 
@@ -431,6 +432,8 @@ struct LayerRatio {
     double ratio = 0;     ///< [0, 1)
 };
 
+class Schedule;
+
 struct ChannelPruningOptions {
     Target target;
     GroupOptions groups;
@@ -447,6 +450,11 @@ struct ChannelPruningOptions {
     std::optional<RefitOptions> refit;
     int64_t bn_batches = 0;  ///< batches of calibration data to estimate batch-norm statistics anew; 0: keep
     int64_t bn_batch_size = 128;
+    std::shared_ptr<const Schedule> schedule;  ///< null: one_shot()
+    /// The channels are scored anew after each step. After each, too, batch norm is estimated where bn_batches says so.
+    int64_t steps = 1;
+    /// A TorchScript file of the same model, earlier in its training: what is left gets its values. See rewind().
+    std::string rewind_to;
 };
 
 /// Stage prune.channel: finds groups, scores, allocates, cuts, and records one change per layer. With a latency_ratio
@@ -463,7 +471,7 @@ void reestimate_batch_norm(Model& model, const Dataset& data, int64_t batches, i
 
 const std::vector<Entry<Criterion>>& criteria();
 const std::vector<Entry<Allocation>>& allocations();
-/// Stages of this module by recipe name.
+/// Stages of this module by recipe name; those that train are in training_stages().
 const std::vector<Entry<Stage>>& stages();
 
 // ----------------------------------------------------------------------------------------------------- single weights
@@ -550,6 +558,154 @@ struct WeightPruningOptions {
 std::unique_ptr<Stage> weight_pruning(std::unique_ptr<WeightCriterion> criterion,
                                       std::unique_ptr<WeightPattern> pattern, WeightPruningOptions options = {});
 
+// --------------------------------------------------------------------------------------------------------- schedules
+
+/// How much is removed at a time, from nothing to the target.
+class Schedule {
+public:
+    virtual ~Schedule() = default;
+    /// Share removed at `time`, 0 before the first step and 1 at the last, when `target` is the share removed in the
+    /// end: never falling, `target` at 1. The share is one of channels, multiply-adds, ..., whatever the target counts.
+    virtual double removed(double time, double target) const = 0;
+    /// All at once: a second step would change nothing.
+    virtual bool at_once() const { return false; }
+};
+
+/// The whole target from the beginning.
+std::unique_ptr<Schedule> one_shot();
+/// Equal steps: target t.
+std::unique_ptr<Schedule> linear();
+/// Zhu and Gupta, arXiv 1710.01878: s_f + (s_i - s_f) (1 - t)^3, fast at first, while there is much to spare.
+/// @param initial  s_i as a share of the target s_f, in [0, 1]
+std::unique_ptr<Schedule> cubic(double initial = 0);
+/// The same share of what is left in every step, as in the lottery ticket's iterative pruning (arXiv 1803.03635):
+/// 1 - (1 - target)^t.
+std::unique_ptr<Schedule> exponential();
+
+/// `target` as it is at `time` of `schedule`: its ratio, budget and fixed ratios.
+Target at_time(const Target& target, const Schedule& schedule, double time);
+
+/// Scores of all channels after `steps` - 1 of `steps` equally long steps: after each the channels chosen so far are
+/// cut, `prepare` (batch norm, say; may be null) is run on the smaller model and its channels are scored anew. Channels
+/// that went rank below those that stay, the last to go highest: one comes back only where a later, rounded target has
+/// room for it again. The caller allocates the final target by what is returned.
+/// @param grouping  what `groups` were found with
+/// @throws InvalidArgument when there are several steps and the schedule is one_shot, or the other way round
+std::vector<at::Tensor> scores_in_steps(const Model& model, const Facts& facts, const Groups& groups,
+                                        const Criterion& criterion, const Allocation& allocation, const CostModel& cost,
+                                        Target target, const Schedule& schedule, int64_t steps,
+                                        const std::function<void(Model&)>& prepare, Context& context,
+                                        const GroupOptions& grouping = {});
+
+// ----------------------------------------------------------------------------------------------------------- training
+
+/// Masks for training loops: channels that are to go are zero in a model of full width, until cut() removes them.
+///
+///     prune::Masker masker(model, example);
+///     const auto module = trainable(model);
+///     Target target;
+///     for (const double ratio : {0.25, 0.5}) {
+///         target.ratio = ratio;
+///         masker.grow(*magnitude(), *uniform(), target, context);
+///         Trainer(options).fit(*module, data, *cross_entropy(), {}, masker.callbacks());
+///     }
+///     const Model smaller = masker.cut();
+///
+/// A loop of its own calls mask_gradients() before the optimizer's step and apply() after it. Every parameter of a
+/// masked channel is zero, also those that read it: for groups that are exact the masked model equals the cut one, in
+/// training and in eval mode, unless an operator without parameters mixes channels after an activation that is not zero
+/// at zero (a sum over sigmoids). The values from before come back when a channel is unmasked. Copies share.
+class Masker {
+public:
+    /// @param soft  soft filter pruning (He et al., arXiv 1808.06866): masks are applied once, by mask() and grow(), to
+    ///              the weights and biases of the layers that produce the channels; training may let them grow back
+    Masker(const Model& model, const Inputs& example, bool soft = false, const GroupOptions& grouping = {});
+
+    const Groups& groups() const;
+    const CostModel& cost() const;
+    const Removal& removal() const;  ///< what is masked
+    /// Masks these channels, and no others, from now on. @throws InvalidArgument as cut() does
+    void mask(const Removal& removal);
+    /// Scores the channels of the model as it would be cut now, and masks what `allocation` chooses for `target`. See
+    /// scores_in_steps() for how channels already masked rank; soft masks are all scored anew, in the full model.
+    void grow(const Criterion& criterion, const Allocation& allocation, const Target& target, Context& context);
+    /// Sets masked parameters to zero; nothing when soft.
+    void apply();
+    /// Sets the gradients of masked parameters to zero; nothing when soft.
+    void mask_gradients();
+    /// on_gradients and after_step that keep masked parameters at zero, behind those of `others`.
+    TrainCallbacks callbacks(TrainCallbacks others = {}) const;
+
+    /// Masks, scores and stored values: what a checkpoint needs besides the model. After the tensors were overwritten,
+    /// restore() makes the masks those that they say.
+    std::vector<std::pair<std::string, at::Tensor>> state() const;
+    void restore();
+
+    /// The model without the masked channels; the masked one is left as it is.
+    Model cut() const;
+
+private:
+    struct State;
+    std::shared_ptr<State> state_;
+};
+
+/// A penalty on the parameters of one model that draws whole channels towards zero while it trains.
+class Penalty {
+public:
+    virtual ~Penalty() = default;
+    /// Adds its gradient to those of the parameters: TrainCallbacks::on_gradients, once a step.
+    virtual void add_gradients() = 0;
+    /// Its value now. Strengths that are chosen by the parameters count as constants, as in the gradient.
+    virtual double value() const = 0;
+    /// What changes from step to step besides the parameters, for checkpoints; may be overwritten in place.
+    virtual std::vector<std::pair<std::string, at::Tensor>> state() const { return {}; }
+};
+
+/// Makes penalties.
+class Regulariser {
+public:
+    virtual ~Regulariser() = default;
+    virtual Needs needs() const { return {}; }
+    /// @param groups  found on `model`, whose parameters the penalty speaks of
+    /// @throws UnsupportedModel when it has nothing to act on
+    virtual std::unique_ptr<Penalty> bind(const Model& model, const Groups& groups, Context& context) const = 0;
+};
+
+/// strength x the sum over batch-norm scales of channels that can go of |scale| (Liu et al., arXiv 1708.06519).
+/// @throws UnsupportedModel when no channel is scaled by a batch norm
+std::unique_ptr<Regulariser> bn_slimming(double strength = 1e-4);
+/// strength x the sum over channels of the L2 norm of all parameters that vanish with the channel (Wen et al., arXiv
+/// 1608.03665, over coupled layers as in 2301.12900).
+std::unique_ptr<Regulariser> group_lasso(double strength = 1e-4);
+/// The sparse training of DepGraph (Fang et al., arXiv 2301.12900, section 3.3): strength / 2 x the sum over channels
+/// of 2^(alpha (I_max - I_c) / (I_max - I_min)) I_c, where I_c is the sum of squares of all parameters that vanish with
+/// channel c, and extremes are those of its group, in each step anew. The weakest channel of a group is drawn to zero
+/// 2^alpha times as hard as the strongest. @param alpha  at least 0
+std::unique_ptr<Regulariser> group_norm(double strength = 5e-4, double alpha = 4);
+
+struct GregOptions {
+    Target target;
+    double increment = 1e-4;   ///< what the penalty grows by
+    int64_t every_steps = 10;  ///< steps between two increments
+    double ceiling = 1;        ///< where it stops growing
+};
+/// GReg-1 (Wang et al., arXiv 2012.09243): the channels to go are chosen at the beginning, then lambda / 2 x the sum of
+/// squares of all parameters that vanish with them is added, where lambda grows with the steps up to a ceiling. The
+/// paper penalises the filters of one layer; this is the whole group, so that a batch norm cannot undo it.
+std::unique_ptr<Regulariser> greg(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
+                                  GregOptions options = {});
+
+/// Lottery-ticket rewinding (Frankle and Carbin, arXiv 1803.03635, by channels): `early`, an earlier state of `model`,
+/// without the channels of `removal`, which were chosen for `model`: every weight that is left has its early value.
+/// @throws InvalidArgument naming the first parameter or buffer that differs in name, shape or type
+Model rewind(const Model& model, const Model& early, const Inputs& example, const Removal& removal,
+             const GroupOptions& grouping = {});
+
+const std::vector<Entry<Schedule>>& schedules();
+const std::vector<Entry<Regulariser>>& regularisers();
+/// Stages prune.gradual and prune.sparse_learning. @param losses  what `loss:` may name
+std::vector<Entry<Stage>> training_stages(std::vector<Entry<Loss>> losses);
+
 struct CsrOptions {
     double least_sparsity = 0.7;                 ///< share of zeros from which a layer is measured, [0, 1]
     std::vector<std::string> ignore;             ///< regular expressions on layer names
@@ -558,8 +714,8 @@ struct CsrOptions {
 
 /// Stage prune.csr: float32 weights of linear layers as compressed sparse rows, which stock LibTorch saves, loads and
 /// multiplies with (by MKL, on x86 CPUs). Each layer is replaced only where that is measured faster on the example's
-/// input: the interval of the ratio of times lies below 0.95. The result is for inference; put the stage behind the last
-/// training. context.facts gets "layers_sparse", "layers_measured", "threads".
+/// input: the interval of the ratio of times lies below 0.95. The result is for inference; put the stage behind the
+/// last training. context.facts gets "layers_sparse", "layers_measured", "threads".
 std::unique_ptr<Stage> sparse_rows(CsrOptions options = {});
 
 const std::vector<Entry<WeightCriterion>>& weight_criteria();
