@@ -221,6 +221,9 @@ const std::vector<Entry<Criterion>>& criteria() {
                                                      {"squared", TaylorForm::kSquared}},
                                                     "of the sum over w * dL/dw: squared, absolute, or absolute "
                                                     "before adding up");
+             options.at = read_choice<TaylorAt>(
+                 o, "at", "parameters", {{"gates", TaylorAt::kGates}, {"parameters", TaylorAt::kParameters}},
+                 "w: the parameters that make or scale the channel, or a gate where it is read");
              return taylor(options);
          }},
         {"wanda", "|weight| x norm of its input (arXiv 2306.11695); needs calibration data",

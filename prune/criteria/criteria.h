@@ -26,6 +26,12 @@ bool makes_channel(const Slice& slice);
 int64_t with_gradients(const char* where, const Model& model, Context& context, int64_t batches, int64_t batch_size,
                        const std::function<void(const std::map<std::string, at::Tensor>&)>& visit);
 
+/// The same with gates in the place of parameters: everything that reads a channel (or, of a group that nothing reads,
+/// what its layers write) is multiplied by one gate per example. `visit` gets per group the derivatives of each
+/// example's loss by its gates, [examples, channels]: minus the first-order change when the channel goes.
+int64_t with_gates(const char* where, const Model& model, const Groups& groups, Context& context, int64_t batches,
+                   int64_t batch_size, const std::function<void(const std::vector<at::Tensor>&)>& visit);
+
 /// Warns about each group whose scores are all the same: its channels would go by their number.
 void warn_about_ties(const char* where, const Groups& groups, const std::vector<at::Tensor>& scores, Context& context);
 

@@ -171,14 +171,20 @@ enum class TaylorForm {
     kAbsolute,     ///< |sum of w * dL/dw|
     kElementwise,  ///< sum of |w * dL/dw|
 };
+enum class TaylorAt {
+    kParameters,  ///< w over the parameters of the group that produce or scale the channel; squared per batch
+    kGates,       ///< w = 1 that multiplies the channel wherever it is read; squared per example
+};
 struct TaylorOptions {
     int64_t batches = 8;  ///< at most; fewer when the calibration data ends
     int64_t batch_size = 64;
     TaylorForm form = TaylorForm::kSquared;
+    TaylorAt at = TaylorAt::kParameters;
 };
 /// First-order Taylor importance (Molchanov et al., arXiv 1906.10771): the squared change of the loss that setting a
 /// channel's parameters to zero would make to first order, (sum of w * dL/dw)^2, averaged over batches. The sum runs
-/// over the parameters of the group that produce or scale the channel. Needs labelled calibration data.
+/// over the parameters of the group that produce or scale the channel; or w is a gate behind them, which counts a
+/// convolution followed by a batch norm once instead of twice. Needs labelled calibration data.
 std::unique_ptr<Criterion> taylor(TaylorOptions options = {});
 
 struct FisherOptions {

@@ -93,11 +93,77 @@ TEST(PruneTaylor, FormsDifferInWhereTheSignIsLost) {
     EXPECT_GT((elementwise - absolute).max().item<double>(), 1e-3);
 }
 
+prune::TaylorOptions gates() {
+    prune::TaylorOptions options;
+    options.at = prune::TaylorAt::kGates;
+    return options;
+}
+
+TEST(PruneTaylor, GatesAreTheParametersOfSingleExamplesWhereOneLayerMakesTheChannel) {
+    const auto model = tiny();
+    const auto x = sine({6, 4}) + 0.3;
+    const auto target = at::tensor({0, 1, 1, 0, 1, 0}, at::kLong);
+    auto context = context_with(x, target);
+    const auto groups = prune::find_groups(model, Facts::observe(model, {x}));
+    const auto by_gates = prune::taylor(gates())->scores(model, groups, context).at(0);
+    prune::TaylorOptions single;
+    single.batches = 6;
+    single.batch_size = 1;
+    // Sum of w * dL/dw over weights and bias is the pre-activation times its gradient, and through a relu the
+    // activation times its own.
+    EXPECT_LT(max_difference(by_gates, prune::taylor(single)->scores(model, groups, context).at(0)),
+              1e-6);  // float32 gradients, scores below 1
+}
+
+TEST(PruneTaylor, GatesAreTheDerivativeByTheSizeOfTheChannelWhereverItIsRead) {
+    // Against differences: the model whose removed channel is scaled by 1 +- h, behind convolution, norm and residual.
+    const auto model = residual_model();
+    const Inputs example = {sine({2, 3, 8, 8})};
+    const auto groups = prune::find_groups(model, Facts::observe(model, example));
+    const auto target = at::tensor({3, 7}, at::kLong);
+    auto context = context_with(example[0].toTensor(), target);
+    auto options = gates();
+    options.form = prune::TaylorForm::kAbsolute;
+    options.batches = 2;
+    options.batch_size = 1;
+    const auto scores = prune::taylor(options)->scores(model, groups, context);
+    torch::NoGradGuard no_grad;
+    for (size_t g = 0; g < groups.all().size(); ++g) {
+        const int64_t channel = groups.all()[g].channels / 2;
+        double expected = 0;
+        for (int64_t n = 0; n < 2; ++n) {
+            const auto loss = [&](double scale) {
+                NodeHooks hooks;
+                hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& values) {
+                    auto* edited = const_cast<torch::jit::Node*>(node);
+                    if (!as_conv(edited) && !as_linear(edited)) return;
+                    const auto places = groups.places(node->inputs()[0], 1);
+                    auto x = values[0].toTensor().clone();
+                    for (size_t i = 0; i < places.size(); ++i)
+                        if (places[i].group == static_cast<int64_t>(g) && places[i].channel == channel)
+                            x.select(1, static_cast<int64_t>(i)).mul_(scale);
+                    values[0] = x;
+                };
+                const auto logits =
+                    first_tensor(run_nodes(model, {example[0].toTensor().slice(0, n, n + 1)}, hooks)).to(at::kDouble);
+                return -at::log_softmax(logits, 1)[0][target[n].item<int64_t>()].item<double>();
+            };
+            expected += std::abs(loss(1.005) - loss(0.995)) / 0.01 / 2;
+        }
+        // Central differences of a float32 model: a relu may switch within the step, and a loss has seven digits.
+        EXPECT_NEAR(scores[g][channel].item<double>(), expected, 2e-2 * expected + 1e-4) << groups.all()[g].name;
+    }
+    auto elementwise = gates();
+    elementwise.form = prune::TaylorForm::kElementwise;
+    EXPECT_ERROR(prune::taylor(elementwise), InvalidArgument, "a gate is one number");
+}
+
 TEST(PruneTaylor, LeavesNoGradientsAndNoTraceInTheModel) {
     const auto model = tiny();
     const auto x = sine({4, 4});
     auto context = context_with(x, at::tensor({0, 1, 1, 0}, at::kLong));
     prune::taylor()->scores(model, prune::find_groups(model, Facts::observe(model, {x})), context);
+    prune::taylor(gates())->scores(model, prune::find_groups(model, Facts::observe(model, {x})), context);
     for (const auto& named : named_tensors(model)) EXPECT_FALSE(named.tensor.grad().defined()) << named.name;
 }
 
