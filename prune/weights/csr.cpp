@@ -22,7 +22,7 @@ constexpr const char* kWhere = "prune.csr";
 // The upper end of the interval of the ratio of times must lie below: a form that only inference can use should pay.
 constexpr double kLeastGain = 0.05;
 
-/// Replaces the reads of weight `attribute` by all linear layers; they must be its only readers.
+/// Replaces the linear layers that read `attribute`, the only ones who do.
 void convert(Model& model, const std::string& attribute, const at::Tensor& csr, const Facts& facts) {
     const auto graph = model.graph();
     const auto name = add_attribute(model, attribute + "_csr", csr, Role::kParameter);
@@ -170,14 +170,14 @@ private:
                                          static_cast<double>(std::max<int64_t>(weight->numel(), 1));
             if (const auto bias = linear->has_bias ? parameter_of(model, linear->bias) : std::nullopt)
                 candidate.bias = bias->detach();
-            if (!candidate.reason.empty())
-                ;
-            else if (candidate.sparsity < options_.least_sparsity)
-                candidate.reason = "sparsity is below " + text_of(options_.least_sparsity);
-            else if (weight->scalar_type() != at::kFloat || weight->dim() != 2)
-                candidate.reason = "the weight is no float32 matrix";
-            else
-                candidate.reason = other_readers(model, *attribute, linear->has_bias && !candidate.bias.defined());
+            if (candidate.reason.empty()) {
+                if (candidate.sparsity < options_.least_sparsity)
+                    candidate.reason = "sparsity is below " + text_of(options_.least_sparsity);
+                else if (weight->scalar_type() != at::kFloat || weight->dim() != 2)
+                    candidate.reason = "the weight is no float32 matrix";
+                else
+                    candidate.reason = other_readers(model, *attribute, linear->has_bias && !candidate.bias.defined());
+            }
             known[*attribute] = list.size();
             if (candidate.reason.empty()) first[node] = list.size();
             list.push_back(std::move(candidate));
