@@ -2,7 +2,9 @@
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
+#include <chrono>
 #include <cmath>
+#include <ctime>
 #include <regex>
 
 #include "allocation/allocation.h"
@@ -17,6 +19,8 @@ constexpr double kLeastSpeedUp = 1.05;
 // How far a measured time may lie from its target before the allocation is repeated, and how often that is tried.
 constexpr double kMost = 1.02, kLeast = 0.93;
 constexpr int kCorrections = 3;
+// Of one processor: with less, waiting is most of the time that a clock shows.
+constexpr double kBusy = 0.5;
 
 std::regex regex_of(const std::string& pattern, const char* option) {
     try {
@@ -26,6 +30,16 @@ std::regex regex_of(const std::string& pattern, const char* option) {
                               std::string(option) + " holds \"" + pattern + "\", which is no regular expression",
                               "Write \"layer4\\..*\" for all layers below layer4.");
     }
+}
+
+double wall_seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double cpu_seconds() {
+    timespec time{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 std::string figure(double value, const char* format = "%.3g") {
@@ -182,7 +196,10 @@ private:
                 break;  // the bounds end here: the best so far is the result
             }
             auto smaller = cut(model, facts, groups, removal);
+            const double wall = wall_seconds(), cpu = cpu_seconds();
             const auto measured = timing.stopwatch->ratio(model, smaller, context.example);
+            // Below one, others had the processors: a model's time is then mostly waiting.
+            const double cpus = (cpu_seconds() - cpu) / std::max(wall_seconds() - wall, 1e-9);
             const double predicted = cost.seconds(kept_of(groups, removal)) / whole;
             Json row = {{"target", *share},
                         {"predicted_ratio", predicted},
@@ -190,7 +207,8 @@ private:
                         {"measured_interval", {measured.low, measured.high}},
                         {"before_ms", measured.before_ms},
                         {"after_ms", measured.after_ms},
-                        {"pairs", measured.pairs}};
+                        {"pairs", measured.pairs},
+                        {"cpus", cpus}};
             rows.push_back(row);
             // Within the target the larger model is better, else the faster one.
             const bool reached = measured.median <= kMost * wanted;
@@ -217,7 +235,12 @@ private:
         best_row["not_timed"] = timing.latency.not_timed();
         best_row["rounds"] = std::move(rows);
         // CPU seconds are measured; that energy follows them is a model.
+        const auto cpus = best_row["cpus"].get<double>();
         context.facts[target.energy_ratio ? "cpu_time" : "latency"] = std::move(best_row);
+        if (target.latency_ratio && cpus < kBusy)
+            context.log->warning(std::string(kWhere) + ": while times were taken, the process had " + figure(cpus) +
+                                 " of a processor: on a machine as busy as this they say little. Use energy_ratio, "
+                                 "which counts CPU seconds, or an idle machine");
         if (!reached)
             context.log->warning(std::string(kWhere) + ": the model was to take " + figure(wanted) +
                                  " of its time and takes " + figure(best_ratio) +
