@@ -86,9 +86,9 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
     auto [criterion, allocation, options] = read_channel_pruning(o);
     options.schedule = make<Schedule>(o, "schedule", "one_shot", schedules(), "how the cut is spread over `steps`");
     options.steps = o.integer("steps", 1, 1, 10000, "the channels are scored anew after each");
-    options.rewind_to =
-        o.text("rewind_to", "", "TorchScript file of the model earlier in its training: the weights that stay get its "
-                                "values (arXiv 1803.03635)");
+    options.rewind_to = o.text("rewind_to", "",
+                               "TorchScript file of the model earlier in its training: the weights that stay get its "
+                               "values (arXiv 1803.03635)");
     return channel_pruning(std::move(criterion), std::move(allocation), std::move(options));
 }
 
