@@ -146,14 +146,18 @@ private:
     /// One per weight of a linear layer, with its bias and the input it has on the example.
     std::vector<Candidate> candidates(const Model& model, const Inputs& example) const {
         const LayerNames names(model);
-        std::map<const Node*, size_t> first;
+        std::map<const Node*, size_t> readers;
+        std::set<const Node*> reached;
         std::map<std::string, size_t> known;  // by attribute
         std::vector<Candidate> list;
         for (Node* node : all_nodes(*model.graph())) {
             const auto linear = as_linear(node);
             if (!linear) continue;
             const auto attribute = attribute_name(linear->weight);
-            if (attribute && known.count(*attribute)) continue;
+            if (attribute && known.count(*attribute)) {
+                readers[node] = known.at(*attribute);
+                continue;
+            }
             Candidate candidate;
             candidate.layer = names.of(node);
             for (const auto& expression : ignore_)
@@ -179,17 +183,20 @@ private:
                     candidate.reason = other_readers(model, *attribute, linear->has_bias && !candidate.bias.defined());
             }
             known[*attribute] = list.size();
-            if (candidate.reason.empty()) first[node] = list.size();
+            readers[node] = list.size();
             list.push_back(std::move(candidate));
         }
         NodeHooks hooks;
         hooks.before = [&](const Node* node, std::vector<c10::IValue>& inputs) {
-            const auto found = first.find(node);
-            if (found != first.end()) list[found->second].input = inputs[0].toTensor().clone();
+            const auto found = readers.find(node);
+            if (found == readers.end() || !reached.insert(node).second) return;
+            auto& candidate = list[found->second];
+            if (candidate.reason.empty() && !candidate.input.defined()) candidate.input = inputs[0].toTensor().clone();
         };
         run_nodes(model, example, hooks);
-        for (const auto& [node, index] : first)
-            if (!list[index].input.defined()) list[index].reason = "the example input does not reach it";
+        for (const auto& [node, index] : readers)
+            if (!reached.count(node) && list[index].reason.empty())
+                list[index].reason = "the example input does not reach it";
         return list;
     }
 
