@@ -63,7 +63,7 @@ public:
 
     Needs needs() const override {
         Needs needs = task_.needs() | criterion_->needs();
-        needs.calibration_data |= pruning_.bn_batches > 0;
+        needs.calibration_data |= pruning_.bn_batches > 0 || pruning_.refit;
         return needs;
     }
 
@@ -195,6 +195,9 @@ std::unique_ptr<Stage> gradual_pruning(TrainingTask task, std::unique_ptr<Criter
     if (options.every_steps < 1)
         throw InvalidArgument(kWhere, "every_steps is " + std::to_string(options.every_steps),
                               "It must be at least 1.");
+    if (!allocation->sensitivity_ratios().empty())
+        throw InvalidArgument(kWhere, "the scope measures the quality of the model group by group, at every scoring",
+                              "Use scope global, uniform, greedy or isomorphic.");
     if (pruning.target.latency_ratio || pruning.target.energy_ratio || pruning.round_to_measured || pruning.only_faster)
         throw InvalidArgument(kWhere,
                               "latency_ratio, energy_ratio, round_to: auto and only_faster need a model at rest",

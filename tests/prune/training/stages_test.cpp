@@ -210,6 +210,7 @@ TEST(PruneTraining, NeedsComeFromTrainingCriterionAndBatchNorm) {
 TEST(PruneTraining, MistakesAreNamed) {
     EXPECT_ERROR(training_stage("prune.gradual", {{"epochs", "2"}, {"begin_epoch", "1.5"}, {"end_epoch", "1"}}),
                  InvalidArgument, "the masks grow from epoch 1.5 to 1");
+    EXPECT_ERROR(training_stage("prune.gradual", {{"scope", "sensitivity"}}), InvalidArgument, "at every scoring");
     EXPECT_ERROR(training_stage("prune.gradual", {{"latency_ratio", "0.5"}}), InvalidArgument, "need a model at rest");
     EXPECT_ERROR(training_stage("prune.gradual", {{"pruning_schedule", "cubc"}}), InvalidArgument,
                  "Did you mean \"cubic\"");
