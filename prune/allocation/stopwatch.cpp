@@ -155,7 +155,7 @@ private:
         std::vector<torch::jit::Operation> operations;
         std::vector<double> best(runs.size(), std::numeric_limits<double>::infinity());
         std::vector<size_t> order;
-        double once = 0;
+        const double begin = cpu_seconds();
         for (size_t i = 0; i < runs.size(); ++i) {
             poll();
             operations.push_back(runs[i]->node->getOperation());
@@ -164,7 +164,6 @@ private:
                 operations[i](stack);
                 stack = stack_of(*runs[i], arena);
                 best[i] = timed([&] { operations[i](stack); });
-                once += best[i];
                 order.push_back(i);
             } catch (const c10::Error&) {
                 best[i] = std::numeric_limits<double>::quiet_NaN();
@@ -172,8 +171,9 @@ private:
                 best[i] = std::numeric_limits<double>::quiet_NaN();
             }
         }
-        // Rounds for about twenty seconds, but at least two after the first and at most eight.
-        const int rounds = static_cast<int>(std::clamp(20.0 / std::max(2 * once, 1e-6), 2.0, 8.0));
+        // Rounds for about twenty seconds of CPU time, but at least four and at most eight: a busy machine, where each
+        // takes longer, needs no fewer.
+        const int rounds = static_cast<int>(std::clamp(20.0 / std::max(cpu_seconds() - begin, 1e-6), 4.0, 8.0));
         std::mt19937_64 random(0);
         for (int round = 0; round < rounds; ++round) {
             std::shuffle(order.begin(), order.end(), random);
@@ -208,11 +208,15 @@ private:
         return module;
     }
 
-    double now() const {
-        if (!cpu_) return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    static double cpu_seconds() {
         timespec time{};
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
         return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    }
+
+    double now() const {
+        if (cpu_) return cpu_seconds();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
     }
 
     double timed(const std::function<void()>& call) const {
