@@ -74,7 +74,8 @@ measure: {profile: quick, batch: [1, 32]}
     const auto again = read_recipe(folder / "again.yaml", {});
     EXPECT_EQ(again.resolved.dump(1), recipe.resolved.dump(1));
     EXPECT_EQ(again.model, recipe.model);
-    EXPECT_EQ(recipe.resolved["stages"][0]["prune.channel"]["criterion"].dump(), R"({"magnitude":{"p":1.0}})");
+    EXPECT_EQ(recipe.resolved["stages"][0]["prune.channel"]["criterion"].dump(),
+              R"({"magnitude":{"p":1.0,"reduce":"sum"}})");
 }
 
 TEST_F(RecipeTest, PathsAreRelativeToTheRecipe) {
