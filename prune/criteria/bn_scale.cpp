@@ -22,13 +22,14 @@ public:
                 if (const auto view = as_batch_norm(node); view && view->affine)
                     if (const auto name = attribute_name(view->weight)) gammas.insert(*name);
         std::vector<at::Tensor> scores, elsewhere;
+        PowerSums power_sum(1, kWhere);
         for (size_t g = 0; g < groups.all().size(); ++g) {
             const auto& group = groups.all()[g];
             auto sum = at::zeros({group.channels}, at::kDouble);
             int64_t count = 0;
             for (const auto& slice : group.slices) {
                 if (!gammas.count(slice.name)) continue;
-                sum += power_sum(slice, 1, group.channels, kWhere);
+                sum += power_sum(slice, group.channels);
                 ++count;
             }
             if (count > 0) {

@@ -12,9 +12,20 @@ namespace coppice::prune {
 /// Adds up `per_index` [slice.tensor.size(slice.dim)] by channel: [channels], float64.
 at::Tensor per_channel(const at::Tensor& per_index, const Slice& slice, int64_t channels);
 
-/// sum |w|^p over each index of the slice, added up by channel: [channels], float64.
-/// @throws UnsupportedModel from `where` when a weight is NaN or infinite
-at::Tensor power_sum(const Slice& slice, double p, int64_t channels, const char* where);
+/// Sums of |w|^p over the indices of slices. Groups share weights (each layer of a dense block reads many), so every
+/// weight is summed once per dimension.
+class PowerSums {
+public:
+    PowerSums(double p, const char* where) : p_(p), where_(where) {}
+    /// Added up by channel: [channels], float64.
+    /// @throws UnsupportedModel from `where` when a weight is NaN or infinite
+    at::Tensor operator()(const Slice& slice, int64_t channels);
+
+private:
+    const double p_;
+    const char* const where_;
+    std::map<std::pair<const at::TensorImpl*, int64_t>, at::Tensor> sums_;  // [tensor.size(dim)]
+};
 
 /// True for the parameters that make or scale a channel (filters, biases, norms): with all of them zero the channel is
 /// gone, whatever reads it.

@@ -12,10 +12,11 @@ public:
     std::vector<at::Tensor> scores(const Model&, const Groups& groups, Context&) const override {
         torch::NoGradGuard no_grad;
         std::vector<at::Tensor> scores;
+        PowerSums power_sum(2, "prune.lamp");
         for (const auto& group : groups.all()) {
             auto power = at::zeros({group.channels}, at::kDouble);
             for (const auto& slice : group.slices)
-                if (slice.parameter) power += power_sum(slice, 2, group.channels, "prune.lamp");
+                if (slice.parameter) power += power_sum(slice, group.channels);
             const auto [sorted, order] = power.sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
             const auto not_smaller = sorted.flip(0).cumsum(0).flip(0);  // of itself and all behind it
             // A group of zeros: nothing of it matters, 0 / 0 is 0.

@@ -13,11 +13,11 @@ public:
     std::vector<at::Tensor> scores(const Model&, const Groups& groups, Context&) const override {
         torch::NoGradGuard no_grad;
         std::vector<at::Tensor> scores;
+        PowerSums power_sum(p_, "prune.magnitude");
         for (const auto& group : groups.all()) {
             std::vector<at::Tensor> sums;  // [C] per slice
             for (const auto& slice : group.slices)
-                if (slice.parameter && counts(slice, group))
-                    sums.push_back(power_sum(slice, p_, group.channels, "prune.magnitude"));
+                if (slice.parameter && counts(slice, group)) sums.push_back(power_sum(slice, group.channels));
             scores.push_back(reduced(sums, group).pow(1.0 / p_));
         }
         return scores;

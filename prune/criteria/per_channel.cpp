@@ -10,11 +10,21 @@ at::Tensor per_channel(const at::Tensor& per_index, const Slice& slice, int64_t 
                    per_index.to(at::kDouble).to(at::kCPU).index_select(0, belongs));
 }
 
-at::Tensor power_sum(const Slice& slice, double p, int64_t channels, const char* where) {
-    const auto weights = slice.tensor.detach().to(at::kDouble).movedim(slice.dim, 0);  // [n, ...]
-    if (!weights.isfinite().all().item<bool>())
-        throw UnsupportedModel(where, slice.name + " holds NaN or infinity", "Check the checkpoint.");
-    return per_channel(weights.abs().pow(p).reshape({weights.size(0), -1}).sum(1), slice, channels);
+at::Tensor PowerSums::operator()(const Slice& slice, int64_t channels) {
+    auto& sums = sums_[{slice.tensor.unsafeGetTensorImpl(), slice.dim}];
+    if (!sums.defined()) {
+        const auto weights = slice.tensor.detach();
+        std::vector<int64_t> others;
+        for (int64_t dim = 0; dim < weights.dim(); ++dim)
+            if (dim != slice.dim) others.push_back(dim);
+        // One pass over the weights: a model has tens of millions, and every further copy of them shows.
+        const auto norms = others.empty() ? weights.to(at::kDouble).abs()
+                                          : at::linalg_vector_norm(weights, p_, others, /*keepdim=*/false, at::kDouble);
+        if (!norms.isfinite().all().item<bool>())  // as every sum that has such a term
+            throw UnsupportedModel(where_, slice.name + " holds NaN or infinity", "Check the checkpoint.");
+        sums = norms.pow(p_);
+    }
+    return per_channel(sums, slice, channels);
 }
 
 bool makes_channel(const Slice& slice) {
