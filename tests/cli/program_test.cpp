@@ -28,7 +28,7 @@ protected:
 };
 
 TEST_F(ProgramTest, EveryCommandHasHelpWithAnExample) {
-    for (const char* command : {"compress", "inspect", "eval", "report", "list", "doctor"}) {
+    for (const char* command : {"compress", "inspect", "eval", "report", "track", "list", "doctor"}) {
         const auto outcome = run({command, "--help"});
         EXPECT_EQ(outcome.code, 0) << command;
         EXPECT_EQ(outcome.err, "");
