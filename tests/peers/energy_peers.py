@@ -331,8 +331,7 @@ def main():
     print("# Energy counters: what each tool makes of the same tree\n")
     print(
         f"`tests/peers/energy_peers.py`: synthetic powercap trees whose counters advance by known amounts during one window of "
-        f"{STEPS * PAUSE:.0f} s that all tools measure at once. Joules; polling every second leaves the tools that integrate power "
-        "a few percent of slack. CodeCarbon by its tracker, Carbontracker by its power readings times the time, Zeus by its counters.\n"
+        f"{STEPS * PAUSE:.0f} s that all tools measure at once. Joules.\n"
     )
     print("| tree | truth | Coppice | " + " | ".join(names) + " |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)

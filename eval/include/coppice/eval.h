@@ -462,8 +462,8 @@ struct MeasureOptions {
     uint64_t seed = 0;
     EnergyOptions energy;
 
-    /// Reads profile, batch, threads, metrics, eval_batch, grid, pue, relative_interval, energy, cpu_watts_per_core,
-    /// idle_watts. @throws InvalidArgument, an unknown grid zone included
+    /// Reads profile, batch, threads, metrics, eval_batch, grid, pue, relative_interval, energy, gpus, meter_file,
+    /// cpu_watts_per_core, idle_watts. @throws InvalidArgument, an unknown grid zone included
     static MeasureOptions read(Options& options);
     double seconds() const;  ///< of timing per variant
 };
