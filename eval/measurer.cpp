@@ -60,9 +60,10 @@ MeasureOptions MeasureOptions::read(Options& options) {
             if (value < 1) throw options.error(name, "holds " + std::to_string(value) + ", must be at least 1", "");
     if (result.batches.empty()) throw options.error("batch", "is empty", "Use [1].");
     result.metrics = options.texts("metrics", {}, "metrics besides the task's; empty: the task's usual ones");
-    for (const auto& name : result.metrics) find_entry(eval::metrics(), "metric", name, options.owner());
+    for (const auto& name : result.metrics) make_metric(name, Task::kClassification, options.owner());
     result.eval_batch = options.integer("eval_batch", result.eval_batch, 1, INT64_MAX, "batch size of quality metrics");
-    result.grid = options.text("grid", result.grid, "ISO 3166 zone, WORLD, or a number in g/kWh");
+    result.grid = options.text("grid", result.grid,
+                               "ISO 3166 zone, WORLD, a number in g/kWh, or a .csv with columns time and g_per_kwh");
     try {
         grid_of(result.grid);
     } catch (const InvalidArgument& error) {
@@ -73,7 +74,18 @@ MeasureOptions MeasureOptions::read(Options& options) {
                                                  "half width of the ratio's interval at which timing ends early");
     std::vector<std::string> sources = {"auto"};
     for (const auto& source : energy_sources()) sources.push_back(source.name);
-    result.energy.source = options.choice("energy", result.energy.source, sources, "source of energy figures");
+    result.energy.source =
+        options.text("energy", result.energy.source,
+                     "source of energy figures: auto, one of `coppice doctor`, or a+b for their sum");
+    std::istringstream parts(result.energy.source);
+    bool any = false;
+    for (std::string part; std::getline(parts, part, '+'); any = true)
+        if (std::find(sources.begin(), sources.end(), part) == sources.end())
+            throw_unknown(options.where().empty() ? options.owner() : options.where() + ", " + options.owner(),
+                          "value of energy", part, sources);
+    if (!any) throw options.error("energy", "is empty", "Use auto.");
+    result.energy.gpus = options.integers("gpus", {}, "numbers of the GPUs whose energy counts; empty: all");
+    result.energy.meter_file = options.text("meter_file", "", "of an external meter: CSV with columns time and watts");
     result.energy.cpu_watts_per_core =
         options.optional_number("cpu_watts_per_core", "for the CPU-time model; default: from the table");
     result.energy.idle_watts = options.optional_number("idle_watts", "of the machine, if known");
@@ -94,6 +106,7 @@ StageMeter::~StageMeter() = default;
 void StageMeter::restart() {
     meter_->start();
     wall_start_ = wall_seconds();
+    unix_start_ = unix_seconds();
     cpu_start_ = cpu_seconds();
 }
 
@@ -104,7 +117,7 @@ Json StageMeter::read() {
              Figure::measured(cpu_seconds() - cpu_start_, "s", "CPU time of the process and its finished children")
                  .to_json()},
             {"energy_j", energy.to_json()},
-            {"carbon_g", carbon_g(energy, grid_, options_.pue).to_json()}};
+            {"carbon_g", carbon_g(energy, grid_, options_.pue, unix_start_, unix_seconds()).to_json()}};
 }
 
 // What is known of one model before it becomes JSON.
@@ -131,7 +144,7 @@ Measurer::Measurer(Inputs example, std::shared_ptr<const Dataset> data, std::str
     names_ = {metric_};
     for (const auto& name : options_.metrics.empty() ? default_metrics(task) : options_.metrics)
         if (std::find(names_.begin(), names_.end(), name) == names_.end()) names_.push_back(name);
-    for (const auto& name : names_) find_entry(metrics(), "metric", name, "task");
+    for (const auto& name : names_) make_metric(name, task_, "task");
 }
 
 Measurer::~Measurer() = default;
@@ -202,8 +215,7 @@ Json Measurer::assemble(const Subject& subject) const {
     if (!quality) {
         none.name = metric_;
         none.figure = Figure::unavailable("1", "there is no labelled data");
-        Options options("metric " + metric_, std::vector<std::pair<std::string, std::string>>{});
-        none.higher_is_better = find_entry(metrics(), "metric", metric_, "task").make(options)->higher_is_better();
+        none.higher_is_better = make_metric(metric_, task_, "task")->higher_is_better();
         quality = &none;
     }
     json["quality"] = {{"metric", metric_},

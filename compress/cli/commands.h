@@ -26,6 +26,7 @@ int run_compress(const Arguments& arguments);
 int run_inspect(const Arguments& arguments);
 int run_eval(const Arguments& arguments);
 int run_report(const Arguments& arguments);
+int run_track(const Arguments& arguments);
 int run_list(const Arguments& arguments);
 int run_doctor(const Arguments& arguments);
 

@@ -63,53 +63,11 @@ Json cuda_status() {
     return status;
 }
 
-// NVML's own names, from its public C interface; nothing of the toolkit is needed.
-Json nvml_status() {
-    Json status = {{"usable", false}, {"reason", ""}, {"driver", ""}, {"devices", Json::array()}};
-    void* library = ::dlopen("libnvidia-ml.so.1", RTLD_LAZY | RTLD_LOCAL);
-    if (!library) {
-        status["reason"] = dl_problem();
-        return status;
-    }
-    using Simple = int (*)();
-    using Count = int (*)(unsigned*);
-    using Text = int (*)(char*, unsigned);
-    using Handle = int (*)(unsigned, void**);
-    using Name = int (*)(void*, char*, unsigned);
-    using Energy = int (*)(void*, unsigned long long*);
-    const auto init = reinterpret_cast<Simple>(::dlsym(library, "nvmlInit_v2"));
-    const auto shutdown = reinterpret_cast<Simple>(::dlsym(library, "nvmlShutdown"));
-    const auto count = reinterpret_cast<Count>(::dlsym(library, "nvmlDeviceGetCount_v2"));
-    const auto driver = reinterpret_cast<Text>(::dlsym(library, "nvmlSystemGetDriverVersion"));
-    const auto handle = reinterpret_cast<Handle>(::dlsym(library, "nvmlDeviceGetHandleByIndex_v2"));
-    const auto name = reinterpret_cast<Name>(::dlsym(library, "nvmlDeviceGetName"));
-    const auto energy = reinterpret_cast<Energy>(::dlsym(library, "nvmlDeviceGetTotalEnergyConsumption"));
-    if (!init || !count || !handle || !name) {
-        status["reason"] = "libnvidia-ml.so.1 lacks a function that is needed";
-        return status;
-    }
-    if (const int error = init()) {
-        status["reason"] = "nvmlInit failed with code " + std::to_string(error);
-        return status;
-    }
-    char text[96] = {};
-    if (driver && driver(text, sizeof text) == 0) status["driver"] = text;
-    unsigned devices = 0;
-    if (count(&devices) == 0) {
-        for (unsigned i = 0; i < devices; ++i) {
-            void* device = nullptr;
-            unsigned long long millijoules = 0;
-            char device_name[96] = {};
-            if (handle(i, &device) != 0) continue;
-            name(device, device_name, sizeof device_name);
-            status["devices"].push_back(
-                {{"name", device_name}, {"energy_counter", energy && energy(device, &millijoules) == 0}});
-        }
-    }
-    status["usable"] = !status["devices"].empty();
-    if (status["devices"].empty()) status["reason"] = "no device is visible";
-    if (shutdown) shutdown();
-    return status;
+Json to_json(const eval::NvmlStatus& nvml) {
+    Json devices = Json::array();
+    for (const auto& device : nvml.devices)
+        devices.push_back({{"name", device.name}, {"energy_counter", device.energy_counter}, {"mig", device.mig}});
+    return {{"usable", nvml.usable}, {"reason", nvml.reason}, {"driver", nvml.driver}, {"devices", devices}};
 }
 
 bool has_flag(const std::vector<std::string>& flags, const std::string& flag) {
@@ -132,7 +90,7 @@ int run_doctor(const Arguments& arguments) {
     const auto sources = eval::probe_energy_sources();
     const auto power = eval::cpu_power(machine.cpu);
     const auto cuda = cuda_status();
-    const auto nvml = nvml_status();
+    const auto nvml = eval::nvml_status();
     const bool vnni = has_flag(machine.flags, "avx512_vnni") || has_flag(machine.flags, "avx_vnni");
     const bool bf16 = has_flag(machine.flags, "avx512_bf16") || has_flag(machine.flags, "amx_bf16");
     const bool amx = has_flag(machine.flags, "amx_int8");
@@ -155,7 +113,7 @@ int run_doctor(const Arguments& arguments) {
             {"engines", quantize::engines()},
             {"exact_int8_products", quantize::exact_int8_products()},
             {"cuda", cuda},
-            {"nvml", nvml},
+            {"nvml", to_json(nvml)},
             {"energy", energy},
             {"cpu_watts_per_core",
              {{"value", power.watts_per_core}, {"known", power.known}, {"method", power.method}}}};
@@ -197,10 +155,11 @@ int run_doctor(const Arguments& arguments) {
     item("CUDA", cuda["usable"].get<bool>() ? devices : "no: " + cuda["reason"].get<std::string>());
     if (!cuda["enable"].get<std::string>().empty()) item("", "to enable: " + cuda["enable"].get<std::string>());
     devices.clear();
-    for (const auto& device : nvml["devices"])
-        devices += (devices.empty() ? "" : ", ") + device["name"].get<std::string>() +
-                   (device["energy_counter"].get<bool>() ? " (with energy counter)" : " (without energy counter)");
-    item("NVML", nvml["usable"].get<bool>() ? devices : "no: " + nvml["reason"].get<std::string>());
+    for (const auto& device : nvml.devices)
+        devices += (devices.empty() ? "" : ", ") + device.name +
+                   (device.energy_counter ? " (with energy counter" : " (without energy counter") +
+                   (device.mig ? ", cut into MIG instances)" : ")");
+    item("NVML", nvml.usable ? devices + ", driver " + nvml.driver : "no: " + nvml.reason);
 
     std::cout << "\nEnergy\n";
     for (const auto& source : sources) {

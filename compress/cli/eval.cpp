@@ -37,22 +37,27 @@ std::string ratio_text(const Json& row) {
 }  // namespace
 
 int run_eval(const Arguments& arguments) {
-    CommandLine line(
-        "eval", "MODEL... --data RECIPE [options]",
-        "Compares TorchScript files: quality, agreement, size, operations, time, energy. The first is the baseline. "
-        "Data,\n"
-        "task and measuring are described as in a recipe (its data:, task: and measure: sections; others are ignored).",
-        "  coppice eval resnet20.pt runs/resnet20/model.pt --data resnet20.yaml\n"
-        "  coppice eval a.pt b.pt --input 1,3,224,224 --set measure.batch=[1,32]\n");
-    line.add()("data", "recipe, or a file with a recipe's sections data, task and measure",
-               cxxopts::value<std::string>(),
-               "FILE")("recipe", "the same as --data", cxxopts::value<std::string>(), "FILE")(
+    CommandLine line("eval", "MODEL... --data RECIPE [options]",
+                     "Compares TorchScript files: quality, agreement, size, operations, time, energy. The first is the "
+                     "baseline,\n"
+                     "or the one that --baseline names. Data, task and measuring are described as in a recipe (its "
+                     "data:, task: and\n"
+                     "measure: sections; others are ignored).",
+                     "  coppice eval resnet20.pt runs/resnet20/model.pt --data resnet20.yaml\n"
+                     "  coppice eval a.pt b.pt --input 1,3,224,224 --set measure.batch=[1,32]\n");
+    line.add()("baseline", "the model that all others are compared with", cxxopts::value<std::string>(), "MODEL")(
+        "data", "recipe, or a file with a recipe's sections data, task and measure", cxxopts::value<std::string>(),
+        "FILE")("recipe", "the same as --data", cxxopts::value<std::string>(), "FILE")(
         "i,input", "shape of an input where no data are given, see coppice inspect --help",
         cxxopts::value<std::vector<std::string>>(),
         "SHAPE")("set", "change a value of the recipe", cxxopts::value<std::vector<std::string>>(), "KEY=VALUE")(
         "json", "as JSON: one measurement per model, as in measurement.json");
     if (!line.parse(arguments, "model")) return kDone;
-    const auto files = line.texts("model");
+    auto files = line.texts("model");
+    if (line.given("baseline")) {
+        files.erase(std::remove(files.begin(), files.end(), line.text("baseline")), files.end());
+        files.insert(files.begin(), line.text("baseline"));
+    }
     if (files.empty()) line.fail("no model is given", "Write coppice eval baseline.pt smaller.pt --data recipe.yaml.");
     if (line.given("data") && line.given("recipe")) line.fail("--data and --recipe are the same", "Give one of them.");
     const std::string file = line.given("data") ? line.text("data") : line.given("recipe") ? line.text("recipe") : "";

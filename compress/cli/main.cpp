@@ -17,6 +17,7 @@ const std::vector<Command>& commands() {
         {"inspect", "layers, costs, and what can be pruned, factorised and quantized", run_inspect},
         {"eval", "compare TorchScript files: quality, size, time, energy", run_eval},
         {"report", "make a report from one or several runs", run_report},
+        {"track", "energy, carbon, CPU time and memory of any other program", run_track},
         {"list", "the stages, losses, criteria and formats that a recipe can name", run_list},
         {"doctor", "what this machine offers: CPU, LibTorch, CUDA, engines, energy counters", run_doctor},
     };
@@ -36,7 +37,8 @@ void print_help(std::ostream& out) {
         out << "  " << command.name << std::string(10 - command.name.size(), ' ') << command.summary << "\n";
     out << "\nOptions\n  -h, --help     this text; coppice COMMAND --help explains a command\n"
            "      --version  version of Coppice and LibTorch\n"
-           "\nExit codes\n  0 done, 1 failed, 2 wrong usage or recipe, 3 a stage missed the gate, 130 interrupted\n"
+           "\nExit codes\n  0 done, 1 failed, 2 wrong usage or recipe, 3 a stage missed the gate, 130 interrupted;\n"
+           "  coppice track passes on the code of its command\n"
            "\nExample\n  coppice inspect model.pt --input 1,3,224,224\n  coppice compress recipe.yaml\n";
 }
 

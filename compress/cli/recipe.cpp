@@ -104,7 +104,7 @@ void read_task(const Setting& root, Recipe& recipe) {
         if (name == type) recipe.task = task;
     recipe.metric = options.text("metric", eval::default_metrics(recipe.task).front());
     if (const auto known = names_of(eval::metrics());
-        std::find(known.begin(), known.end(), recipe.metric) == known.end()) {
+        recipe.metric.rfind("file:", 0) != 0 && std::find(known.begin(), known.end(), recipe.metric) == known.end()) {
         const auto* metric = setting.find("metric");
         throw_unknown(metric ? metric->where : setting.where, "metric", recipe.metric, known);
     }

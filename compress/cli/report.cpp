@@ -1,12 +1,63 @@
 // coppice report: runs to HTML, JSON, CSV, Markdown.
+#include <coppice/eval.h>
+#include <coppice/pipeline.h>
 #include <coppice/report.h>
 
+#include <cmath>
 #include <iostream>
 #include <sstream>
 
 #include "commands.h"
 
 namespace coppice::cli {
+namespace {
+
+eval::Figure figure_at(const Json& json, const char* pointer) {
+    const Json::json_pointer place(pointer);
+    return json.contains(place) ? eval::Figure::from_json(json.at(place))
+                                : eval::Figure::unavailable("J", "not recorded");
+}
+
+std::string cell(const eval::Figure& figure) {
+    return figure.value ? Json(*figure.value).dump() : "";
+}
+
+// The stored energies in every zone of the table; nothing is measured again.
+std::string regions_csv(const Json& report) {
+    std::string text = "run,stage,zone,year,g_per_kwh,pue,compression_g,per_inference_g,attribution\n";
+    for (const auto& run : report.at("runs"))
+        for (const auto& stage : run.at("stages")) {
+            const auto& measurement = stage.at("measurement");
+            const auto pue = measurement.value("/carbon/pue"_json_pointer, 1.0);
+            const auto spent = eval::region_sweep(figure_at(measurement, "/compression/energy_j"), pue);
+            const auto each = eval::region_sweep(figure_at(measurement, "/figures/energy_per_inference_j"), pue);
+            for (size_t i = 0; i < spent.size(); ++i) {
+                const auto& grid = spent[i].first;
+                text += run.at("folder").get<std::string>() + "," + stage.at("folder").get<std::string>() + "," +
+                        grid.zone + "," + std::to_string(grid.year.value_or(0)) + "," + Json(grid.g_per_kwh).dump() +
+                        "," + Json(pue).dump() + "," + cell(spent[i].second) + "," + cell(each[i].second) + ",\"" +
+                        grid.attribution + "\"\n";
+            }
+        }
+    return text;
+}
+
+// "runs/a: its energy is earned back after 12 days at 1000 inferences a day (10 to 15)"
+std::string payback_text(const Json& run, double per_day) {
+    const auto days = eval::payback_days(figure_at(run, "/cost/payback_inferences"), per_day);
+    char text[128];
+    if (!days.value) return run.at("folder").get<std::string>() + ": earned back never, or not known: " + days.reason;
+    std::snprintf(text, sizeof text, ": its energy is earned back after %.3g days at %.6g inferences a day",
+                  *days.value, per_day);
+    std::string line = run.at("folder").get<std::string>() + text;
+    if (days.interval) {
+        std::snprintf(text, sizeof text, " (%.3g to %.3g)", days.interval->low, days.interval->high);
+        line += text;
+    }
+    return line + ", " + eval::name_of(days.provenance);
+}
+
+}  // namespace
 
 int run_report(const Arguments& arguments) {
     CommandLine line(
@@ -18,11 +69,16 @@ int run_report(const Arguments& arguments) {
     line.add()("o,out", "folder to write to (default: the run's own, for several runs the current one)",
                cxxopts::value<std::string>(), "DIR")(
         "format", "html, json, csv, md: one or several, with commas between", cxxopts::value<std::string>(), "LIST")(
-        "title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
+        "load", "inferences a day: after how many days compressing has paid for itself", cxxopts::value<double>(), "N")(
+        "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
+        "FILE")("title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
     if (!line.parse(arguments, "run")) return kDone;
     const auto runs = line.texts("run");
     if (runs.empty())
         line.fail("no run directory is given", "Write coppice report runs/name; see coppice report --help.");
+
+    const double load = line.given("load") ? line.values()["load"].as<double>() : 1;
+    if (!(load > 0) || !std::isfinite(load)) line.fail("--load must be above 0");
 
     std::vector<std::string> formats = eval::report_formats();
     if (line.given("format")) {
@@ -46,6 +102,12 @@ int run_report(const Arguments& arguments) {
         for (const auto& warning : report["warnings"])
             std::cerr << "warning: " << (warning.is_string() ? warning.get<std::string>() : warning.dump()) << "\n";
     std::cout << eval::terminal_table(report) << "\n" << wrapped(eval::summary_sentence(report), 100, 0) << "\n\n";
+    if (line.given("load"))
+        for (const auto& run : report.at("runs")) std::cout << wrapped(payback_text(run, load), 100, 0) << "\n";
+    if (line.given("regions")) {
+        write_atomically(line.text("regions"), regions_csv(report));
+        std::cout << "regions " << line.text("regions") << "\n";
+    }
     for (const auto& file : written) std::cout << "report  " << file.string() << "\n";
     return kDone;
 }

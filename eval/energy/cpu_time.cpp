@@ -26,13 +26,16 @@ std::string shortest(double value) {
 
 class CpuTimeMeter final : public EnergyMeter {
 public:
-    CpuTimeMeter(CpuPower power, std::optional<double> idle_watts) : power_(std::move(power)), idle_(idle_watts) {}
+    CpuTimeMeter(CpuPower power, const EnergyOptions& options)
+        : power_(std::move(power)),
+          idle_(options.idle_watts),
+          clock_(options.cpu_clock ? options.cpu_clock : [] { return cpu_seconds(); }) {}
 
     std::string name() const override { return "cpu_time"; }
     std::string method() const override { return "CPU seconds x " + power_.method; }
-    void start() override { start_ = cpu_seconds(); }
+    void start() override { start_ = clock_(); }
     Figure read() override {
-        return Figure::modelled((cpu_seconds() - start_) * power_.watts_per_core, "J", method(), std::nullopt,
+        return Figure::modelled((clock_() - start_) * power_.watts_per_core, "J", method(), std::nullopt,
                                 power_.systematic_ratio);
     }
     Figure idle_power_w() const override {
@@ -43,6 +46,7 @@ public:
 private:
     CpuPower power_;
     std::optional<double> idle_;
+    std::function<double()> clock_;
     double start_ = 0;
 };
 
@@ -100,7 +104,7 @@ EnergySource cpu_time_source() {
             },
             [](const EnergyOptions& options) -> std::unique_ptr<EnergyMeter> {
                 return std::make_unique<CpuTimeMeter>(
-                    cpu_power(environment(options.root).cpu, options.cpu_watts_per_core), options.idle_watts);
+                    cpu_power(environment(options.root).cpu, options.cpu_watts_per_core), options);
             }};
 }
 

@@ -1,13 +1,8 @@
 #include "energy/rapl.h"
 
-#include <cerrno>
+#include <algorithm>
 #include <cmath>
-#include <condition_variable>
-#include <cstring>
-#include <fstream>
-#include <mutex>
-#include <set>
-#include <thread>
+#include <map>
 
 #include "energy/sources.h"
 
@@ -20,33 +15,8 @@ constexpr double kMaximumWatts = 1000;
 // Two dies of one AMD socket report one counter: equal up to the microseconds between the two reads. Independent
 // counters start within 1 J of each other once in 10^5 machines.
 constexpr double kMirrorMicrojoules = 1e6;
-
-struct Read {
-    std::optional<double> value;
-    std::string failure;
-    bool denied = false;
-};
-
-Read read_number(const std::filesystem::path& path) {
-    errno = 0;
-    std::ifstream file(path);
-    if (!file) return {std::nullopt, path.string() + ": " + std::strerror(errno ? errno : ENOENT), errno == EACCES};
-    std::string text;
-    std::getline(file, text);
-    if (file.bad() || text.empty()) return {std::nullopt, path.string() + " cannot be read", false};
-    char* end = nullptr;
-    const double value = std::strtod(text.c_str(), &end);
-    if (end == text.c_str() || (*end != '\0' && !std::isspace(static_cast<unsigned char>(*end))) || !(value >= 0))
-        return {std::nullopt, path.string() + " holds \"" + text + "\", not a number", false};
-    return {value, "", false};
-}
-
-std::string read_name(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    std::string text;
-    std::getline(file, text);
-    return text;
-}
+// A package is updated every millisecond and never draws nothing; five seconds also outlast a suspended guest.
+constexpr double kStallSeconds = 5;
 
 // "intel-rapl:0" in the folder and, where the tree is nested, "intel-rapl:0/intel-rapl:0:1"; by name, MSR before MMIO.
 void collect(const std::filesystem::path& folder, std::map<std::string, std::filesystem::path>& found) {
@@ -65,7 +35,6 @@ RaplReader::RaplReader(const std::filesystem::path& root) {
     std::map<std::string, std::filesystem::path> found;
     collect(folder, found);
     std::vector<Zone> packages, memories, platforms;
-    std::set<std::string> seen;
     // ':' sorts behind '-': list the plain driver first, so that an MMIO twin is the one left out.
     std::vector<std::pair<std::string, std::filesystem::path>> ordered(found.begin(), found.end());
     std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
@@ -74,13 +43,13 @@ RaplReader::RaplReader(const std::filesystem::path& root) {
     for (const auto& [id, path] : ordered) {
         Zone zone;
         zone.folder = path;
-        zone.name = read_name(path / "name");
+        zone.name = read_line(path / "name");
         const bool nested = std::count(id.begin(), id.end(), ':') > 1;
         if (nested) {
             if (zone.name != "dram") continue;  // core and uncore are part of the package
             const auto parent = found.find(id.substr(0, id.rfind(':')));
             if (parent == found.end()) continue;
-            zone.name = read_name(parent->second / "name") + "/dram";
+            zone.name = read_line(parent->second / "name") + "/dram";
         } else if (zone.name.rfind("package", 0) != 0 && zone.name != "psys" && zone.name != "dram") {
             continue;
         } else if (zone.name == "dram") {
@@ -126,7 +95,7 @@ void RaplReader::start(double now) {
         zone.failure = read.failure;
         zone.total_uj = 0;
         zone.first_uj = zone.last_uj = read.value.value_or(0);
-        zone.last_time = now;
+        zone.last_time = zone.changed_time = now;
     }
 }
 
@@ -153,6 +122,11 @@ void RaplReader::sample(double now) {
                            (zone.max_uj ? ", too far for a wrap" : " and names no range to wrap at");
             continue;
         }
+        if (delta > 0) zone.changed_time = now;
+        if (now - zone.changed_time >= kStallSeconds) {
+            zone.failure = zone.name + " did not move in " + std::to_string(now - zone.changed_time) + " s";
+            continue;
+        }
         zone.total_uj += delta;
         zone.last_uj = *read.value;
         zone.last_time = now;
@@ -177,7 +151,10 @@ std::string RaplReader::method() const {
     std::string names;
     for (size_t i = 0; i < zones_.size(); ++i)
         if (zones_[i].failure.empty() && !mirrors_another(i)) names += (names.empty() ? "" : ", ") + zones_[i].name;
-    return "RAPL counters of " + names + "; the whole machine, other programs included";
+    std::string without;
+    for (const auto& zone : zones_)
+        if (!zone.failure.empty()) without += "; without " + zone.name + " (" + zone.failure + ")";
+    return "RAPL counters of " + names + without + "; the whole machine, other programs included";
 }
 
 Figure RaplReader::total(double now) const {
@@ -198,69 +175,6 @@ Figure RaplReader::total(double now) const {
     return figure;
 }
 
-namespace {
-
-// Polls in a thread of its own while it runs, because a counter may wrap every minute.
-class RaplMeter final : public EnergyMeter {
-public:
-    RaplMeter(const std::filesystem::path& root, std::optional<double> idle_watts) : reader_(root), idle_(idle_watts) {
-        poller_ = std::thread([this] { poll(); });
-    }
-    ~RaplMeter() override {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            ended_ = true;
-        }
-        wake_.notify_all();
-        poller_.join();
-    }
-
-    std::string name() const override { return "rapl"; }
-    std::string method() const override {
-        std::lock_guard<std::mutex> lock(mutex_);
-        return reader_.method();
-    }
-    void start() override {
-        std::lock_guard<std::mutex> lock(mutex_);
-        reader_.start(wall_seconds());
-        running_ = true;
-    }
-    Figure read() override {
-        std::lock_guard<std::mutex> lock(mutex_);
-        const double now = wall_seconds();
-        reader_.sample(now);
-        return reader_.total(now);
-    }
-    Figure stop() override {
-        auto figure = read();
-        std::lock_guard<std::mutex> lock(mutex_);
-        running_ = false;
-        return figure;
-    }
-    Figure idle_power_w() const override {
-        if (idle_) return Figure::assumed(*idle_, "W", "given by the user (idle_watts)");
-        return Figure::unavailable("W", "idle power was not measured; set idle_watts");
-    }
-
-private:
-    void poll() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        while (!ended_) {
-            wake_.wait_for(lock, std::chrono::duration<double>(reader_.poll_seconds()));
-            if (!ended_ && running_) reader_.sample(wall_seconds());
-        }
-    }
-
-    RaplReader reader_;
-    std::optional<double> idle_;
-    mutable std::mutex mutex_;
-    std::condition_variable wake_;
-    bool running_ = false, ended_ = false;
-    std::thread poller_;
-};
-
-}  // namespace
-
 EnergySource rapl_source() {
     const std::string summary = "Linux powercap counters of CPU packages and memory (Intel, AMD)";
     return {"rapl", summary,
@@ -279,7 +193,7 @@ EnergySource rapl_source() {
                 return status;
             },
             [](const EnergyOptions& options) -> std::unique_ptr<EnergyMeter> {
-                return std::make_unique<RaplMeter>(options.root, options.idle_watts);
+                return polled_meter("rapl", std::make_unique<RaplReader>(options.root), options.idle_watts);
             }};
 }
 

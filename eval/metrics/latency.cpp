@@ -20,6 +20,9 @@ constexpr int64_t kMinimumRounds = 8;
 constexpr double kSteadyRatio = 0.05;
 // Correlation on shared machines lasts about a second: neighbours within that are drawn together in the bootstrap.
 constexpr double kBlockSeconds = 1.0;
+// Blocks before timing may end early. Whoever stops when an interval looks narrow stops most often when it is so by
+// luck: with eight blocks, 11 of 100 comparisons of a model with itself found a difference on simulated noise.
+constexpr double kBlocksToEnd = 20;
 
 int64_t involuntary_switches() {
     rusage usage{};
@@ -192,8 +195,8 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
     std::vector<Series> series(variants);
     for (size_t v = 0; v < variants; ++v) {
         const double typical = warm_up(queries[v], options, clock, series[v].steady);
-        series[v].per_window =
-            std::max<int64_t>(1, static_cast<int64_t>(std::ceil(options.window_seconds / std::max(typical, 1e-9))));
+        const double window = std::max(options.window_seconds, meter ? meter->minimum_window_s() : 0);
+        series[v].per_window = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(window / std::max(typical, 1e-9))));
         // A clock that does not move, or an empty query, must not make windows endless.
         series[v].per_window = std::min<int64_t>(series[v].per_window, 100000);
     }
@@ -235,6 +238,7 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
     };
     const auto precise = [&](double passed) {
         const double round_seconds = passed / static_cast<double>(rounds);
+        if (passed < kBlocksToEnd * std::max(kBlockSeconds, round_seconds)) return false;
         for (size_t v = variants == 1 ? 0 : 1; v < variants; ++v) {
             const auto block = block_of(series[v], round_seconds);
             if (variants == 1) {

@@ -196,10 +196,6 @@ private:
     const std::string task_;
 };
 
-const char* task_name(Task task) {
-    return task == Task::kClassification ? "classification" : task == Task::kRegression ? "regression" : "similarity";
-}
-
 // Puts a module into eval mode and back, each submodule by itself: one may have been frozen in eval mode on purpose.
 class EvalMode {
 public:
@@ -234,20 +230,31 @@ std::vector<MetricValue> agreement(const std::vector<at::Tensor>& outputs, const
     for (size_t i = 0; comparable && i < outputs.size(); ++i) comparable = outputs[i].sizes() == baseline[i].sizes();
     const std::string reason = "its output has another shape than the baseline's";
     if (task == Task::kClassification) {
-        if (!comparable) return {value("agreement", Figure::unavailable("ratio", reason), true, 100)};
+        if (!comparable)
+            return {value("agreement", Figure::unavailable("ratio", reason), true, 100),
+                    value("kl_to_baseline", Figure::unavailable("1", reason), false, -1)};
         int64_t same = 0, count = 0;
         bool dense = false;
+        std::vector<at::Tensor> divergences;
         for (size_t i = 0; i < outputs.size(); ++i) {
             const auto equal = outputs[i].argmax(1) == baseline[i].argmax(1);
+            const auto p = baseline[i].to(at::kDouble).log_softmax(1), q = outputs[i].to(at::kDouble).log_softmax(1);
+            divergences.push_back(per_example((p.exp() * (p - q)).sum(1)));
             same += equal.sum().item<int64_t>();
             count += equal.numel();
             dense = dense || equal.dim() > 1;
         }
         const double share = static_cast<double>(same) / static_cast<double>(count);
-        return {value("agreement",
-                      Figure::measured(share, "ratio", "share of predictions equal to the baseline's",
-                                       dense ? std::nullopt : std::optional<Interval>(wilson_interval(same, count))),
-                      true, 100)};
+        return {
+            value("agreement",
+                  Figure::measured(share, "ratio", "share of predictions equal to the baseline's",
+                                   dense ? std::nullopt : std::optional<Interval>(wilson_interval(same, count))),
+                  true, 100),
+            value("kl_to_baseline",
+                  Figure::measured(at::cat(divergences).mean().item<double>(), "1",
+                                   "mean Kullback-Leibler divergence of the baseline's softmax from the model's, nats",
+                                   mean_interval(at::cat(divergences))),
+                  false, -1)};
     }
     if (pairs) {
         if (!comparable) return {value("baseline_correlation", Figure::unavailable("1", reason), true, 1)};
@@ -285,10 +292,17 @@ Json Metric::paired(const Metric& baseline) const {
     return {{"difference", difference.mean().item<double>()}, {"interval", {interval.low, interval.high}}};
 }
 
+Interval score_interval(const at::Tensor& scores) {
+    return mean_interval(scores);
+}
+
 std::unique_ptr<Metric> loss_metric(Options& options) {
     return std::make_unique<LossMetric>(options.choice("task", "auto",
                                                        {"auto", "classification", "regression", "similarity"},
                                                        "which loss; auto reads it off the targets"));
+}
+std::unique_ptr<Metric> log_loss() {
+    return std::make_unique<LossMetric>("classification");
 }
 std::unique_ptr<Metric> mean_absolute_error() {
     return std::make_unique<MeanAbsoluteError>();
@@ -340,11 +354,7 @@ Evaluation evaluate(const Runner& model, const Dataset& data, const std::vector<
         throw InvalidArgument("evaluate", "the batch size is " + std::to_string(batch_size), "Use 256.");
     Evaluation result;
     std::vector<std::shared_ptr<Metric>> accumulators;
-    for (const auto& name : names) {
-        Options options("metric " + name, std::vector<std::pair<std::string, std::string>>{});
-        if (name == "loss") options = Options("metric loss", {{"task", task_name(task)}});
-        accumulators.push_back(find_entry(metrics(), "metric", name, "evaluate").make(options));
-    }
+    for (const auto& name : names) accumulators.push_back(make_metric(name, task, "evaluate"));
 
     bool pairs = false;
     for (int64_t first = 0; first < size; first += batch_size) {

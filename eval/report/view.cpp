@@ -20,6 +20,15 @@ std::string metric_name(const std::string& metric) {
                                                              {"spearman", "Spearman correlation"},
                                                              {"pearson", "Pearson correlation"},
                                                              {"perplexity", "Perplexity"},
+                                                             {"auc", "Area under the ROC curve"},
+                                                             {"balanced_accuracy", "Balanced accuracy"},
+                                                             {"ece", "Calibration error"},
+                                                             {"f1", "Macro F1"},
+                                                             {"kl_to_baseline", "Divergence from the baseline"},
+                                                             {"log_loss", "Log loss"},
+                                                             {"mape", "Mean relative error"},
+                                                             {"mean_iou", "Mean intersection over union"},
+                                                             {"r2", "R\u00b2"},
                                                              {"agreement", "Agreement with the baseline"}};
     const auto found = names.find(metric);
     return found == names.end() ? (metric.empty() ? "Quality" : metric) : found->second;

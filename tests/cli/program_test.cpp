@@ -28,7 +28,7 @@ protected:
 };
 
 TEST_F(ProgramTest, EveryCommandHasHelpWithAnExample) {
-    for (const char* command : {"compress", "inspect", "eval", "report", "list", "doctor"}) {
+    for (const char* command : {"compress", "inspect", "eval", "report", "track", "list", "doctor"}) {
         const auto outcome = run({command, "--help"});
         EXPECT_EQ(outcome.code, 0) << command;
         EXPECT_EQ(outcome.err, "");
@@ -178,8 +178,15 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_EQ(changed.code, 1);
     EXPECT_THAT(changed.err, HasSubstr("stages[1].train.finetune.epochs was 2, is 3"));
 
-    const auto report = run({"report", "runs/small", "--format", "md", "--out", "elsewhere"});
+    const auto report = run({"report", "runs/small", "--format", "md", "--out", "elsewhere", "--load", "1000",
+                             "--regions", "elsewhere/regions.csv"});
     EXPECT_EQ(report.code, 0) << report.err;
+    EXPECT_THAT(report.out,
+                ::testing::AnyOf(HasSubstr("days at 1000 inferences a day"), HasSubstr("earned back never")));
+    const auto regions = read_text(folder / "elsewhere" / "regions.csv");
+    EXPECT_EQ(std::count(regions.begin(), regions.end(), '\n'), 1 + 6 * 214) << "a row for each stage and zone";
+    EXPECT_THAT(regions, HasSubstr("small,05-deploy,FR,2025,41.44,1.0,"));
+    EXPECT_EQ(run({"report", "runs/small", "--load", "0"}).code, 2);
     EXPECT_TRUE(exists("elsewhere/report.md"));
     EXPECT_FALSE(exists("elsewhere/report.html"));
 

@@ -1,5 +1,7 @@
 #include <coppice/eval.h>
 
+#include <unistd.h>
+
 #include <cmath>
 #include <fstream>
 
@@ -161,7 +163,7 @@ TEST(Rapl, AZoneThatVanishesTakesOnlyAPackageWithIt) {
     tree.vanish("intel-rapl:0:0");
     reader.sample(1);
     EXPECT_NEAR(*reader.total(1).value, 5, 1e-9);
-    EXPECT_THAT(reader.total(1).method, ::testing::Not(::testing::HasSubstr("dram")));
+    EXPECT_THAT(reader.total(1).method, ::testing::HasSubstr("RAPL counters of package-0; without package-0/dram"));
     tree.vanish("intel-rapl:0");
     reader.sample(2);
     EXPECT_FALSE(reader.total(2).available());
@@ -174,6 +176,141 @@ TEST(Rapl, GarbageAndMissingFilesAreNamed) {
     const RaplReader reader(tree.folder.path());
     EXPECT_FALSE(reader.usable());
     EXPECT_THAT(reader.why_not(), ::testing::HasSubstr("holds \"n/a\""));
+}
+
+TEST(Rapl, RefusesTextThatOnlyLooksLikeANumber) {
+    for (const char* text : {"", "nan", "inf", "-5", "0x10", "12 J?", "1e999", "12abc"}) {
+        Tree tree;
+        tree.zone("intel-rapl:0", "package-0", 0);
+        tree.write("intel-rapl:0", "energy_uj", text);
+        const bool trailing = std::string(text) == "12 J?";  // a unit behind a blank is tolerated
+        EXPECT_EQ(RaplReader(tree.folder.path()).usable(), trailing) << text;
+    }
+}
+
+TEST(Rapl, FindsMemoryInATreeThatIsNestedAsInDevices) {
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 0);
+    tree.zone("intel-rapl:0/intel-rapl:0:0", "dram", 0);
+    RaplReader reader(tree.folder.path());
+    reader.start(0);
+    tree.counter("intel-rapl:0", 5e6);
+    tree.counter("intel-rapl:0/intel-rapl:0:0", 2e6);
+    reader.sample(0.5);
+    EXPECT_NEAR(*reader.total(0.5).value, 7, 1e-9);
+}
+
+TEST(Rapl, AddsTwoSocketsOfWhichOneWraps) {
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 262143e6);  // 328 850 uJ before its end
+    tree.zone("intel-rapl:1", "package-1", 1000e6);
+    tree.zone("intel-rapl:0:0", "dram", 10e6);
+    tree.zone("intel-rapl:1:0", "dram", 20e6);
+    RaplReader reader(tree.folder.path());
+    reader.start(0);
+    tree.counter("intel-rapl:0", 99671150);  // 100 J on
+    tree.counter("intel-rapl:1", 1050e6);
+    tree.counter("intel-rapl:0:0", 13e6);
+    tree.counter("intel-rapl:1:0", 24e6);
+    reader.sample(1);
+    ASSERT_TRUE(reader.total(1).available()) << reader.total(1).reason;
+    EXPECT_NEAR(*reader.total(1).value, 100 + 50 + 3 + 4, 1e-6);
+}
+
+TEST(Rapl, TwoWrapsBetweenTwoReadsAreNeverCounted) {
+    // AMD's range holds 65.5 kJ: at 1 kW a wrap takes 65.5 s, and a program that slept for 140 s may have missed two.
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 30000e6, /*range=*/65532610987);
+    RaplReader reader(tree.folder.path());
+    EXPECT_NEAR(reader.poll_seconds(), 65532.610987 / 4000, 1e-9);
+    reader.start(0);
+    tree.counter("intel-rapl:0", 31000e6);  // in truth 1 kJ + two turns
+    reader.sample(140);
+    EXPECT_FALSE(reader.total(140).available());
+    reader.start(140);  // the next window is not harmed
+    tree.counter("intel-rapl:0", 31010e6);
+    reader.sample(141);
+    EXPECT_NEAR(*reader.total(141).value, 10, 1e-9);
+}
+
+TEST(Rapl, AnUnreadableRangeIsAsGoodAsNone) {
+    for (const char* range : {"", "0", "garbage"}) {
+        Tree tree;
+        tree.zone("intel-rapl:0", "package-0", 10e6);
+        tree.write("intel-rapl:0", "max_energy_range_uj", range);
+        RaplReader reader(tree.folder.path());
+        reader.start(0);
+        tree.counter("intel-rapl:0", 15e6);
+        reader.sample(0.5);
+        EXPECT_NEAR(*reader.total(0.5).value, 5, 1e-9) << range;
+        tree.counter("intel-rapl:0", 1e6);
+        reader.sample(0.9);
+        EXPECT_FALSE(reader.total(0.9).available()) << range;
+    }
+}
+
+TEST(Rapl, AFileWithoutPermissionIsNamedWithTheCommandThatHelps) {
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 0);
+    tree.zone("intel-rapl:0:0", "dram", 0);
+    tree.zone("intel-rapl-mmio:0", "package-0", 0);
+    const auto denied = [&](const std::string& id) {
+        std::filesystem::permissions(tree.folder.path() / "sys/class/powercap" / id / "energy_uj",
+                                     std::filesystem::perms::none);
+    };
+    std::filesystem::permissions(tree.folder.path(), static_cast<std::filesystem::perms>(0755));
+    denied("intel-rapl:0:0");
+    const bool root = ::geteuid() == 0;
+    if (root && ::seteuid(65534) != 0) GTEST_SKIP() << "root reads every file, and cannot become another user here";
+    RaplReader without_memory(tree.folder.path());
+    without_memory.start(0);
+    if (root) ASSERT_EQ(::seteuid(0), 0);
+    tree.counter("intel-rapl:0", 5e6);
+    without_memory.sample(0.5);
+    EXPECT_NEAR(*without_memory.total(0.5).value, 5, 1e-9) << "memory that cannot be read is left out and named";
+    EXPECT_THAT(without_memory.total(0.5).method, ::testing::HasSubstr("without package-0/dram"));
+
+    denied("intel-rapl:0");
+    if (root) ASSERT_EQ(::seteuid(65534), 0);
+    const RaplReader twin(tree.folder.path());
+    if (root) ASSERT_EQ(::seteuid(0), 0);
+    EXPECT_TRUE(twin.usable()) << "the same package by the other driver can be read";
+
+    denied("intel-rapl-mmio:0");
+    if (root) ASSERT_EQ(::seteuid(65534), 0);
+    EnergyOptions options;
+    options.root = tree.folder.path();
+    EnergySourceStatus status;
+    for (const auto& source : energy_sources())
+        if (source.name == "rapl") status = source.probe(options);
+    if (root) ASSERT_EQ(::seteuid(0), 0);
+    EXPECT_FALSE(status.usable);
+    EXPECT_THAT(status.reason, ::testing::HasSubstr("Permission denied"));
+    EXPECT_THAT(status.enable, ::testing::HasSubstr("chmod a+r"));
+}
+
+TEST(Rapl, ACounterThatStopsInTheMiddleIsUnavailable) {
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 10e6);
+    RaplReader reader(tree.folder.path());
+    reader.start(0);
+    tree.counter("intel-rapl:0", 60e6);
+    reader.sample(0.5);
+    EXPECT_TRUE(reader.total(0.5).available());
+    reader.sample(6);  // 5.5 s without a step
+    EXPECT_THAT(reader.total(6).reason, ::testing::HasSubstr("did not move"));
+}
+
+TEST(Rapl, ADramCounterThatNeverMovesIsLeftOut) {
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 0);
+    tree.zone("intel-rapl:0:0", "dram", 0);
+    RaplReader reader(tree.folder.path());
+    reader.start(0);
+    tree.counter("intel-rapl:0", 60e6);
+    reader.sample(6);
+    EXPECT_NEAR(*reader.total(6).value, 60, 1e-9);
+    EXPECT_THAT(reader.total(6).method, ::testing::HasSubstr("without package-0/dram (package-0/dram did not move"));
 }
 
 TEST(Rapl, UsesTheWholePlatformOnlyWithoutPackages) {
@@ -215,13 +352,17 @@ TEST(EnergySources, SayWhyTheyAreNotUsableAndWhatWouldHelp) {
     const TemporaryFolder empty;
     EnergyOptions options;
     options.root = empty.path();
+    options.nvml_library = options.amd_smi_library = empty / "absent.so";
     const auto statuses = probe_energy_sources(options);
     ASSERT_EQ(statuses.size(), energy_sources().size());
-    EXPECT_EQ(statuses[0].name, "rapl");
-    EXPECT_FALSE(statuses[0].usable);
-    EXPECT_THAT(statuses[0].enable, ::testing::HasSubstr("modprobe"));
-    EXPECT_TRUE(statuses[1].usable);
-    EXPECT_EQ(statuses.back().name, "none");
+    std::vector<std::string> names;
+    for (const auto& status : statuses) {
+        names.push_back(status.name);
+        EXPECT_EQ(status.usable, status.name == "cpu_time" || status.name == "none") << status.name;
+    }
+    EXPECT_THAT(names, ::testing::ElementsAre("perf", "rapl", "nvml", "amd_smi", "hwmon", "battery", "meter_csv",
+                                              "cpu_time", "none"));
+    EXPECT_THAT(statuses[1].enable, ::testing::HasSubstr("modprobe"));
     for (const auto& status : statuses) EXPECT_FALSE(status.reason.empty()) << status.name;
 }
 

@@ -232,6 +232,8 @@ TEST(MeasureOptions, NameWhatIsWrong) {
     EXPECT_ERROR(read("pue", "0.5"), InvalidArgument, "pue");
     EXPECT_ERROR(read("metrics", "top2"), InvalidArgument, "unknown metric");
     EXPECT_ERROR(read("cpu_watts_per_core", "0"), InvalidArgument, "above 0");
+    EXPECT_ERROR(read("energy", "rapl+nvlm"), InvalidArgument, "Did you mean \"nvml\"?");
+    EXPECT_NO_THROW(read("energy", "rapl+nvml"));
 }
 
 TEST(StageMeter, CountsWhatAPieceOfWorkCosts) {

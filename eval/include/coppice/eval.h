@@ -141,8 +141,15 @@ public:
     virtual Json paired(const Metric& baseline) const;
 };
 
-/// Metrics by name, sorted: loss, mae, mse, spearman, top1, top5.
+/// Metrics by name, sorted: auc, balanced_accuracy, ece, f1, log_loss, loss, mae, mape, mean_iou, mse, pearson,
+/// perplexity, r2, spearman, top1, top5.
 const std::vector<Entry<Metric>>& metrics();
+
+/// A row of metrics(), or "file:metric.pt": a TorchScript module whose forward(output, target) gives one score per
+/// example, float [N], whose mean is the metric, or one number for all examples at once. An attribute higher_is_better
+/// (bool) says which way is better; without one, higher is.
+/// @throws InvalidArgument for an unknown name, IoError for a file that cannot be loaded
+std::unique_ptr<Metric> make_metric(const std::string& name, Task task, const std::string& owner);
 
 /// Metrics that are reported for a task besides the one asked for; the first is the task's default.
 std::vector<std::string> default_metrics(Task task);
@@ -167,8 +174,8 @@ struct Evaluation {
 };
 
 /// Runs a model once over a dataset, in order, for all metrics. With a baseline's evaluation of the same data and batch
-/// size it adds, by task: `agreement` (share of equal predictions), `max_difference` and `mean_difference` (absolute),
-/// or `baseline_correlation` (Pearson, of the similarities), and pairs every metric.
+/// size it adds, by task: `agreement` (share of equal predictions) and `kl_to_baseline` (nats), `max_difference` and
+/// `mean_difference` (absolute), or `baseline_correlation` (Pearson, of the similarities), and pairs every metric.
 /// @throws InvalidArgument for an unknown metric, or outputs and targets that do not fit; Interrupted
 Evaluation evaluate(const Runner& model, const Dataset& data, const std::vector<std::string>& names, Task task,
                     int64_t batch_size = 256, const Evaluation* baseline = nullptr,
@@ -178,6 +185,8 @@ Evaluation evaluate(const Runner& model, const Dataset& data, const std::vector<
 
 /// Seconds of a steady clock.
 double wall_seconds();
+/// Seconds since 1970.
+double unix_seconds();
 /// CPU seconds of this process, all threads; with_children adds those of finished children.
 double cpu_seconds(bool with_children = true);
 
@@ -196,13 +205,30 @@ public:
     virtual Figure stop() { return read(); }
     /// Power while nothing runs.
     virtual Figure idle_power_w() const;
+    /// Shorter windows say little, because the source moves in steps; 0 where that is no matter.
+    virtual double minimum_window_s() const { return 0; }
 };
 
+/// Joules that a perf event counted since it was opened, before its scale; none when it cannot be read any more.
+using PerfCounter = std::function<std::optional<uint64_t>()>;
+/// Opens event `config` of the unit `type` on one CPU, for all processes; empty, with errno in `error`, where that
+/// fails.
+using PerfOpener = std::function<PerfCounter(uint32_t type, uint64_t config, int cpu, int& error)>;
+
 struct EnergyOptions {
-    std::string source = "auto";               ///< auto: the best usable; rapl, cpu_time, none
+    /// auto: the best usable that covers the machine; a name of energy_sources(); several with + between are added.
+    std::string source = "auto";
+    bool with_gpus = false;                    ///< auto: adds what GPUs report to what the machine reports
     std::optional<double> cpu_watts_per_core;  ///< overrides the table of the cpu_time model
     std::optional<double> idle_watts;          ///< of the machine, if known
     std::filesystem::path root = "/";          ///< below which /sys and /proc are looked for
+    std::vector<int64_t> gpus;                 ///< numbers of the GPUs to count; empty: all
+    std::filesystem::path meter_file;          ///< of source meter_csv: columns time and watts
+    std::filesystem::path nvml_library = "libnvidia-ml.so.1";
+    std::filesystem::path amd_smi_library = "libamd_smi.so";
+    PerfOpener perf_opener;              ///< the system call perf_event_open when empty
+    std::function<double()> cpu_clock;   ///< CPU seconds that source cpu_time charges; cpu_seconds() when empty
+    std::function<double()> unix_clock;  ///< seconds since 1970 that meter_csv goes by; the system's when empty
 };
 
 /// What `coppice doctor` prints of one source.
@@ -213,18 +239,35 @@ struct EnergySourceStatus {
     std::string enable;  ///< command that would make it usable; empty when there is none
 };
 
+/// What a source covers: `auto` takes one that covers the machine, and adds GPUs where they are asked for.
+enum class EnergyScope { kMachine, kGpu, kNothing };
+
 /// One row per source, best first.
 struct EnergySource {
     std::string name, summary;
     std::function<EnergySourceStatus(const EnergyOptions&)> probe;
     std::function<std::unique_ptr<EnergyMeter>(const EnergyOptions&)> make;  ///< only if usable
+    EnergyScope scope = EnergyScope::kMachine;
 };
 const std::vector<EnergySource>& energy_sources();
 std::vector<EnergySourceStatus> probe_energy_sources(const EnergyOptions& options = {});
 
-/// The best usable source, or the one named. @throws InvalidArgument for an unknown name, MeasurementError with the
-/// enabling command when the named one is not usable here
+/// The best usable source, the one named, or the sum of several ("rapl+nvml"). @throws InvalidArgument for an unknown
+/// name, MeasurementError with the enabling command when a named one is not usable here
 std::unique_ptr<EnergyMeter> make_energy_meter(const EnergyOptions& options = {});
+
+/// What NVML says of the NVIDIA GPUs here.
+struct NvmlStatus {
+    struct Device {
+        std::string name;
+        bool energy_counter = false;  ///< else energy is integrated from power
+        bool mig = false;             ///< cut into instances, whose energy nothing tells apart
+    };
+    bool usable = false;
+    std::string reason, driver;  ///< why not; version
+    std::vector<Device> devices;
+};
+NvmlStatus nvml_status(const std::filesystem::path& library = "libnvidia-ml.so.1");
 
 /// Watts of one busy core, and where that comes from.
 struct CpuPower {
@@ -245,14 +288,65 @@ struct Grid {
     double g_per_kwh = 0;     ///< gCO2e
     std::optional<int> year;  ///< of the table's figure
     std::string basis, attribution;
+    /// (seconds since 1970, g/kWh), ascending: from each moment to the next. Empty for a constant; else g_per_kwh is
+    /// the mean over time.
+    std::vector<std::pair<double, double>> series;
     Json to_json(double pue) const;  ///< the "carbon" object of measurement.json
+    /// The series' mean over a stretch of time, for work that was done evenly in it; g_per_kwh without a series.
+    /// @throws InvalidArgument when the series does not reach over the whole stretch
+    double during(double from, double to) const;
 };
-/// @param text  ISO 3166 alpha-2 zone, WORLD, or a number in g/kWh
-/// @throws InvalidArgument for an unknown zone, naming the nearest, or a negative number
+/// @param text  ISO 3166 alpha-2 zone, WORLD, a number in g/kWh, or a CSV file with columns time (ISO 8601 or seconds
+/// since 1970) and g_per_kwh
+/// @throws InvalidArgument for an unknown zone, naming the nearest, a negative number, or a file that is no such series
 Grid grid_of(const std::string& text);
 std::vector<std::string> grid_zones();
-/// energy x PUE x grid factor, in grams; the grid factor and PUE are assumed, so the result is at best assumed.
+/// energy x PUE x grid factor, in grams; the grid factor and PUE are assumed, so the result is at best assumed. Of a
+/// series the mean is taken, and its extremes become the systematic ratio.
 Figure carbon_g(const Figure& energy_j, const Grid& grid, double pue = 1.0);
+/// As above, for energy spent between two moments (seconds since 1970).
+Figure carbon_g(const Figure& energy_j, const Grid& grid, double pue, double from, double to);
+
+/// Carbon of the same energy in every zone of the table, least first. Nothing is measured again.
+std::vector<std::pair<Grid, Figure>> region_sweep(const Figure& energy_j, double pue = 1.0);
+
+/// The share of a machine's embodied carbon that falls to a piece of work (M = TE x TS x RS of ISO/IEC 21031).
+/// @param total_g         of the machine, as its maker declares
+/// @param seconds         for which it was reserved
+/// @param lifetime_s      expected; four years are common for servers
+/// @param resource_ratio  share of the machine that was reserved, in (0, 1]
+/// @throws InvalidArgument on values that are not positive
+Figure embodied_share_g(double total_g, double seconds, double lifetime_s, double resource_ratio = 1.0);
+
+/// Software Carbon Intensity of ISO/IEC 21031: (E x I + M) / R in g per functional unit. @param embodied_g  M; an
+/// unavailable one is left out and the method says "not declared" @param units  R, above 0
+Figure sci_g(const Figure& energy_j, const Grid& grid, double pue, const Figure& embodied_g, double units,
+             const std::string& unit_name);
+
+/// The estimate of www.green-algorithms.org (Lannelongue et al., Advanced Science 2021, doi 10.1002/advs.202100707)
+/// from what was reserved, by name, for its users: nothing of it is measured.
+struct GreenAlgorithms {
+    double hours = 0;
+    double cores = 0, watts_per_core = 0, core_usage = 1;
+    double gpus = 0, watts_per_gpu = 0, gpu_usage = 1;
+    double memory_gb = 0;  ///< available, not used
+    double pue = 1.67, psf = 1, g_per_kwh = 475;
+    static constexpr double kWattsPerGb = 0.3725;
+    /// @throws InvalidArgument on a negative value, a usage above 1 or a PUE or PSF below 1
+    Figure energy_j() const;
+    Figure carbon_g() const;
+};
+
+/// After how many inferences the energy (or carbon) spent on compressing is earned back.
+/// @param spent      what compressing cost @param baseline, candidate  per inference, of the same unit
+/// @return spent / (baseline - candidate); its interval ends are those of the saving and of what was spent. Unavailable
+/// where nothing is saved; the interval is absent (and the method says so) where the saving's interval reaches 0.
+Figure payback(const Figure& spent, const Figure& baseline, const Figure& candidate);
+/// Days of payback() at a load.
+Figure payback_days(const Figure& inferences, double inferences_per_day);
+/// Money: energy x price per kWh (PUE included, which is paid too) + carbon x price per tonne.
+Figure cost(const Figure& energy_j, double pue, double price_per_kwh, const Figure& carbon_g, double price_per_tonne,
+            const std::string& currency);
 
 // ------------------------------------------------------------------------------------------------------------- latency
 
@@ -368,8 +462,8 @@ struct MeasureOptions {
     uint64_t seed = 0;
     EnergyOptions energy;
 
-    /// Reads profile, batch, threads, metrics, eval_batch, grid, pue, relative_interval, energy, cpu_watts_per_core,
-    /// idle_watts. @throws InvalidArgument, an unknown grid zone included
+    /// Reads profile, batch, threads, metrics, eval_batch, grid, pue, relative_interval, energy, gpus, meter_file,
+    /// cpu_watts_per_core, idle_watts. @throws InvalidArgument, an unknown grid zone included
     static MeasureOptions read(Options& options);
     double seconds() const;  ///< of timing per variant
 };
@@ -389,7 +483,7 @@ private:
     MeasureOptions options_;
     Grid grid_;
     std::unique_ptr<EnergyMeter> meter_;
-    double wall_start_ = 0, cpu_start_ = 0;
+    double wall_start_ = 0, cpu_start_ = 0, unix_start_ = 0;
 };
 
 /// Measures models of one task against one baseline and writes measurement.json. Keeps the baseline's outputs, so that

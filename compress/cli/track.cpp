@@ -1,0 +1,369 @@
+// coppice track: runs any program and tells what it took. Stdin, stdout and the exit code are the program's own; what
+// is told goes to stderr and to files.
+#include <coppice/pipeline.h>
+#include <coppice/track.h>
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <csignal>
+#include <cstring>
+#include <ctime>
+#include <iostream>
+#include <random>
+
+#include "commands.h"
+
+namespace coppice::cli {
+namespace {
+
+using eval::Figure;
+
+constexpr int kNotExecutable = 126, kNotFound = 127;  // as shells have it
+constexpr double kDriftRatio = 0.05;
+
+volatile std::sig_atomic_t g_child = 0;
+
+// A terminal's Ctrl-C reaches the whole foreground group by itself; SIGTERM and SIGHUP are sent to one process only.
+void pass_on(int signal) {
+    if (g_child > 0) ::kill(static_cast<pid_t>(g_child), signal);
+}
+
+double seconds_of(const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+}
+
+void pause_for(double seconds) {
+    timespec time{static_cast<time_t>(seconds), static_cast<long>((seconds - std::floor(seconds)) * 1e9)};
+    ::nanosleep(&time, nullptr);
+}
+
+std::string number(const char* pattern, double value) {
+    char text[64];
+    std::snprintf(text, sizeof text, pattern, value);
+    return text;
+}
+
+// CPU time of what was waited for, and of what still runs.
+class Accounting {
+public:
+    double cpu_seconds() {
+        const auto sample = tree_.sample(::getpid());
+        peak_ = std::max(peak_, sample.memory_bytes);
+        running_ = sample.processes;
+        live_ = sample.cpu_s;
+        return reaped_ + live_;
+    }
+    void reaped(const rusage& usage) {
+        reaped_ += seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime);
+        largest_ = std::max<int64_t>(largest_, usage.ru_maxrss * 1024);
+    }
+    /// The kernel's peak of the largest process, or the tree's largest sample. A child begins as a copy of this
+    /// process, and its peak counts that, too: only what is above our own peak is surely the child's.
+    Figure peak(double interval) const {
+        rusage own{};
+        ::getrusage(RUSAGE_SELF, &own);
+        const auto inherited = static_cast<int64_t>(own.ru_maxrss) * 1024;
+        const auto bytes = std::max(peak_, largest_ > inherited ? largest_ : 0);
+        if (bytes == 0)
+            return Figure::unavailable("B", "it ended before its memory was looked at, and took less than " +
+                                                bytes_text(static_cast<double>(inherited)));
+        return Figure::measured(static_cast<double>(bytes), "B",
+                                "largest sum over the processes every " + number("%.3g s", interval) +
+                                    " (shared pages once), or peak of the largest process");
+    }
+    int64_t running() const { return running_; }
+
+private:
+    eval::ProcessTree tree_;
+    double reaped_ = 0, live_ = 0;
+    int64_t peak_ = 0, largest_ = 0, running_ = 0;
+};
+
+// @return errno of a program that could not be started, 0 otherwise
+int start(const std::vector<std::string>& command, pid_t& child) {
+    int report[2];
+    if (::pipe2(report, O_CLOEXEC) != 0) return errno;
+    // Before the fork: a meter's thread may hold the allocator's lock in that moment.
+    std::vector<char*> words;
+    for (const auto& word : command) words.push_back(const_cast<char*>(word.c_str()));
+    words.push_back(nullptr);
+    child = ::fork();
+    if (child < 0) {
+        const int error = errno;
+        ::close(report[0]);
+        ::close(report[1]);
+        return error;
+    }
+    if (child == 0) {
+        for (const int signal : {SIGINT, SIGQUIT, SIGTERM, SIGHUP}) ::signal(signal, SIG_DFL);
+        ::execvp(words[0], words.data());
+        const int error = errno;
+        [[maybe_unused]] const auto ignored = ::write(report[1], &error, sizeof error);
+        ::_exit(kNotFound);
+    }
+    g_child = child;
+    ::close(report[1]);
+    int error = 0;
+    const auto got = ::read(report[0], &error, sizeof error);
+    ::close(report[0]);
+    if (got != sizeof error) return 0;
+    ::waitpid(child, nullptr, 0);
+    return error;
+}
+
+std::string energy_text(double joules) {
+    return joules < 1e4 ? number("%.3g J", joules) : number("%.4g Wh", joules / 3600);
+}
+
+std::string carbon_text(double grams) {
+    return grams < 1      ? number("%.3g mg", 1000 * grams)
+           : grams < 1000 ? number("%.3g g", grams)
+                          : number("%.4g kg", grams / 1000);
+}
+
+// "12.3 J (6.1 to 36.9), modelled: ..." or "unavailable: ..."
+std::string figure_text(const Figure& figure, const std::function<std::string(double)>& text) {
+    if (!figure.value) return "unavailable: " + figure.reason;
+    auto bounds = figure.interval.value_or(eval::Interval{*figure.value, *figure.value});
+    if (figure.systematic_ratio) {
+        bounds.low *= figure.systematic_ratio->low;
+        bounds.high *= figure.systematic_ratio->high;
+    }
+    return text(*figure.value) +
+           (bounds.low < bounds.high ? " (" + text(bounds.low) + " to " + text(bounds.high) + ")" : "") + ", " +
+           eval::name_of(figure.provenance);
+}
+
+std::string random_id() {
+    std::random_device device;
+    std::string id;
+    for (int i = 0; i < 16; ++i) {
+        if (i == 4 || i == 6 || i == 8 || i == 10) id += '-';
+        auto byte = device() & 0xff;
+        if (i == 6) byte = (byte & 0x0f) | 0x40;  // UUID version 4
+        if (i == 8) byte = (byte & 0x3f) | 0x80;
+        char text[3];
+        std::snprintf(text, sizeof text, "%02x", byte);
+        id += text;
+    }
+    return id;
+}
+
+// Average power while nothing is run, or why it says nothing.
+Figure idle_power(const eval::EnergyOptions& options, double seconds) {
+    const auto meter = eval::make_energy_meter(options);
+    if (seconds <= 0) return meter->idle_power_w();
+    const double begin = eval::wall_seconds();
+    meter->start();
+    pause_for(seconds);
+    const auto energy = meter->stop();
+    if (energy.available() && energy.provenance == eval::Provenance::kModelled)
+        return Figure::unavailable("W", "the model knows no idle power; set --idle-watts");
+    return eval::quotient(energy, Figure::measured(eval::wall_seconds() - begin, "s", "wall clock"), "W",
+                          "mean over " + number("%.3g s", seconds) + " without the command");
+}
+
+double number_option(const CommandLine& line, const std::string& name) {
+    const auto text = line.text(name);
+    char* end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    if (text.empty() || *end != '\0' || !(value >= 0))
+        line.fail("--" + name + " is \"" + text + "\", must be a number of at least 0");
+    return value;
+}
+
+}  // namespace
+
+int run_track(const Arguments& arguments) {
+    CommandLine line("track", "[options] -- COMMAND [ARGUMENTS...]",
+                     "Runs a program and tells what it took, with all its children: energy, power, carbon, CPU time, "
+                     "memory. Input,\n"
+                     "output and exit code are those of the program; what is told goes to stderr and to the files that "
+                     "are asked for.",
+                     "  coppice track -- python train.py --epochs 3\n"
+                     "  coppice track --grid DE --csv emissions.csv --json run.json -- make -j8\n");
+    const auto text = [] { return cxxopts::value<std::string>(); };
+    line.add()("json", "write the record to this file", text(), "FILE")(
+        "csv", "append a row to this file, in the columns of CodeCarbon's emissions.csv and more", text(), "FILE")(
+        "card", "write co2_eq_emissions for a Hugging Face model card to this file", text(), "FILE")(
+        "grid", "zone, g/kWh, or a .csv with columns time and g_per_kwh", text()->default_value("WORLD"), "GRID")(
+        "pue", "power usage effectiveness of the site", text()->default_value("1"), "X")(
+        "energy", "source: auto, one that coppice doctor lists, or a+b for a sum", text()->default_value("auto"),
+        "SOURCE")("meter", "an external meter's CSV (columns time, watts); sets --energy meter_csv", text(), "FILE")(
+        "cpu-watts-per-core", "for the CPU-time model; default: from the table", text(), "W")(
+        "idle-watts", "of the machine, if known; gives net energy", text(), "W")(
+        "idle", "measure idle power for so long before and after", text()->default_value("0"), "SECONDS")(
+        "price", "of a kWh, for the cost", text(), "PRICE")("carbon-price", "of a tonne of CO2e",
+                                                            text()->default_value("0"), "PRICE")(
+        "currency", "of the prices", text()->default_value("EUR"), "NAME")("project", "name in the record, to group by",
+                                                                           text()->default_value("coppice"), "NAME")(
+        "experiment", "identifier in the record", text()->default_value(""), "ID")(
+        "tag", "in the record; may be repeated", cxxopts::value<std::vector<std::string>>(), "TAG")(
+        "interval", "seconds between two looks at the processes", text()->default_value("1"), "SECONDS");
+
+    // Options behind the first -- are the command's.
+    const auto dashes = std::find(arguments.begin(), arguments.end(), "--");
+    if (!line.parse({arguments.begin(), dashes}, "stray")) return kDone;
+    if (!line.texts("stray").empty())
+        line.fail("the command must stand behind --", "Write coppice track -- " + line.texts("stray")[0] + " ...");
+    std::vector<std::string> command;
+    if (dashes != arguments.end()) command.assign(dashes + 1, arguments.end());
+    if (command.empty()) line.fail("no command is given", "Write coppice track -- python train.py.");
+
+    const auto grid = eval::grid_of(line.text("grid"));
+    const double pue = number_option(line, "pue");
+    if (pue < 1) line.fail("--pue is " + line.text("pue") + ", must be at least 1");
+    const double interval = std::clamp(number_option(line, "interval"), 0.05, 60.0);
+    eval::EnergyOptions options;
+    options.source = line.given("meter") && !line.given("energy") ? "meter_csv" : line.text("energy");
+    options.with_gpus = true;
+    if (line.given("meter")) options.meter_file = line.text("meter");
+    if (line.given("cpu-watts-per-core")) options.cpu_watts_per_core = number_option(line, "cpu-watts-per-core");
+    if (line.given("idle-watts")) options.idle_watts = number_option(line, "idle-watts");
+    Accounting accounting;
+    options.cpu_clock = [&accounting] { return accounting.cpu_seconds(); };
+
+    const auto log = std::make_shared<eval::EnergyLog>(options, grid, pue);
+    options.source = log->source();
+    const double idle_seconds = number_option(line, "idle");
+    const auto idle_before = idle_power(options, idle_seconds);
+
+    // Children that outlive their parents become ours, so that their CPU time is not lost.
+    ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    struct sigaction ignore {
+    }, forward{};
+    ignore.sa_handler = SIG_IGN;
+    forward.sa_handler = pass_on;
+    forward.sa_flags = SA_RESTART;
+    for (const int signal : {SIGINT, SIGQUIT}) ::sigaction(signal, &ignore, nullptr);
+    for (const int signal : {SIGTERM, SIGHUP}) ::sigaction(signal, &forward, nullptr);
+
+    const bool live = ::isatty(STDERR_FILENO) && line.level() != TerminalLog::Level::kQuiet;
+    eval::EnergyWindow window(log, command[0]);
+    pid_t child = -1;
+    if (const int error = start(command, child)) {
+        std::cerr << "error: coppice track: cannot run " << command[0] << ": " << std::strerror(error) << "\n";
+        return error == ENOENT ? kNotFound : kNotExecutable;
+    }
+
+    int status = 0;
+    bool ended = false;
+    // Looks come closer together at first, so that short programs are seen too.
+    double step = std::min(0.05, interval);
+    for (double next = eval::wall_seconds() + step; !ended;) {
+        for (;;) {
+            rusage usage{};
+            int one = 0;
+            const auto pid = ::wait4(-1, &one, WNOHANG, &usage);
+            if (pid <= 0) break;
+            accounting.reaped(usage);
+            if (pid != child) continue;
+            status = one;
+            ended = true;
+        }
+        if (ended) break;
+        if (eval::wall_seconds() >= next) {
+            step = std::min(interval, 2 * step);
+            next = eval::wall_seconds() + step;
+            const auto now = window.read();  // looks at the processes, too
+            if (live) {
+                const auto part = [](const Figure& figure, const auto& print) {
+                    return figure.value ? "  " + print(*figure.value) : std::string();
+                };
+                std::cerr << "\r\033[K" << duration_text(*now.seconds.value) << part(now.energy_j, energy_text)
+                          << part(now.power_w, [](double watts) { return number("%.3g W", watts); })
+                          << part(now.carbon_g, carbon_text) << "  CPU " << duration_text(*now.cpu_s.value) << "  "
+                          << accounting.running() << " processes" << std::flush;
+            }
+        }
+        pause_for(std::min(0.02, interval));
+    }
+    auto usage = window.stop();
+    g_child = 0;
+    if (live) std::cerr << "\r\033[K";
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    const auto left = accounting.running();
+
+    eval::TrackRecord record;
+    record.project = line.text("project");
+    record.run_id = random_id();
+    record.experiment_id = line.text("experiment");
+    record.tags = line.texts("tag");
+    record.command = command;
+    record.exit_code = code;
+    record.usage = usage;
+    record.environment = eval::environment();
+    record.source = log->source();
+    record.version = version();
+    record.grid = grid;
+    record.pue = pue;
+    record.peak_memory_bytes = accounting.peak(interval);
+    record.idle_power_w = idle_before;
+    std::string idle_note;
+    if (idle_seconds > 0 && idle_before.available()) {
+        const auto idle_after = idle_power(options, idle_seconds);
+        if (idle_after.available()) {
+            const double mean = 0.5 * (*idle_before.value + *idle_after.value);
+            const double drift = std::abs(*idle_after.value - *idle_before.value) / mean;
+            if (drift > kDriftRatio)
+                idle_note =
+                    "flagged: idle power changed by " + number("%.0f %%", 100 * drift) + " from before to after";
+            record.idle_power_w = Figure::derived(
+                mean, "W", idle_before.method + ", and after it" + (idle_note.empty() ? "" : "; " + idle_note));
+        }
+    }
+    const auto idle_energy = eval::product(record.idle_power_w, usage.seconds, "J", "idle power x time");
+    if (idle_energy.available() && usage.energy_j.available()) {
+        record.net_energy_j =
+            *usage.energy_j.value >= *idle_energy.value
+                ? Figure::derived(*usage.energy_j.value - *idle_energy.value, "J", "energy less idle power x time")
+                : Figure::unavailable("J", "it took less than idling would have");
+        if (record.net_energy_j.available())
+            record.net_energy_j.provenance = eval::combined(usage.energy_j.provenance, idle_energy.provenance);
+    } else {
+        record.net_energy_j =
+            Figure::unavailable("J", idle_energy.available() ? usage.energy_j.reason : idle_energy.reason);
+    }
+    if (line.given("price"))
+        record.cost = eval::cost(usage.energy_j, pue, number_option(line, "price"), usage.carbon_g,
+                                 number_option(line, "carbon-price"), line.text("currency"));
+
+    if (line.given("json"))
+        write_atomically(line.text("json"),
+                         record.to_json().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    if (line.given("card")) write_atomically(line.text("card"), eval::model_card_field(record));
+    if (line.given("csv")) eval::append_emissions(line.text("csv"), record);
+    if (line.level() != TerminalLog::Level::kQuiet) {
+        const auto item = [](const std::string& name, const std::string& value) {
+            std::cerr << "  " << name << std::string(name.size() < 9 ? 9 - name.size() : 1, ' ')
+                      << wrapped(value, 100, 11) << "\n";
+        };
+        std::cerr << "\n" << command[0] << " ended with code " << code << "\n";
+        item("time", duration_text(*usage.seconds.value));
+        item("CPU time", duration_text(*usage.cpu_s.value));
+        item("memory", figure_text(record.peak_memory_bytes, bytes_text));
+        item("energy", figure_text(usage.energy_j, energy_text));
+        item("power", figure_text(usage.power_w, [](double watts) { return number("%.3g W", watts); }));
+        item("carbon", figure_text(usage.carbon_g, carbon_text));
+        if (record.net_energy_j.available()) item("net", figure_text(record.net_energy_j, energy_text));
+        if (record.cost)
+            item("cost", figure_text(*record.cost,
+                                     [&](double money) { return number("%.3g ", money) + line.text("currency"); }));
+        item("method", usage.energy_j.available() ? usage.energy_j.method : log->source());
+        if (usage.carbon_g.available())
+            item("", usage.carbon_g.method + (grid.attribution.empty() ? "" : ". " + grid.attribution));
+        if (!idle_note.empty()) std::cerr << "warning: " << idle_note << "\n";
+        if (left > 0)
+            std::cerr << "warning: " << left
+                      << " of its processes still run; what they take from now on is not counted\n";
+    }
+    return code;
+}
+
+}  // namespace coppice::cli
