@@ -78,7 +78,8 @@ std::vector<Family> all_families() {
             family("weight criterion", "prune.weight: {criterion: NAME}", prune::weight_criteria()),
             family("weight pattern", "prune.weight: {pattern: NAME}", prune::weight_patterns()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
-            family("observer", "quantize.static: {observer: NAME}", quantize::observers())};
+            family("observer", "quantize.static: {observer: NAME}", quantize::observers()),
+            family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings())};
 }
 
 }  // namespace coppice::cli
