@@ -70,12 +70,19 @@ public:
                 StaticOptions options;
                 options.min_sqnr_db = options_.min_sqnr_db;
                 options.ignore = options_.ignore;
-                plan = plan_static(model, context.example, batches, options);
+                // Ranges want more examples than noise does.
+                const auto calibration = batches_of(context, std::max(options.batches, options_.batches),
+                                                    std::max(options.batch_size, options_.batch_size), kWhere);
+                plan = plan_static(model, context.example, calibration, options);
                 Candidate mixed{"static", {}, {}, {}, plan};
                 const auto int8 = convert(*plan);
                 mixed.layers = choose(int8, forms, batches, context, {});
                 mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
-                candidates.push_back(std::move(mixed));
+                if (options_.fallback.on() && context.evaluate &&
+                    context.evaluate(mixed.model) < context.evaluate(model) - options_.fallback.max_drop)
+                    why_no_static = "it loses more than max_drop of the metric";
+                else
+                    candidates.push_back(std::move(mixed));
             } catch (const UnsupportedModel& error) {
                 why_no_static = error.problem();
             }
