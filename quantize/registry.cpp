@@ -4,17 +4,80 @@ namespace coppice::quantize {
 
 const std::vector<Entry<Observer>>& observers() {
     static const std::vector<Entry<Observer>> table = {
+        {"entropy", "the clipping with the least Kullback-Leibler divergence over a histogram",
+         [](Options& o) { return entropy(o.integer("bins", 2048, 512, 1 << 20, "bins of the histogram")); }},
         {"histogram", "the range with the least squared error over a histogram",
          [](Options& o) { return histogram(o.integer("bins", 2048, 128, 1 << 20, "bins of the histogram")); }},
         {"minmax", "smallest and largest value", [](Options&) { return minmax(); }},
         {"moving_average", "moving average of each batch's smallest and largest value",
          [](Options& o) { return moving_average(o.number("momentum", 0.1, "weight of the newest batch")); }},
+        {"percentile", "the range without a share of the values at each end",
+         [](Options& o) {
+             const double share = o.number("share", 1e-4, "of the values that may lie outside, both ends together");
+             return percentile(share, o.integer("bins", 2048, 128, 1 << 20, "bins of the histogram"));
+         }},
     };
     return table;
 }
 
+const std::vector<Entry<Rounding>>& roundings() {
+    static const std::vector<Entry<Rounding>> table = {
+        {"adaround", "learns to round up or down by the layer's output (arXiv 2004.10568)",
+         [](Options& o) { return adaround(o.integer("steps", 500, 1, INT64_MAX, "steps of Adam")); }},
+        {"awq", "scales input channels by their size before rounding (arXiv 2306.00978)",
+         [](Options& o) { return awq(o.integer("candidates", 20, 2, 1000, "exponents tried between 0 and 1")); }},
+        {"gptq", "columns not yet rounded make up for the error (arXiv 2210.17323)",
+         [](Options& o) { return gptq(o.number("damping", 0.01, "share of the mean added to the diagonal")); }},
+        {"hqq", "offsets under a norm that forgives outliers, without data",
+         [](Options& o) { return hqq(o.integer("steps", 20, 1, 10000, "of half-quadratic splitting")); }},
+        {"nearest", "every weight to the nearest integer", [](Options&) { return nearest(); }},
+    };
+    return table;
+}
+
+namespace {
+
+Fallback fallback_of(Options& o) {
+    Fallback fallback;
+    fallback.max_drop = o.number("max_drop", fallback.max_drop,
+                                 "points of the metric that may be lost; noisiest layers go back to float; -1: off");
+    fallback.seconds = o.number("fallback_seconds", fallback.seconds, "of evaluating for max_drop, at most");
+    return fallback;
+}
+
+template <typename StageOptions>
+void read_layer_options(Options& o, StageOptions& options) {
+    options.ignore = o.texts("ignore", {}, "regular expressions: layers that stay in float");
+    options.min_sqnr_db =
+        o.number("min_sqnr_db", options.min_sqnr_db, "layers with a lower signal-to-noise ratio stay in float");
+    options.batches = o.integer("batches", options.batches, 1, INT64_MAX, "calibration batches, at most");
+    options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "examples in each");
+    options.fallback = fallback_of(o);
+}
+
+}  // namespace
+
 const std::vector<Entry<Stage>>& stages() {
     static const std::vector<Entry<Stage>> table = {
+        {"quantize.auto", "each layer in the fastest precision whose error is allowed, by measuring",
+         [](Options& o) {
+             AutoOptions options;
+             options.least_gain =
+                 o.number("least_gain", options.least_gain, "share of a layer's time that must be saved");
+             options.forms = o.texts("forms", options.forms, "tried: bf16, dynamic, fp16, int4, int8, static");
+             read_layer_options(o, options);
+             return auto_precision(options);
+         }},
+        {"quantize.dynamic", "int8 weights, activations rounded to int8 in each call; no data needed",
+         [](Options& o) {
+             DynamicOptions options;
+             options.linear = o.boolean("linear", options.linear, "linear layers and products with a parameter");
+             options.recurrent = o.boolean("recurrent", options.recurrent, "LSTM and GRU");
+             options.embedding =
+                 o.choice("embedding", options.embedding, {"float", "int4", "int8"}, "rows of embeddings");
+             read_layer_options(o, options);
+             return dynamic_int8(options);
+         }},
         {"quantize.static", "int8 weights and activations, ranges from calibration data (arXiv 1712.05877)",
          [](Options& o) {
              StaticOptions options;
@@ -32,7 +95,31 @@ const std::vector<Entry<Stage>>& stages() {
                                        "int8 kernels to prepare for; auto measures");
              options.activation_levels =
                  o.integer("activation_levels", 0, 0, 256, "256, 128 for CPUs without VNNI, 0: by this CPU");
+             options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");
+             options.weight_bits =
+                 o.integer("weight_bits", options.weight_bits, 2, 8, "of the weights; fewer than 8 still run in int8");
+             options.bias_correction =
+                 o.boolean("bias_correction", options.bias_correction, "the mean error of weights goes into the bias");
+             options.equalize =
+                 o.boolean("equalize", options.equalize, "equal ranges across neighbouring layers (arXiv 1906.04721)");
+             options.smooth = o.number("smooth", options.smooth, "SmoothQuant's alpha (arXiv 2211.10438); 0: off");
+             options.fallback = fallback_of(o);
              return static_int8(options);
+         }},
+        {"quantize.weight_only", "weights in int8, int4 or half precision, activations in float",
+         [](Options& o) {
+             WeightOnlyOptions options;
+             options.type = o.choice("type", options.type, {"bf16", "fp16", "int4", "int8"}, "of the weights");
+             options.group = o.integer("group", options.group, 0, 128,
+                                       "weights that share a scale: 32, 64, 128; 0: 64 for int4, rows for int8");
+             options.symmetric = o.boolean("symmetric", options.symmetric, "no offset beside the scale");
+             options.kernel = o.choice("kernel", options.kernel, {"auto", "packed", "unpacked"},
+                                       "packed: bfloat16 kernels for few rows; unpacked: float32, any CPU");
+             options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");
+             options.convolutions = o.boolean("convolutions", options.convolutions, "treat convolutions");
+             options.embeddings = o.boolean("embeddings", options.embeddings, "treat embeddings");
+             read_layer_options(o, options);
+             return weight_only(options);
          }},
     };
     return table;

@@ -8,6 +8,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "layers/layers.h"
 #include "plan/plan.h"
 
 namespace coppice::quantize {
@@ -70,6 +71,13 @@ std::string decibel(double value) {
     return text;
 }
 
+std::string figures(const LayerPlan& layer) {
+    char text[112];
+    std::snprintf(text, sizeof text, ", input %.4g ... %.4g, %.3g of it clipped", layer.range.low, layer.range.high,
+                  layer.clipped_ratio);
+    return text;
+}
+
 class StaticInt8 final : public Stage {
 public:
     explicit StaticInt8(StaticOptions options) : options_(std::move(options)) {}
@@ -84,7 +92,7 @@ public:
 
     Model apply(const Model& model, Context& context) const override {
         const auto calibration = calibration_batches(context, options_);
-        auto plan = plan_static(model, context.example, calibration, options_);
+        auto plan = with_fallback(model, context, calibration);
         Json seconds = Json::object();
         std::string engine_name = options_.engine;
         if (engine_name == "auto") {
@@ -104,24 +112,73 @@ public:
     }
 
 private:
+    /// The plan, or that with the noisiest layers in float where the metric asks for it. Each try plans anew: borders
+    /// move when a layer leaves.
+    StaticPlan with_fallback(const Model& model, Context& context, const std::vector<Inputs>& calibration) const {
+        auto first = plan_static(model, context.example, calibration, options_);
+        if (!options_.fallback.on()) return first;
+        std::vector<size_t> order;
+        const auto& layers = first.layers();
+        for (size_t i = 0; i < layers.size(); ++i)
+            if (layers[i].int8 && layers[i].parameters > 0) order.push_back(i);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
+        if (!order.empty()) order.pop_back();  // with every layer in float nothing is left of the stage
+        std::map<size_t, StaticPlan> plans{{0, first}};
+        const auto plan_with = [&](size_t floats) {
+            if (const auto found = plans.find(floats); found != plans.end()) return found->second;
+            auto options = options_;
+            for (size_t i = 0; i < floats; ++i) options.ignore.push_back(exactly(layers[order[i]].layer));
+            return plans.emplace(floats, plan_static(model, context.example, calibration, options)).first->second;
+        };
+        const auto best = fall_back(
+            model, order, [&](size_t floats) { return convert(plan_with(floats)); }, options_.fallback, context,
+            kWhere);
+        return plan_with(best.second);
+    }
+
+    /// A regular expression that matches this name alone.
+    static std::string exactly(const std::string& name) {
+        std::string pattern;
+        for (const char c : name) {
+            if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_') pattern += '\\';
+            pattern += c;
+        }
+        return pattern;
+    }
+
     void record(const StaticPlan& plan, Context& context, const std::vector<Inputs>& calibration) const {
         for (const auto& change : plan.impl().folded) context.record(change);
         int64_t int8_layers = 0, float_layers = 0, int8_weights = 0, float_weights = 0;
         double worst = std::numeric_limits<double>::infinity();
+        Json rows = Json::array();
         for (const auto& layer : plan.layers()) {
             if (layer.parameters > 0) {
+                Json row = {{"layer", layer.layer},
+                            {"op", layer.op},
+                            {"parameters", layer.parameters},
+                            {"precision", layer.int8 ? "int8" : "float32"}};
+                if (layer.sqnr_db != 0) row["sqnr_db"] = layer.sqnr_db;
+                if (layer.int8) {
+                    row["input_range"] = {layer.range.low, layer.range.high};
+                    row["clipped_ratio"] = layer.clipped_ratio;
+                }
+                if (!layer.reason.empty()) row["reason"] = layer.reason;
+                rows.push_back(row);
                 ++(layer.int8 ? int8_layers : float_layers);
                 (layer.int8 ? int8_weights : float_weights) += layer.parameters;
             }
             if (layer.int8) {
                 if (layer.sqnr_db != 0) worst = std::min(worst, layer.sqnr_db);
-                context.record(
-                    {layer.layer, "int8", "float32", "int8", layer.sqnr_db != 0 ? decibel(layer.sqnr_db) : ""});
+                context.record({layer.layer, "int8", "float32", "int8",
+                                layer.sqnr_db != 0 ? decibel(layer.sqnr_db) + figures(layer) : ""});
             } else {
                 context.record({layer.layer, "kept", "float32", "float32", layer.reason});
             }
         }
         auto& facts = context.facts;
+        facts["layers"] = rows;
+        facts["weight_bits"] = options_.weight_bits;
         facts["int8_layers"] = int8_layers;
         facts["float_layers"] = float_layers;
         facts["int8_weights"] = int8_weights;
@@ -147,6 +204,15 @@ std::unique_ptr<Stage> static_int8(StaticOptions options) {
     };
     positive("batches", options.batches);
     positive("batch_size", options.batch_size);
+    if (options.weight_bits < 2 || options.weight_bits > 8)
+        throw InvalidArgument(kWhere, "weight_bits is " + std::to_string(options.weight_bits) + ", must be in [2, 8]",
+                              "Use 8, or 4.");
+    if (options.rounding && options.rounding->scales_inputs())
+        throw InvalidArgument(kWhere, "rounding awq scales a layer's input, which int8 inputs cannot follow",
+                              "Use gptq or adaround, or awq in quantize.weight_only.");
+    if (!(options.smooth >= 0 && options.smooth <= 1))
+        throw InvalidArgument(kWhere, "smooth is " + std::to_string(options.smooth) + ", must be in [0, 1]",
+                              "Use 0.5, or 0 to leave it out.");
     if (options.activation_levels != 0 && options.activation_levels != 128 && options.activation_levels != 256)
         throw InvalidArgument(kWhere, "activation_levels is " + std::to_string(options.activation_levels),
                               "Use 256, 128 for CPUs without VNNI, or 0 to choose by this CPU.");

@@ -82,7 +82,8 @@ std::vector<Family> all_families() {
                    prune::schedules()),
             family("regulariser", "prune.sparse_learning: {regulariser: NAME}", prune::regularisers()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
-            family("observer", "quantize.static: {observer: NAME}", quantize::observers())};
+            family("observer", "quantize.static: {observer: NAME}", quantize::observers()),
+            family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings())};
 }
 
 }  // namespace coppice::cli

@@ -63,6 +63,8 @@ private:
         const auto* bias_value = conv ? conv->bias : linear->bias;
         at::Tensor bias;
         if (conv ? conv->has_bias : linear->has_bias) bias = parameter_of(plan_.model, bias_value)->reshape({-1});
+        if (const auto corrected = plan_.biases.find(unit.node); corrected != plan_.biases.end())
+            bias = corrected->second;
         const auto& weight = plan_.weights.at(unit.node);
         const auto content =
             conv ? pack_conv(weight, bias, *geometry_of(*conv, weight.sizes().vec())) : pack_linear(weight, bias);

@@ -14,6 +14,7 @@
 #include <coppice/error.h>
 
 #include "emit/operators.h"
+#include "layers/layers.h"
 
 namespace coppice::quantize {
 
@@ -71,6 +72,14 @@ public:
         for (const auto& unit : plan_.units) plan_.unit_names.push_back(names.of(unit.node));
         apply_options();
         require_anchor();
+        const auto& options = plan_.options;
+        if (options.bias_correction || (options.rounding && options.rounding->needs_moments())) {
+            std::set<const Node*> anchors;
+            for (const auto& unit : plan_.units)
+                if (unit.anchor() && unit.refusal.empty()) anchors.insert(unit.node);
+            moments_ =
+                collect_moments(plan_.model, calibration_, [&](const Node* node) { return anchors.count(node) > 0; });
+        }
         for (;;) {
             choose_borders(plan_.units, plan_.facts, islands_);
             observe(needed_values());
@@ -79,7 +88,7 @@ public:
             if (!refuse_noisy()) break;
             require_anchor();
         }
-        plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units);
+        plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units, &plan_.parameters);
     }
 
 private:
@@ -250,14 +259,58 @@ private:
             const auto linear = as_linear(unit.node);
             auto weight = *parameter_of(plan_.model, conv ? conv->weight : linear->weight);
             if (!conv && linear->weight_transposed) weight = weight.t();
-            plan_.weights[unit.node] = quantize_weight(weight, plan_.options.per_channel);
+            plan_.weights[unit.node] = rounded(unit.node, weight);
+            correct_bias(unit.node, weight);
         }
+    }
+
+    /// qint8, channels in dimension 0.
+    at::Tensor rounded(const Node* node, const at::Tensor& weight) {
+        const auto& options = plan_.options;
+        if (!options.rounding && options.weight_bits == 8) return quantize_weight(weight, options.per_channel);
+        const std::shared_ptr<const Rounding> rounding = options.rounding ? options.rounding : nearest();
+        GridOptions grid;
+        grid.bits = options.weight_bits;
+        grid.one_scale = !options.per_channel;
+        const auto matrix = weight.detach().reshape({weight.size(0), -1}).contiguous();
+        const auto found = moments_.find(node);
+        const bool use = rounding->needs_moments() && found != moments_.end();
+        // Groups of a convolution see inputs of their own; a scale of all of them needs all weights at once.
+        const size_t groups = use && options.per_channel ? found->second.size() : 1;
+        if (use && groups == 1 && found->second.size() > 1)
+            throw InvalidArgument(kWhere, "per_channel: false does not go with this rounding on grouped convolutions",
+                                  "Use per_channel: true, or rounding nearest.");
+        std::vector<at::Tensor> integers, scales;
+        const auto parts = matrix.chunk(static_cast<int64_t>(groups), 0);
+        for (size_t i = 0; i < parts.size(); ++i) {
+            const auto part = rounding->round(parts[i].contiguous(), grid, use ? &found->second[i] : nullptr);
+            integers.push_back(part.integers);
+            scales.push_back(part.scale);
+        }
+        return at::_make_per_channel_quantized_tensor(
+            at::cat(integers).to(at::kChar).reshape(weight.sizes()).contiguous(),
+            at::cat(scales).reshape({-1}).to(at::kDouble), at::zeros({weight.size(0)}, at::kLong), 0);
+    }
+
+    /// b' = b + (W - W') E[x]: the rounded layer has the same mean output (arXiv 1906.04721, section 4.2).
+    void correct_bias(const Node* node, const at::Tensor& weight) {
+        const auto found = moments_.find(node);
+        const auto place = anchor_inputs(node);
+        if (!plan_.options.bias_correction || found == moments_.end() || !place.bias) return;
+        const auto difference = (weight - plan_.weights.at(node).dequantize()).reshape({weight.size(0), -1});
+        std::vector<at::Tensor> parts;
+        const auto chunks = difference.to(at::kDouble).chunk(static_cast<int64_t>(found->second.size()), 0);
+        for (size_t i = 0; i < chunks.size(); ++i) parts.push_back(chunks[i].mv(found->second[i].mean));
+        auto bias = at::cat(parts);
+        const auto* old = node->input(*place.bias);
+        if (const auto tensor = parameter_of(plan_.model, old)) bias = bias + tensor->detach().reshape({-1});
+        plan_.biases[node] = bias.to(at::kFloat);
     }
 
     /// Measures the signal-to-noise ratio of each int8 layer by itself; refuses those below the limit. True if any was.
     bool refuse_noisy() {
         struct Power {
-            double signal = 0, noise = 0;
+            double signal = 0, noise = 0, clipped = 0, values = 0;
         };
         std::unordered_map<const Node*, size_t> index;
         for (size_t i = 0; i < plan_.units.size(); ++i) {
@@ -276,8 +329,18 @@ private:
             auto stack = inputs;
             stack[place.tensor] = fake_quantize(stack[place.tensor].toTensor(), plan_.parameters.at(unit.inputs[0]));
             stack[place.weight] = rounded_weight(unit, plan_.weights.at(node));
+            if (const auto bias = plan_.biases.find(node); bias != plan_.biases.end())
+                stack[*place.bias] = bias->second;
             node->getOperation()(stack);
             rounded[node] = stack[0].toTensor();
+            const auto& p = plan_.parameters.at(unit.inputs[0]);
+            const double low = -p.scale * static_cast<double>(p.zero_point);
+            const double high = low + p.scale * static_cast<double>(levels_ - 1);
+            const auto x = inputs[place.tensor].toTensor();
+            auto& count = powers[node];
+            // Half a step beyond an end still rounds to the end.
+            count.clipped += ((x < low - p.scale / 2) | (x > high + p.scale / 2)).sum().item<double>();
+            count.values += static_cast<double>(x.numel());
         };
         hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
             const auto found = rounded.find(node);
@@ -297,6 +360,7 @@ private:
             measured_.insert(node);
             // No noise at all (an input of zeros) is as good as float.
             unit.sqnr_db = power.noise > 0 ? 10 * std::log10(std::max(power.signal, 1e-300) / power.noise) : 200;
+            unit.clipped_ratio = power.values > 0 ? power.clipped / power.values : 0;
             if (unit.sqnr_db >= plan_.options.min_sqnr_db) continue;
             char text[96];
             std::snprintf(text, sizeof text, "its signal-to-noise ratio in int8 is %.1f dB, min_sqnr_db is %g",
@@ -314,6 +378,7 @@ private:
     std::unordered_map<const Value*, std::unique_ptr<Observer>> observers_;
     std::unordered_map<const Value*, Range> ranges_, joined_ranges_;
     std::set<const Node*> measured_;
+    std::unordered_map<const Node*, std::vector<InputMoments>> moments_;
 };
 
 /// An int8 model does not train: branches on `training` go, which scripted batch norms and dropouts bring along.
@@ -353,9 +418,9 @@ bool worth_a_word(Node* node, const Facts& facts) {
 }  // namespace
 
 AnchorInputs anchor_inputs(const Node* node) {
-    if (node->kind() == aten::addmm) return {1, 2, true};
-    if (node->kind() == aten::mm || node->kind() == aten::matmul) return {0, 1, true};
-    return {0, 1, false};
+    if (node->kind() == aten::addmm) return {1, 2, true, 0};
+    if (node->kind() == aten::mm || node->kind() == aten::matmul) return {0, 1, true, std::nullopt};
+    return {0, 1, false, 2};
 }
 
 at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight) {
@@ -381,7 +446,8 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     return copy;
 }
 
-std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units) {
+std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
+                                   const std::unordered_map<const Value*, Affine>* parameters) {
     const LayerNames names(model);
     std::unordered_map<const Node*, const Unit*> unit_of;
     for (const auto& unit : units)
@@ -389,7 +455,9 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
     std::vector<LayerPlan> layers;
     for (Node* node : all_nodes(*model.graph())) {
         const auto found = unit_of.find(node);
-        LayerPlan layer{names.of(node), node->kind().toQualString(), false, "", 0, 0};
+        LayerPlan layer;
+        layer.layer = names.of(node);
+        layer.op = node->kind().toQualString();
         if (const auto conv = as_conv(node)) {
             if (const auto weight = parameter_of(model, conv->weight)) layer.parameters = weight->numel();
         } else if (const auto linear = as_linear(node)) {
@@ -400,6 +468,12 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
             if (node != unit.node) continue;
             layer.int8 = unit.int8 || unit.island;
             layer.sqnr_db = unit.sqnr_db;
+            layer.clipped_ratio = unit.clipped_ratio;
+            if (layer.int8 && parameters && parameters->count(unit.inputs[0])) {
+                const auto& p = parameters->at(unit.inputs[0]);
+                layer.range.low = -p.scale * static_cast<double>(p.zero_point);
+                layer.range.high = p.scale * static_cast<double>(255 - p.zero_point);
+            }
             if (!layer.int8)
                 layer.reason = !unit.refusal.empty() ? unit.refusal : "beside float operators it is no faster in int8";
         } else {
@@ -422,6 +496,8 @@ StaticPlan plan_static(const Model& model, const Inputs& example, const std::vec
     auto plan = std::make_shared<StaticPlan::Impl>();
     plan->options = options;
     plan->model = prepare(model, example, &plan->folded);
+    if (options.equalize) equalize(plan->model, example, &plan->folded);
+    if (options.smooth > 0) smooth(plan->model, example, calibration, options.smooth, &plan->folded);
     plan->facts = Facts::observe(plan->model, example);
     Planner(*plan, calibration).run();
     return StaticPlan(plan);

@@ -12,6 +12,7 @@ struct StaticPlan::Impl {
     std::vector<std::string> unit_names;
     std::unordered_map<const torch::jit::Value*, Affine> parameters;
     std::unordered_map<const torch::jit::Node*, at::Tensor> weights;  ///< qint8 [out, in, ...] of int8 anchors
+    std::unordered_map<const torch::jit::Node*, at::Tensor> biases;   ///< corrected ones, float32 [out]
     std::set<const torch::jit::Node*> cats_with_one_scale;
     std::vector<LayerPlan> layers;
     std::vector<LayerChange> folded;
@@ -20,7 +21,8 @@ struct StaticPlan::Impl {
 /// Where the tensor and the weight of a convolution or linear layer enter its operator.
 struct AnchorInputs {
     size_t tensor, weight;
-    bool weight_transposed;  ///< the operator reads [in, out]
+    bool weight_transposed;      ///< the operator reads [in, out]
+    std::optional<size_t> bias;  ///< nullopt for operators without one
 };
 AnchorInputs anchor_inputs(const torch::jit::Node* node);
 
@@ -30,6 +32,8 @@ at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 
-std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units);
+/// @param parameters  of int8 values, for the ranges; null before they are known
+std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
+                                   const std::unordered_map<const torch::jit::Value*, Affine>* parameters = nullptr);
 
 }  // namespace coppice::quantize

@@ -31,6 +31,7 @@ c10::IValue fake_quantized(const StaticPlan& plan, const Inputs& inputs) {
             const auto place = anchor_inputs(node);
             round(stack[place.tensor], unit.inputs[0]);
             stack[place.weight] = rounded_weight(unit, impl.weights.at(node));
+            if (const auto bias = impl.biases.find(node); bias != impl.biases.end()) stack[*place.bias] = bias->second;
         } else if (unit.kind == UnitKind::kCat) {
             std::vector<at::Tensor> parts;
             const auto list = stack[0].toTensorVector();

@@ -49,6 +49,7 @@ struct Unit {
     /// A linear layer that takes and gives float and rounds its input inside (weights int8).
     bool island = false;
     double sqnr_db = 0;
+    double clipped_ratio = 0;  ///< share of its input outside of the range that its integers cover
 };
 
 /// What the units of a model are told from.

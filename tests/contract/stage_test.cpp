@@ -88,7 +88,7 @@ TEST_P(StageContract, SavesAFileThatStockLibTorchLoadsToTheSameBits) {
 }
 
 TEST_P(StageContract, SameSeedSameBits) {
-    if (GetParam() == "deploy") GTEST_SKIP() << "chooses by measured time";
+    if (GetParam() == "deploy" || GetParam() == "quantize.auto") GTEST_SKIP() << "chooses by measured time";
     torch::NoGradGuard no_grad;
     torch::manual_seed(1);
     const auto first = first_tensor(apply().forward(context_.example));

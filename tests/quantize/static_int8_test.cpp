@@ -179,6 +179,56 @@ TEST(StaticInt8, ErrorsSayWhatIsWrong) {
     EXPECT_ERROR(set_engine("cuda"), InvalidArgument, "engine");
 }
 
+TEST(StaticInt8, AgreesWithItsSimulationWithEveryRoundingAndFewerBits) {
+    for (const auto& row : roundings()) {
+        if (row.name == "awq" || row.name == "hqq") continue;  // refused below: scaled inputs, offsets
+        SCOPED_TRACE(row.name);
+        Options none(row.name);
+        StaticOptions options;
+        options.rounding = row.make(none);
+        options.weight_bits = 4;
+        options.bias_correction = true;
+        options.equalize = true;
+        options.min_sqnr_db = 0;
+        options.observer = minmax();
+        const Inputs x{sine({8, 3, 8, 8}, 1.3)};
+        const auto plan = plan_static(residual_model(), x, {x}, options);
+        const auto int8 = convert(plan);
+        const auto simulated = fake_quantized(plan, x).toTensor(), real = int8.forward(x).toTensor();
+        const auto exact = residual_model().forward(x).toTensor();
+        const auto noise = [](const at::Tensor& a, const at::Tensor& b) { return (a - b).pow(2).sum().item<double>(); };
+        EXPECT_LT(noise(real, simulated), 0.1 * noise(real, exact));  // ties alone
+        for (const auto& layer : plan.layers())
+            if (layer.parameters > 0) {
+                EXPECT_GT(layer.range.high, layer.range.low) << layer.layer;
+                EXPECT_EQ(layer.clipped_ratio, 0) << layer.layer;  // minmax clips nothing of what it saw
+            }
+    }
+    EXPECT_ERROR(from_recipe({{"rounding", "awq"}}), InvalidArgument, "scales a layer's input");
+    EXPECT_ERROR(from_recipe({{"weight_bits", "9"}}), InvalidArgument, "weight_bits");
+    EXPECT_ERROR(from_recipe({{"smooth", "2"}}), InvalidArgument, "smooth");
+}
+
+TEST(StaticInt8, BiasCorrectionKeepsEachChannelsMeanOutput) {
+    // One layer of 3-bit weights on inputs with a mean: the rounded weights alone shift every output.
+    const auto model = build_model({{"f.weight", sine({6, 20}, 0.3)}, {"f.bias", sine({6}, 0.1)}},
+                                   "def forward(self, x):\n    return torch.linear(x, self.f.weight, self.f.bias)\n");
+    const Inputs x{sine({64, 20}) + 1.0};
+    const auto exact = model.forward(x).toTensor().mean(0);
+    const auto shift = [&](bool corrected) {
+        StaticOptions options;
+        options.observer = minmax();
+        options.weight_bits = 3;
+        options.rounding = nearest();
+        options.bias_correction = corrected;
+        options.min_sqnr_db = 0;
+        const auto rounded = fake_quantized(plan_static(model, x, {x}, options), x).toTensor();
+        return (rounded.mean(0) - exact).abs().max().item<double>();
+    };
+    // What is left is the mean error of rounded inputs, far below a step of 8 bits.
+    EXPECT_LT(shift(true), 0.1 * shift(false));
+}
+
 TEST(StaticInt8, NeedsCalibrationData) {
     EXPECT_TRUE(static_int8()->needs().calibration_data);
 }

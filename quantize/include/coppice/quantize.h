@@ -10,6 +10,7 @@
 /// 1712.05877; defaults as Wu et al., arXiv 2004.09602.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,7 +55,15 @@ std::unique_ptr<Observer> moving_average(double momentum = 0.1);
 /// @param bins  at least 128
 std::unique_ptr<Observer> histogram(int64_t bins = 2048);
 
-/// Rows: histogram, minmax, moving_average.
+/// The range that leaves `share` of the values out, half of that at each end; values at an end that is zero (behind a
+/// ReLU) are not cut. Counted on a growing histogram, so exact to one of its bins. @param share in [0, 0.5)
+std::unique_ptr<Observer> percentile(double share = 1e-4, int64_t bins = 2048);
+
+/// The clipping whose rounded histogram has the least Kullback-Leibler divergence from what was seen (TensorRT's
+/// calibration, Migacz 2017, on affine grids). @param bins even, at least 512
+std::unique_ptr<Observer> entropy(int64_t bins = 2048);
+
+/// Rows: entropy, histogram, minmax, moving_average, percentile.
 const std::vector<Entry<Observer>>& observers();
 
 // ---------------------------------------------------------------------------------------------------------- rounding
@@ -76,7 +85,92 @@ at::Tensor fake_quantize(const at::Tensor& values, const Affine& parameters);
 /// A channel of zeros gets scale 1. @param weight float32; channels in dimension 0
 at::Tensor quantize_weight(const at::Tensor& weight, bool per_channel = true);
 
+/// Second moments of the rows that a layer multiplies, over calibration data: what roundings weigh errors by. A
+/// convolution's row is one window of its input.
+struct InputMoments {
+    at::Tensor second;     ///< E[x x^T], float64 [n, n]
+    at::Tensor mean;       ///< E[x], float64 [n]
+    at::Tensor magnitude;  ///< E[|x|], float64 [n]
+    int64_t rows = 0;
+};
+
+/// The integers and what they stand for: w[r, c] = scale[r, g] * integers[r, c] + offset[r, g] with g = c / group.
+struct RoundedWeight {
+    at::Tensor integers;  ///< int64 [rows, n], within [lowest, highest]
+    at::Tensor scale;     ///< float32 [rows, n / group], positive
+    at::Tensor offset;    ///< float32 [rows, n / group]; zeros when symmetric
+    int64_t lowest = 0, highest = 0, group = 0;
+    at::Tensor input_factor;  ///< float32 [n] that inputs must be multiplied by (AWQ); undefined: none
+    /// float32 [rows, n], input_factor included: what the layer multiplies by in effect.
+    at::Tensor values() const;
+};
+
+/// The grid that weights are rounded to.
+struct GridOptions {
+    int64_t bits = 8;        ///< in [2, 8]
+    int64_t group = 0;       ///< columns that share a scale; 0: the whole row
+    bool symmetric = true;   ///< integers in +-(2^(bits-1) - 1) without offset, else 0 ... 2^bits - 1 with one
+    bool half = false;       ///< scale and offset are float16 numbers, as LibTorch's 4-bit rows hold them
+    bool one_scale = false;  ///< one scale for all rows
+};
+
+/// Turns real weights into integers of a grid. Errors are judged by the layer's output where moments are given:
+/// sum over rows of (w - w')^T E[x x^T] (w - w').
+class Rounding {
+public:
+    virtual ~Rounding() = default;
+    virtual bool needs_moments() const { return false; }
+    /// True when results have an input_factor: for linear layers with float input alone.
+    virtual bool scales_inputs() const { return false; }
+    /// @param weight  float32 [rows, n]; n is a multiple of the group
+    /// @param moments of n-vectors; null unless needs_moments()
+    virtual RoundedWeight round(const at::Tensor& weight, const GridOptions& grid,
+                                const InputMoments* moments) const = 0;
+};
+
+/// Every weight to the nearest integer; the range of each group is covered exactly.
+std::unique_ptr<Rounding> nearest();
+
+/// Learns for every weight whether to round up or down (Nagel et al., arXiv 2004.10568), on the second moments instead
+/// of samples: the loss is the same, quadratic, and its gradient exact. A row that did not get better than its nearest
+/// rounding keeps that. Symmetric and affine grids. @param steps of Adam, at least 1
+std::unique_ptr<Rounding> adaround(int64_t steps = 500);
+
+/// Rounds column by column and lets the columns not yet rounded make up for the error (Frantar et al., arXiv
+/// 2210.17323). @param damping is added to the moments' diagonal, as a share of its mean
+std::unique_ptr<Rounding> gptq(double damping = 0.01);
+
+/// Finds offsets under a norm that forgives outliers, by half-quadratic splitting without data (Badri and Shaji 2023,
+/// "Half-Quadratic Quantization"). Affine grids only. @param steps at least 1
+std::unique_ptr<Rounding> hqq(int64_t steps = 20);
+
+/// Scales input channels by E[|x|]^a before rounding, so that channels that matter get finer steps; a in [0, 1] with
+/// the least output error (Lin et al., arXiv 2306.00978). The layer's input is multiplied by the inverse. @param
+/// candidates for a, at least 2
+std::unique_ptr<Rounding> awq(int64_t candidates = 20);
+
+/// Rows: adaround, awq, gptq, hqq, nearest.
+const std::vector<Entry<Rounding>>& roundings();
+
+/// Cross-layer equalisation (Nagel et al., arXiv 1906.04721): output channels of a layer and input channels of the
+/// next, linear or through relu, are scaled to equal ranges. The float function stays. @return pairs of layers treated
+int equalize(Model& model, const Inputs& example, std::vector<LayerChange>* changes = nullptr);
+
+/// SmoothQuant (Xiao et al., arXiv 2211.10438): moves outliers from the input of linear layers into their weights, by
+/// factors max|x|^alpha / max|w|^(1-alpha) per channel that go into the layer norm before them. The float function
+/// stays.
+/// @return layer norms treated
+int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calibration, double alpha = 0.5,
+           std::vector<LayerChange>* changes = nullptr);
+
 // --------------------------------------------------------------------------------------------------------------- plan
+
+/// Accuracy-aware fallback: layers go back to float, the noisiest first, until the metric holds.
+struct Fallback {
+    double max_drop = -1;  ///< points of the recipe's metric that may be lost; negative: no fallback
+    double seconds = 600;  ///< for evaluating; the best so far is kept
+    bool on() const { return max_drop >= 0; }
+};
 
 struct StaticOptions {
     std::shared_ptr<const Observer> observer;  ///< null: histogram()
@@ -90,15 +184,23 @@ struct StaticOptions {
     /// on the engine of the program that loads it (x86 unless it says otherwise): see the fact `engine`.
     std::string engine = "x86";
     int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
+    std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
+    int64_t weight_bits = 8;       ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
+    bool bias_correction = false;  ///< the mean error of rounded weights goes into the bias (arXiv 1906.04721)
+    bool equalize = false;         ///< equalize() before
+    double smooth = 0;             ///< alpha of smooth() before; 0: off
+    Fallback fallback;
 };
 
 /// What quantization does with one layer, and why.
 struct LayerPlan {
     std::string layer, op;  ///< as in LayerNames; "aten::conv2d"
     bool int8 = false;
-    std::string reason;      ///< why it stays in float; empty for int8
-    double sqnr_db = 0;      ///< of its output when input and weight are rounded; 0 when not measured
-    int64_t parameters = 0;  ///< elements of its weight
+    std::string reason;        ///< why it stays in float; empty for int8
+    double sqnr_db = 0;        ///< of its output when input and weight are rounded; 0 when not measured
+    int64_t parameters = 0;    ///< elements of its weight
+    Range range;               ///< that its input's integers cover
+    double clipped_ratio = 0;  ///< share of its input outside of that
 };
 
 /// Decisions for one model: which operators run in int8, with which parameters. Copies share.
@@ -153,7 +255,61 @@ bool exact_int8_products();
 /// Stage quantize.static: plan_static and convert on the calibration data.
 std::unique_ptr<Stage> static_int8(StaticOptions options = {});
 
-/// Rows of this module, by recipe name: quantize.static.
+struct DynamicOptions {
+    std::vector<std::string> ignore;       ///< regular expressions; layers whose whole name matches stay float
+    bool linear = true;                    ///< linear layers and products with a parameter
+    bool recurrent = true;                 ///< LSTM and GRU
+    std::string embedding = "int8";        ///< float, int8, int4: rows of 8 or 4 bits
+    double min_sqnr_db = 10;               ///< layers whose own signal-to-noise ratio is below stay float
+    int64_t batches = 4, batch_size = 16;  ///< on which layers are measured
+    Fallback fallback;
+};
+
+/// Stage quantize.dynamic: weights int8 per channel, activations rounded to int8 by their range in each call. Needs no
+/// data; layers are measured on calibration data where there is some, else on the example.
+/// @throws UnsupportedModel with the reasons when no layer can be treated
+std::unique_ptr<Stage> dynamic_int8(DynamicOptions options = {});
+
+struct WeightOnlyOptions {
+    std::string type = "int8";  ///< int8, int4, bf16, fp16
+    int64_t group = 0;          ///< weights that share a scale: 32, 64, 128; 0: 64 for int4, the whole row for int8
+    bool symmetric = false;
+    /// unpacked: weights are expanded in every call by one operator of LibTorch, arithmetic in float32, any CPU.
+    /// packed: LibTorch's kernels on packed weights (_weight_int4pack_mm_for_cpu, _weight_int8pack_mm), arithmetic in
+    /// bfloat16; fast for few rows on CPUs with AVX512, and 4-bit files hold the layout of this CPU's instruction set.
+    /// auto: packed for linear layers where the example multiplies at most 4 rows.
+    std::string kernel = "unpacked";
+    std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
+    bool convolutions = true, embeddings = true;
+    std::vector<std::string> ignore;
+    double min_sqnr_db = 10;
+    int64_t batches = 4, batch_size = 16;  ///< for moments and measuring
+    Fallback fallback;
+};
+
+/// Stage quantize.weight_only: activations stay float32. Needs calibration data where the rounding does.
+std::unique_ptr<Stage> weight_only(WeightOnlyOptions options = {});
+
+/// Seconds of one call of forward.
+using Timer = std::function<double(const Model& model, const Inputs& inputs)>;
+
+struct AutoOptions {
+    double min_sqnr_db = 20;   ///< a form with more noise in a layer's output is not taken
+    double least_gain = 0.05;  ///< share of a layer's time that a form has to save
+    std::vector<std::string> forms = {"bf16", "dynamic", "static", "int8", "int4"};  ///< tried
+    std::vector<std::string> ignore;
+    int64_t batches = 4, batch_size = 16;
+    Fallback fallback;
+    Timer timer;  ///< null: the fastest of several calls by the wall clock
+};
+
+/// Stage quantize.auto: every layer is timed by itself in every form on the example, and gets the fastest form whose
+/// noise is allowed; what is not faster than float stays float and says so. In the end the whole model, the model with
+/// static int8 alone, and float are timed, and the fastest is kept. Choices follow the clock: the same model may get
+/// other forms in another run.
+std::unique_ptr<Stage> auto_precision(AutoOptions options = {});
+
+/// Rows of this module, by recipe name: quantize.auto, quantize.dynamic, quantize.static, quantize.weight_only.
 const std::vector<Entry<Stage>>& stages();
 
 }  // namespace coppice::quantize

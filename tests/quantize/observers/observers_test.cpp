@@ -125,6 +125,36 @@ TEST(Histogram, RejectsTooFewBins) {
     EXPECT_ERROR(histogram(16), InvalidArgument, "at least 128");
 }
 
+TEST(Percentile, LeavesTheShareOutsideAndNeverCutsZero) {
+    const auto values = bell_with_outliers(100000, 40);
+    for (const double share : {0.0, 0.001, 0.02}) {
+        const auto observer = percentile(share);
+        observer->observe(tensor_of(values));
+        const auto range = observer->range(256);
+        double outside = 0;
+        for (const double x : values) outside += x < range.low || x > range.high;
+        EXPECT_LE(outside, share * 100000) << share;
+        // A bin is 40 / 1024 at most wide; the bell holds less than 2 % of its values in that.
+        EXPECT_GE(outside, (share - 0.04) * 100000) << share;
+        if (share > 0) EXPECT_LT(range.high, 5);
+    }
+    const auto rectified = percentile(0.01);
+    rectified->observe(tensor_of(values).relu());
+    EXPECT_EQ(rectified->range(256).low, 0);
+    EXPECT_ERROR(percentile(0.5), InvalidArgument, "share");
+}
+
+TEST(Entropy, ClipsALongTailAndKeepsAUniformRange) {
+    const auto tail = entropy();
+    tail->observe(tensor_of(bell_with_outliers(100000, 60)));
+    EXPECT_LT(tail->range(256).high, 20);
+    EXPECT_GT(tail->range(256).high, 2);
+    const auto flat = entropy();
+    flat->observe(at::linspace(0, 4, 100001));
+    EXPECT_GT(flat->range(256).high, 3.9);
+    EXPECT_ERROR(entropy(100), InvalidArgument, "bins");
+}
+
 TEST(Observers, OfEveryRowIgnoreEmptyTensorsAndRejectNaN) {
     for (const auto& row : observers()) {
         Options options("test");

@@ -1,0 +1,269 @@
+// Stage quantize.auto: every layer in the fastest precision whose error is allowed.
+//
+// Layers are taken out of the model and timed alone, on the input that the example gives them; their noise is measured
+// on calibration data. Static int8 does not fit this: its gain lies in the operators between layers, which stay int8
+// too. So it competes as a whole: static int8 with the chosen forms on what it leaves in float, against the chosen
+// forms alone, against float.
+#include <cmath>
+#include <cstdio>
+
+#include <coppice/error.h>
+#include <coppice/quantize.h>
+
+#include "layers/layers.h"
+#include "plan/plan.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.auto";
+
+struct NamedForm {
+    std::string name;
+    std::unique_ptr<Form> form;
+};
+
+std::string text(const char* format, double value) {
+    char buffer[96];
+    std::snprintf(buffer, sizeof buffer, format, value);
+    return buffer;
+}
+
+class Auto final : public Stage {
+public:
+    explicit Auto(AutoOptions options) : options_(std::move(options)) {
+        if (!options_.timer) options_.timer = fastest_seconds;
+    }
+
+    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+
+    Model apply(const Model& model, Context& context) const override {
+        torch::NoGradGuard no_grad;
+        refuse_other_methods(model, kWhere);
+        const auto forms = make_forms();
+        const auto batches = batches_of(context, options_.batches, options_.batch_size, kWhere);
+        context.facts["measured_on"] = batches.empty() ? "the example input" : "calibration data";
+        std::vector<LayerChange> folded;
+        const auto prepared = prepare(model, context.example, &folded);
+        auto layers = choose(prepared, forms, batches, context, options_.ignore);
+        const auto order = order_of(layers);
+
+        struct Candidate {
+            std::string name;
+            Model model;
+            std::vector<Layer> layers;
+            std::vector<std::string> details;
+            std::optional<StaticPlan> plan;
+            double seconds = 0;
+        };
+        std::vector<Candidate> candidates;
+        candidates.push_back({"float", prepared, kept(layers), {}, {}});
+        if (!order.empty()) {
+            Candidate layerwise{"layers", {}, layers, {}, {}};
+            layerwise.model = emit_forms(prepared, layers, &layerwise.details);
+            candidates.push_back(std::move(layerwise));
+        }
+        std::string why_no_static;
+        std::optional<StaticPlan> plan;
+        if (wants("static") && !batches.empty()) {
+            try {
+                StaticOptions options;
+                options.min_sqnr_db = options_.min_sqnr_db;
+                options.ignore = options_.ignore;
+                // Ranges want more examples than noise does.
+                const auto calibration = batches_of(context, std::max(options.batches, options_.batches),
+                                                    std::max(options.batch_size, options_.batch_size), kWhere);
+                plan = plan_static(model, context.example, calibration, options);
+                Candidate mixed{"static", {}, {}, {}, plan};
+                const auto int8 = convert(*plan);
+                mixed.layers = choose(int8, forms, batches, context, {});
+                mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
+                if (options_.fallback.on() && context.evaluate &&
+                    context.evaluate(mixed.model) < context.evaluate(model) - options_.fallback.max_drop)
+                    why_no_static = "it loses more than max_drop of the metric";
+                else
+                    candidates.push_back(std::move(mixed));
+            } catch (const UnsupportedModel& error) {
+                why_no_static = error.problem();
+            }
+        } else if (wants("static")) {
+            why_no_static = "there is no calibration data";
+        }
+        size_t best = 0;
+        Json seconds = Json::object();
+        for (size_t i = 0; i < candidates.size(); ++i) {
+            candidates[i].seconds = options_.timer(candidates[i].model, context.example);
+            seconds[candidates[i].name] = candidates[i].seconds;
+            if (candidates[i].seconds < candidates[best].seconds) best = i;
+            if (context.interrupted()) throw Interrupted(kWhere, "stopped while timing models", "");
+        }
+        auto chosen = std::move(candidates[best]);
+        if (options_.fallback.on() && chosen.name == "layers") {
+            auto most = order;
+            most.pop_back();
+            const auto with = [&](size_t floats) {
+                auto some = layers;
+                for (size_t i = 0; i < floats; ++i) {
+                    some[order[i]].form = nullptr;
+                    some[order[i]].reason = "fallback: the metric needs it in float";
+                }
+                return some;
+            };
+            const auto held = fall_back(
+                model, most, [&](size_t floats) { return emit_forms(prepared, with(floats)); }, options_.fallback,
+                context, kWhere);
+            chosen.layers = with(held.second);
+            chosen.details.clear();
+            chosen.model = emit_forms(prepared, chosen.layers, &chosen.details);
+        }
+        for (const auto& change : folded) context.record(change);
+        if (chosen.plan) {
+            for (const auto& layer : chosen.plan->layers())
+                if (layer.int8)
+                    context.record({layer.layer, "int8", "float32", "int8 static",
+                                    layer.sqnr_db != 0 ? text("SQNR %.1f dB", layer.sqnr_db) : ""});
+        }
+        if (chosen.details.empty()) chosen.details.resize(chosen.layers.size());
+        record_layers(context, chosen.layers, chosen.details);
+        context.facts["chosen"] = chosen.name;
+        context.facts["model_seconds"] = seconds;
+        if (!why_no_static.empty()) context.facts["why_not_static"] = why_no_static;
+        if (chosen.name == "float")
+            context.log->warning("quantize.auto: nothing is faster than float here; the model stays as it is");
+        return chosen.model;
+    }
+
+private:
+    bool wants(const std::string& form) const {
+        return std::find(options_.forms.begin(), options_.forms.end(), form) != options_.forms.end();
+    }
+
+    std::vector<NamedForm> make_forms() const {
+        std::vector<NamedForm> forms;
+        for (const auto& name : options_.forms) {
+            if (name == "static") continue;
+            if (name == "dynamic") {
+                forms.push_back({name, dynamic_form({})});
+                continue;
+            }
+            WeightOnlyOptions options;
+            options.type = name;
+            options.kernel = "auto";
+            options.symmetric = name == "int8";  // what the packed int8 kernel takes
+            forms.push_back({name, weight_form(options)});
+        }
+        return forms;
+    }
+
+    static std::vector<Layer> kept(std::vector<Layer> layers) {
+        for (auto& layer : layers) {
+            if (!layer.form) continue;
+            layer.reason = layer.form->name() + " is faster alone, but the whole model is not";
+            layer.form = nullptr;
+        }
+        return layers;
+    }
+
+    static std::vector<size_t> order_of(const std::vector<Layer>& layers) {
+        std::vector<size_t> order;
+        for (size_t i = 0; i < layers.size(); ++i)
+            if (layers[i].form) order.push_back(i);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
+        return order;
+    }
+
+    /// Gives every layer its form, or a reason why it stays float.
+    std::vector<Layer> choose(const Model& prepared, const std::vector<NamedForm>& forms,
+                              const std::vector<Inputs>& batches, Context& context,
+                              const std::vector<std::string>& ignore) const {
+        const auto facts = Facts::observe(prepared, context.example);
+        auto layers = layers_of(prepared, facts);
+        apply_ignore(layers, ignore, kWhere);
+        std::unordered_map<const torch::jit::Node*, Layer*> open;
+        for (auto& layer : layers)
+            if (layer.reason.empty()) open[layer.node] = &layer;
+        struct Trial {
+            std::string why_not;
+            double sqnr = 0;
+        };
+        std::map<const Layer*, std::vector<Trial>> trials;
+        const auto emitted = [&](const torch::jit::Node* node, const std::vector<c10::IValue>& stack, const Form& form,
+                                 const Layer& layer) {
+            auto alone = isolated(prepared, node, stack);
+            form.emit(alone, layer_node(alone), layer.facts);
+            alone.refresh();
+            return alone;
+        };
+        const auto once =
+            [&](const Inputs& inputs,
+                const std::function<void(const torch::jit::Node*, Layer&, const std::vector<c10::IValue>&)>& look) {
+                std::set<const torch::jit::Node*> seen;
+                NodeHooks hooks;
+                hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& stack) {
+                    const auto found = open.find(node);
+                    if (found != open.end() && seen.insert(node).second) look(node, *found->second, stack);
+                    if (context.interrupted()) throw Interrupted(kWhere, "stopped while measuring layers", "");
+                };
+                run_nodes(prepared, inputs, hooks);
+            };
+        once(batches.empty() ? context.example : batches.front(),
+             [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
+                 auto copy = stack;
+                 node->getOperation()(copy);
+                 const auto exact = first_tensor(copy[0]);
+                 for (const auto& [name, form] : forms) {
+                     Trial trial;
+                     trial.why_not = form->refuse(Site{prepared, facts, layer.node});
+                     if (trial.why_not.empty()) {
+                         trial.sqnr = sqnr_db(exact, run_isolated(emitted(node, stack, *form, layer)));
+                         if (trial.sqnr < options_.min_sqnr_db) trial.why_not = text("SQNR %.1f dB", trial.sqnr);
+                     }
+                     trials[&layer].push_back(trial);
+                 }
+             });
+        once(context.example, [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
+            const auto tried = trials.find(&layer);
+            if (tried == trials.end()) {
+                layer.reason = "the calibration data does not reach it";
+                return;
+            }
+            const double exact = options_.timer(isolated(prepared, node, stack), {});
+            double least = exact * (1 - options_.least_gain);
+            std::string reasons;
+            for (size_t i = 0; i < forms.size(); ++i) {
+                const auto& trial = tried->second[i];
+                std::string reason = trial.why_not;
+                if (reason.empty()) {
+                    const double seconds = options_.timer(emitted(node, stack, *forms[i].form, layer), {});
+                    reason = text("%.2f of float's time", seconds / exact);
+                    if (seconds < least) {
+                        least = seconds;
+                        layer.form = forms[i].form.get();
+                        layer.sqnr_db = trial.sqnr;
+                    }
+                }
+                reasons += (reasons.empty() ? "" : "; ") + forms[i].name + ": " + reason;
+            }
+            layer.reason = reasons;
+        });
+        return layers;
+    }
+
+    AutoOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> auto_precision(AutoOptions options) {
+    const std::vector<std::string> known = {"bf16", "dynamic", "fp16", "int4", "int8", "static"};
+    for (const auto& form : options.forms)
+        if (std::find(known.begin(), known.end(), form) == known.end()) throw_unknown(kWhere, "form", form, known);
+    if (options.forms.empty()) throw InvalidArgument(kWhere, "forms is empty", "Name at least one, such as dynamic.");
+    if (!(options.least_gain >= 0 && options.least_gain < 1))
+        throw InvalidArgument(kWhere, "least_gain is " + std::to_string(options.least_gain) + ", must be in [0, 1)",
+                              "Use 0.05.");
+    return std::make_unique<Auto>(std::move(options));
+}
+
+}  // namespace coppice::quantize

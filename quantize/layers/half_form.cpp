@@ -1,0 +1,106 @@
+// Layers that multiply in half precision, float32 around them.
+//
+//     bf16   linear or convolution (bf16(x), w, b) -> float32; fast where the CPU multiplies bfloat16 (AVX512-BF16,
+//     AMX) fp16   quantized::linear_dynamic_fp16(x, packed): weights in float16, arithmetic in float32 (FBGEMM)
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <coppice/error.h>
+
+#include "emit/operators.h"
+#include "layers/layers.h"
+#include "plan/plan.h"
+
+namespace coppice::quantize {
+
+using namespace torch::jit;
+
+namespace {
+
+bool native_bf16() {
+    std::vector<c10::IValue> stack;
+    c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_is_mkldnn_bf16_supported", "").callBoxed(&stack);
+    return stack.at(0).toBool();
+}
+
+Value* cast(Graph& graph, Value* value, at::ScalarType type) {
+    return graph.insert(aten::to, {value, static_cast<int64_t>(type), false, false, c10::IValue()});
+}
+
+class Half final : public Form {
+public:
+    explicit Half(std::string type) : type_(std::move(type)) {}
+
+    std::string name() const override { return type_; }
+
+    std::string refuse(const Site& site) const override {
+        if (as_embedding(site.node)) return "embeddings are not multiplied";
+        if (as_recurrent(site.node)) return "recurrent cells lose accuracy step by step in half precision";
+        if (type_ == "bf16" && !native_bf16()) return "this CPU has no instructions for bfloat16";
+        const auto conv = as_conv(site.node);
+        if (conv && type_ == "fp16") return "LibTorch's float16 kernel is for linear layers";
+        const auto* row = find_row(site.node);
+        const auto refusal = row ? row->refuse(site) : "it has no known form";
+        if (!refusal.empty()) return refusal;
+        const auto* input = conv ? conv->input : as_linear(site.node)->input;
+        if (!site.is_float(input)) return "its input is no float32 tensor";
+        return {};
+    }
+
+    std::string emit(Model& model, Node* node, const LayerFacts&) const override {
+        return type_ == "fp16" ? emit_fp16(model, node) : emit_bf16(model, node);
+    }
+
+private:
+    static std::string emit_fp16(Model& model, Node* node) {
+        const auto view = *as_linear(node);
+        auto weight = parameter_of(model, view.weight)->detach();
+        if (view.weight_transposed) weight = weight.t();
+        c10::IValue bias;
+        if (view.has_bias) bias = parameter_of(model, view.bias)->detach().reshape({-1}).contiguous();
+        std::vector<c10::IValue> stack{weight.contiguous(), bias};
+        c10::Dispatcher::singleton().findSchemaOrThrow("quantized::linear_prepack_fp16", "").callBoxed(&stack);
+        Value* packed = store(model, stack.at(0), attribute_name(view.weight).value_or(""), "packed", node);
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(
+            model.graph()->insert(Symbol::fromQualString("quantized::linear_dynamic_fp16"), {view.input, packed}));
+        node->destroy();
+        return "float16 weights";
+    }
+
+    static std::string emit_bf16(Model& model, Node* node) {
+        const auto conv = as_conv(node);
+        const auto linear = as_linear(node);
+        auto& graph = *model.graph();
+        const auto place = anchor_inputs(node);
+        const auto narrow = [&](const Value* value) {
+            const auto name = attribute_name(value).value_or("");
+            return store(model, parameter_of(model, value)->detach().to(at::kBFloat16), name,
+                         name.substr(name.rfind('.') + 1) + "_bf16", node, Role::kBuffer);
+        };
+        const auto* weight = conv ? conv->weight : linear->weight;
+        const auto* bias = conv ? conv->bias : linear->bias;
+        const bool has_bias = conv ? conv->has_bias : linear->has_bias;
+        Value* narrow_weight = narrow(weight);
+        WithInsertPoint guard(node);
+        if (node->input(place.weight) != weight) narrow_weight = graph.insert(aten::t, {narrow_weight});
+        for (size_t i = 0; i < node->inputs().size(); ++i)
+            if (has_bias && node->input(i) == bias) node->replaceInput(i, narrow(bias));
+        node->replaceInput(place.weight, narrow_weight);
+        node->replaceInput(place.tensor, cast(graph, node->input(place.tensor), at::kBFloat16));
+        WithInsertPoint after(node->next());
+        Value* old = node->output();
+        Value* wide = cast(graph, old, at::kFloat);
+        old->replaceAllUsesAfterNodeWith(wide->node(), wide);
+        return "bfloat16 weights and products";
+    }
+
+    const std::string type_;
+};
+
+}  // namespace
+
+std::unique_ptr<Form> half_form(const std::string& type) {
+    return std::make_unique<Half>(type);
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,491 @@
+#include "layers/layers.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <regex>
+
+#include <coppice/error.h>
+
+#include "emit/operators.h"
+#include "plan/plan.h"
+
+namespace coppice::quantize {
+
+using namespace torch::jit;
+
+namespace {
+
+constexpr const char* kInput = "layer_input";
+
+/// Attribute names below a value that is made of parameters alone: an attribute, its transpose, a list of such.
+bool made_of_parameters(const Value* value) {
+    if (value->mustBeNone()) return true;
+    if (const auto name = attribute_name(value)) return !name->empty();
+    const Node* node = value->node();
+    const auto kind = node->kind();
+    if (kind != prim::ListConstruct && kind != aten::t && kind != aten::transpose) return toIValue(value).has_value();
+    return !node->inputs().empty() && std::all_of(node->inputs().begin(), node->inputs().end(), made_of_parameters);
+}
+
+/// Copies a node and the constants and parameters that it reads into a graph of its own.
+class Extractor {
+public:
+    explicit Extractor(const Model& model) : model_(model), module_("Layer"), graph_(std::make_shared<Graph>()) {
+        module_.register_attribute("training", c10::BoolType::get(), false);
+        self_ = graph_->addInput("self");
+        self_->setType(module_.type());
+    }
+
+    Model run(const Node* node, const std::vector<c10::IValue>& inputs) {
+        std::unordered_map<const Value*, Value*> made;
+        for (size_t i = 0; i < node->inputs().size(); ++i) {
+            const auto* value = node->input(i);
+            if (made.count(value)) continue;
+            made[value] = made_of_parameters(value) ? copy(value) : attribute(kInput, inputs[i], value->type());
+        }
+        // Inputs without a fixed shape: the same operator as in the model, whatever the example was.
+        Node* twin = graph_->createClone(const_cast<Node*>(node), [&](Value* value) { return made.at(value); });
+        graph_->insertNode(twin);
+        for (Value* output : twin->outputs())
+            if (output->type()->isSubtypeOf(*c10::TensorType::get())) output->setType(c10::TensorType::get());
+        graph_->registerOutput(twin->output(0));
+        auto* function = module_._ivalue()->compilation_unit()->create_function(
+            c10::QualifiedName(*module_.type()->name(), "forward"), graph_);
+        module_.type()->addMethod(function);
+        return Model::from_module(module_, "layer");
+    }
+
+private:
+    Value* attribute(const std::string& base, const c10::IValue& content, const c10::TypePtr& type) {
+        std::string name = base;
+        for (int number = 2; module_.hasattr(name); ++number) name = base + "_" + std::to_string(number);
+        const bool tensor = content.isTensor();
+        module_.register_attribute(name, tensor ? c10::TypePtr(c10::TensorType::get()) : type, content);
+        return graph_->insertNode(graph_->createGetAttr(self_, name))->output();
+    }
+
+    Value* copy(const Value* value) {
+        if (value->mustBeNone()) return graph_->insertConstant(c10::IValue());
+        if (const auto name = attribute_name(value)) {
+            const auto content = get_attribute(model_, *name);
+            if (!content.isTensor()) return attribute("switch", content, value->type());
+            const auto dot = name->rfind('.');
+            std::string last = dot == std::string::npos ? *name : name->substr(dot + 1);
+            for (int number = 2; module_.hasattr(last); ++number) last += "_" + std::to_string(number);
+            module_.register_parameter(last, content.toTensor().detach(), false);
+            return graph_->insertNode(graph_->createGetAttr(self_, last))->output();
+        }
+        if (const auto constant = toIValue(value)) return graph_->insertConstant(*constant);
+        Node* twin = graph_->createClone(const_cast<Node*>(value->node()), [&](Value* input) { return copy(input); });
+        return graph_->insertNode(twin)->output();
+    }
+
+    const Model& model_;
+    Module module_;
+    std::shared_ptr<Graph> graph_;
+    Value* self_;
+};
+
+at::Tensor weight_of(const Model& model, const Node* node) {
+    auto* mutable_node = const_cast<Node*>(node);
+    const Value* value = nullptr;
+    if (const auto conv = as_conv(mutable_node)) value = conv->weight;
+    if (const auto linear = as_linear(mutable_node)) value = linear->weight;
+    if (const auto embedding = as_embedding(mutable_node)) value = embedding->weight;
+    if (!value) return {};
+    return parameter_of(model, value).value_or(at::Tensor());
+}
+
+/// Rows that a convolution or linear layer multiplies, one tensor [rows, n] per group.
+std::vector<at::Tensor> rows_of(const Model& model, const Node* node, const at::Tensor& input) {
+    auto* mutable_node = const_cast<Node*>(node);
+    if (as_linear(mutable_node)) return {input.reshape({-1, input.size(-1)})};
+    const auto conv = as_conv(mutable_node);
+    const auto weight = weight_of(model, node);
+    const auto geometry = geometry_of(*conv, weight.sizes().vec());
+    auto padded = input;
+    std::vector<int64_t> pads;
+    for (int64_t i = conv->dims - 1; i >= 0; --i)
+        for (int side = 0; side < 2; ++side) pads.push_back(geometry->padding[static_cast<size_t>(i)]);
+    padded = at::constant_pad_nd(padded, pads);
+    std::vector<at::Tensor> all;
+    for (const auto& part : padded.chunk(conv->groups, 1)) {  // [N, C / groups, ...]
+        auto windows = part;
+        for (int64_t i = 0; i < conv->dims; ++i) {
+            const auto k = weight.size(i + 2), dilation = geometry->dilation[static_cast<size_t>(i)];
+            windows = windows.unfold(2 + i, dilation * (k - 1) + 1, geometry->stride[static_cast<size_t>(i)]);
+            windows = windows.slice(windows.dim() - 1, 0, windows.size(-1), dilation);
+        }
+        // [N, C, positions..., kernel...] -> [N, positions..., C, kernel...]
+        std::vector<int64_t> order{0};
+        for (int64_t i = 0; i < conv->dims; ++i) order.push_back(2 + i);
+        order.push_back(1);
+        for (int64_t i = 0; i < conv->dims; ++i) order.push_back(2 + conv->dims + i);
+        windows = windows.permute(order);
+        int64_t n = weight.size(1);
+        for (int64_t i = 0; i < conv->dims; ++i) n *= weight.size(i + 2);
+        all.push_back(windows.reshape({-1, n}));
+    }
+    return all;
+}
+
+double seconds_since(const std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded) {
+    const double signal = exact.pow(2).sum(at::kDouble).item<double>();
+    const double noise = (exact - rounded).pow(2).sum(at::kDouble).item<double>();
+    return noise > 0 ? 10 * std::log10(std::max(signal, 1e-300) / noise) : 200;
+}
+
+double fastest_seconds(const Model& model, const Inputs& inputs) {
+    constexpr int kRounds = 7;
+    constexpr double kRoundSeconds = 2e-3;
+    torch::NoGradGuard no_grad;
+    // The executor profiles its first two runs and compiles in the third.
+    for (int i = 0; i < 3; ++i) model.forward(inputs);
+    const auto once = std::chrono::steady_clock::now();
+    model.forward(inputs);
+    const int calls = static_cast<int>(std::clamp(kRoundSeconds / std::max(seconds_since(once), 1e-7), 1.0, 500.0));
+    double least = std::numeric_limits<double>::infinity();
+    for (int round = 0; round < kRounds; ++round) {
+        const auto start = std::chrono::steady_clock::now();
+        for (int i = 0; i < calls; ++i) model.forward(inputs);
+        least = std::min(least, seconds_since(start) / calls);
+    }
+    return least;
+}
+
+std::vector<Layer> layers_of(const Model& model, const Facts& facts) {
+    const LayerNames names(model);
+    std::vector<Layer> layers;
+    for (Node* node : all_nodes(*model.graph())) {
+        Layer layer;
+        const auto conv = as_conv(node);
+        const auto linear = as_linear(node);
+        const auto recurrent = as_recurrent(node);
+        if (!conv && !linear && !recurrent && !as_embedding(node)) continue;
+        if (recurrent) {
+            for (const auto* value : recurrent->weights)
+                if (const auto weight = parameter_of(model, value)) layer.parameters += weight->numel();
+        } else if (const auto weight = weight_of(model, node); weight.defined()) {
+            layer.parameters = weight.numel();
+        }
+        if (layer.parameters == 0) continue;
+        layer.node = node;
+        layer.op = node->kind().toQualString();
+        layer.facts.name = names.of(node);
+        if (linear && facts.has_shape(linear->input)) {
+            const auto& shape = facts.shape(linear->input);
+            layer.facts.rows = 1;
+            for (size_t i = 0; i + 1 < shape.size(); ++i) layer.facts.rows *= shape[i];
+        }
+        if (facts.runs(node) == 0) layer.reason = "the example input does not reach it";
+        layers.push_back(std::move(layer));
+    }
+    return layers;
+}
+
+Model isolated(const Model& model, const Node* node, const std::vector<c10::IValue>& inputs) {
+    return Extractor(model).run(node, inputs);
+}
+
+Node* layer_node(const Model& isolated) {
+    for (Node* node : all_nodes(*isolated.graph()))
+        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return node;
+    throw InternalError("quantize", "an isolated layer holds no layer", "");
+}
+
+at::Tensor run_isolated(const Model& isolated) {
+    return first_tensor(isolated.forward({}));
+}
+
+Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name, Node* before,
+             Role role) {
+    const auto dot = beside.rfind('.');
+    const auto prefix = dot == std::string::npos ? std::string() : beside.substr(0, dot + 1);
+    return read_attribute(model, add_attribute(model, prefix + name, content, role), before);
+}
+
+std::unordered_map<const Node*, std::vector<InputMoments>> collect_moments(
+    const Model& model, const std::vector<Inputs>& batches, const std::function<bool(const Node*)>& wanted) {
+    std::unordered_map<const Node*, std::vector<InputMoments>> moments;
+    NodeHooks hooks;
+    hooks.before = [&](const Node* node, std::vector<c10::IValue>& stack) {
+        auto* mutable_node = const_cast<Node*>(node);
+        if ((!as_conv(mutable_node) && !as_linear(mutable_node)) || !wanted(node)) return;
+        auto& all = moments[node];
+        const auto rows = rows_of(model, node, stack[anchor_inputs(node).tensor].toTensor());
+        all.resize(rows.size());
+        for (size_t i = 0; i < rows.size(); ++i) {
+            auto& sum = all[i];
+            const auto& x = rows[i];
+            const auto second = x.t().mm(x).to(at::kDouble);
+            const auto mean = x.sum(0, false, at::kDouble), magnitude = x.abs().sum(0, false, at::kDouble);
+            sum.second = sum.rows ? sum.second + second : second;
+            sum.mean = sum.rows ? sum.mean + mean : mean;
+            sum.magnitude = sum.rows ? sum.magnitude + magnitude : magnitude;
+            sum.rows += x.size(0);
+        }
+    };
+    for (const auto& inputs : batches) run_nodes(model, inputs, hooks);
+    for (auto& [node, all] : moments)
+        for (auto& sum : all) {
+            const auto rows = static_cast<double>(std::max<int64_t>(sum.rows, 1));
+            sum.second /= rows;
+            sum.mean /= rows;
+            sum.magnitude /= rows;
+        }
+    return moments;
+}
+
+std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t batch_size, const char* where) {
+    const auto& data = context.data.calibration ? context.data.calibration : context.data.train;
+    std::vector<Inputs> all;
+    if (!data) return all;
+    BatchIterator iterator(*data, batch_size, /*shuffle=*/true, context.seed);
+    while (static_cast<int64_t>(all.size()) < batches) {
+        auto batch = iterator.next();
+        if (!batch) break;
+        all.push_back(std::move(batch->inputs));
+        if (context.interrupted()) throw Interrupted(where, "stopped while reading calibration data", "");
+    }
+    return all;
+}
+
+void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where) {
+    for (const auto& pattern : patterns) {
+        std::regex expression;
+        try {
+            expression = std::regex(pattern);
+        } catch (const std::regex_error&) {
+            throw InvalidArgument(where, "ignore: \"" + pattern + "\" is no regular expression",
+                                  "Write a layer's name, or an ECMAScript pattern such as layer1\\..*");
+        }
+        bool any = false;
+        for (auto& layer : layers) {
+            if (!std::regex_match(layer.facts.name, expression)) continue;
+            any = true;
+            if (layer.reason.empty()) layer.reason = "ignore: " + pattern;
+        }
+        if (!any)
+            throw InvalidArgument(where, "ignore: \"" + pattern + "\" matches no layer",
+                                  "`coppice inspect` lists the names; the pattern must match a whole name.");
+    }
+}
+
+Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::vector<std::string>* details) {
+    Model model = prepared.clone();
+    const auto old_nodes = all_nodes(*prepared.graph()), new_nodes = all_nodes(*model.graph());
+    if (old_nodes.size() != new_nodes.size()) throw InternalError("quantize", "a copy has other nodes", "");
+    std::unordered_map<const Node*, Node*> twin;
+    for (size_t i = 0; i < old_nodes.size(); ++i) twin[old_nodes[i]] = new_nodes[i];
+    for (const auto& layer : layers) {
+        const auto detail = layer.form ? layer.form->emit(model, twin.at(layer.node), layer.facts) : std::string();
+        if (details) details->push_back(detail);
+    }
+    model.refresh();
+    remove_unused_attributes(model);
+    return model;
+}
+
+std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size_t>& order,
+                                   const std::function<Model(size_t floats)>& build, const Fallback& fallback,
+                                   Context& context, const char* where) {
+    if (!fallback.on()) return {build(0), 0};
+    if (!context.evaluate)
+        throw InvalidArgument(where, "max_drop needs labelled validation data to judge by",
+                              "Give `data:` a `validation` or `test` split, or leave max_drop out.");
+    const auto start = std::chrono::steady_clock::now();
+    const double before = context.evaluate(baseline);
+    Json history = Json::array();
+    size_t best_floats = 0;
+    std::optional<Model> best;
+    double best_quality = 0;
+    bool held = false;
+    // Steps double, so that a model of n layers takes about log n evaluations; then the last step is halved back.
+    size_t low = 0, high = 0;  // low: known to miss (+1), high: the next to try
+    const auto judge = [&](size_t floats) {
+        if (context.interrupted()) throw Interrupted(where, "stopped while layers went back to float", "");
+        Model candidate = build(floats);
+        const double quality = context.evaluate(candidate);
+        const bool holds = quality >= before - fallback.max_drop;
+        history.push_back({{"float_layers", floats}, {"quality", quality}, {"holds", holds}});
+        context.log->info(std::string(where) + ": " + std::to_string(floats) + " layers back in float, metric " +
+                          std::to_string(quality));
+        const bool better = !best || (holds && !held) || (holds && held && floats < best_floats) ||
+                            (!holds && !held && quality > best_quality);
+        if (better) {
+            best = candidate;
+            best_floats = floats;
+            best_quality = quality;
+            held = holds;
+        }
+        return holds;
+    };
+    bool holds = judge(0);
+    size_t step = 1;
+    while (!holds && high < order.size() && seconds_since(start) < fallback.seconds) {
+        low = high;
+        high = std::min(order.size(), high + step);
+        step *= 2;
+        holds = judge(high);
+    }
+    while (holds && high > low + 1 && seconds_since(start) < fallback.seconds) {
+        const size_t middle = (low + high) / 2;
+        (judge(middle) ? high : low) = middle;
+    }
+    context.facts["fallback"] = {{"metric_before", before},       {"metric", best_quality},
+                                 {"max_drop", fallback.max_drop}, {"holds", held},
+                                 {"float_layers", best_floats},   {"tried", history}};
+    if (!held)
+        context.log->warning(std::string(where) + ": no choice of layers held the metric within " +
+                             std::to_string(fallback.max_drop) + "; the best one found is kept");
+    return {*best, best_floats};
+}
+
+void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details) {
+    Json rows = Json::array();
+    int64_t treated = 0, kept = 0, treated_weights = 0, kept_weights = 0;
+    double worst = 200;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto& layer = layers[i];
+        Json row = {{"layer", layer.facts.name}, {"op", layer.op}, {"parameters", layer.parameters}};
+        if (layer.form) {
+            ++treated;
+            treated_weights += layer.parameters;
+            worst = std::min(worst, layer.sqnr_db);
+            char text[160];
+            std::snprintf(text, sizeof text, "SQNR %.1f dB, input %.4g ... %.4g", layer.sqnr_db, layer.range.low,
+                          layer.range.high);
+            const bool ranged = layer.range.low != 0 || layer.range.high != 0;
+            std::string reason = ranged ? text : std::string(text).substr(0, std::string(text).find(','));
+            if (!layer.reason.empty()) reason += "; " + layer.reason;
+            context.record({layer.facts.name, layer.form->name(), "float32", details[i], reason});
+            row["precision"] = layer.form->name();
+            row["detail"] = details[i];
+            row["sqnr_db"] = layer.sqnr_db;
+            if (ranged) row["input_range"] = {layer.range.low, layer.range.high};
+        } else {
+            ++kept;
+            kept_weights += layer.parameters;
+            context.record({layer.facts.name, "kept", "float32", "float32", layer.reason});
+            row["precision"] = "float32";
+            if (layer.sqnr_db != 0) row["sqnr_db"] = layer.sqnr_db;
+        }
+        if (!layer.reason.empty()) row["reason"] = layer.reason;
+        rows.push_back(row);
+    }
+    auto& facts = context.facts;
+    facts["quantized_layers"] = treated;
+    facts["float_layers"] = kept;
+    facts["quantized_weights"] = treated_weights;
+    facts["float_weights"] = kept_weights;
+    if (treated) facts["worst_layer_sqnr_db"] = worst;
+    facts["layers"] = rows;
+}
+
+Model apply_form(const Model& model, Context& context, const Form& form, const LayerStageOptions& options) {
+    torch::NoGradGuard no_grad;
+    refuse_other_methods(model, options.where);
+    std::vector<LayerChange> folded;
+    const auto prepared = prepare(model, context.example, &folded);
+    const auto facts = Facts::observe(prepared, context.example);
+    auto layers = layers_of(prepared, facts);
+    apply_ignore(layers, options.ignore, options.where);
+    for (auto& layer : layers)
+        if (layer.reason.empty()) layer.reason = form.refuse(Site{prepared, facts, layer.node});
+    const auto candidates = [&] {
+        std::unordered_map<const Node*, Layer*> open;
+        for (auto& layer : layers)
+            if (layer.reason.empty()) open[layer.node] = &layer;
+        return open;
+    };
+    auto open = candidates();
+    const auto require_one = [&] {
+        if (!open.empty()) return;
+        std::string reasons;
+        size_t shown = 0;
+        for (const auto& layer : layers)
+            if (++shown <= 5) reasons += "; " + layer.facts.name + ": " + layer.reason;
+        if (shown > 5) reasons += "; and " + std::to_string(shown - 5) + " more";
+        throw UnsupportedModel(
+            options.where,
+            "nothing can be treated" + (shown ? reasons : ": the model has no layer with weights of its own"), "");
+    };
+    require_one();
+    auto batches = batches_of(context, options.batches, options.batch_size, options.where);
+    context.facts["measured_on"] = batches.empty() ? "the example input" : "calibration data";
+    if (form.needs_moments()) {
+        if (batches.empty())
+            throw InvalidArgument(options.where, "the rounding needs calibration data, and there is none",
+                                  "Give `data:` a `calibration` or `train` split, or use rounding nearest or hqq.");
+        auto moments = collect_moments(prepared, batches, [&](const Node* node) { return open.count(node) > 0; });
+        for (auto& [node, layer] : open) layer->facts.moments = std::move(moments[node]);
+    }
+    NodeHooks hooks;
+    hooks.before = [&](const Node* node, std::vector<c10::IValue>& stack) {
+        const auto found = open.find(node);
+        if (found == open.end() || found->second->sqnr_db != 0) return;
+        auto& layer = *found->second;
+        auto copy = stack;
+        node->getOperation()(copy);
+        auto alone = isolated(prepared, node, stack);
+        form.emit(alone, layer_node(alone), layer.facts);
+        alone.refresh();
+        layer.sqnr_db = sqnr_db(first_tensor(copy[0]), run_isolated(alone));
+        const auto place = as_conv(const_cast<Node*>(node)) || as_linear(const_cast<Node*>(node))
+                               ? anchor_inputs(node).tensor
+                               : size_t{0};
+        if (stack[place].isTensor() && stack[place].toTensor().is_floating_point() && !as_embedding(layer.node)) {
+            const auto [low, high] = at::aminmax(stack[place].toTensor());
+            layer.range = {low.item<double>(), high.item<double>()};
+        }
+        context.log->progress(options.where, static_cast<double>(found->second - layers.data()),
+                              static_cast<double>(layers.size()), layer.facts.name);
+        if (context.interrupted()) throw Interrupted(options.where, "stopped while measuring layers", "");
+    };
+    run_nodes(prepared, batches.empty() ? context.example : batches.front(), hooks);
+    for (auto& [node, layer] : open) {
+        if (layer->sqnr_db >= options.min_sqnr_db) continue;
+        char text[128];
+        std::snprintf(text, sizeof text, "its signal-to-noise ratio in %s is %.1f dB, min_sqnr_db is %g",
+                      form.name().c_str(), layer->sqnr_db, options.min_sqnr_db);
+        layer->reason = text;
+    }
+    open = candidates();
+    require_one();
+    for (auto& layer : layers) layer.form = layer.reason.empty() ? &form : nullptr;
+    std::vector<size_t> order;
+    for (size_t i = 0; i < layers.size(); ++i)
+        if (layers[i].form) order.push_back(i);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
+    const auto with_floats = [&](size_t floats) {
+        auto some = layers;
+        for (size_t i = 0; i < floats; ++i) {
+            some[order[i]].form = nullptr;
+            some[order[i]].reason = "fallback: the metric needs it in float";
+        }
+        return some;
+    };
+    // With every layer back in float nothing is left of the stage: the last candidate keeps one.
+    auto candidates_order = order;
+    candidates_order.pop_back();
+    auto [result, floats] = fall_back(
+        model, candidates_order, [&](size_t count) { return emit_forms(prepared, with_floats(count)); },
+        options.fallback, context, options.where);
+    layers = with_floats(floats);
+    std::vector<std::string> details;
+    result = emit_forms(prepared, layers, &details);
+    for (const auto& change : folded) context.record(change);
+    record_layers(context, layers, details);
+    return result;
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,112 @@
+// What the stages that treat one layer at a time share: dynamic, weight_only, auto.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <coppice/quantize.h>
+#include <coppice/stage.h>
+
+#include "plan/units.h"
+
+namespace coppice::quantize {
+
+/// What a form needs to know besides the graph.
+struct LayerFacts {
+    std::string name;
+    int64_t rows = 0;                   ///< rows that the example multiplies: elements of its input / in_features
+    std::vector<InputMoments> moments;  ///< one per group of a convolution; empty when no form asked
+};
+
+/// A way to compute one layer with operators that ship with LibTorch.
+class Form {
+public:
+    virtual ~Form() = default;
+    /// Of LayerChange: "int8 dynamic".
+    virtual std::string name() const = 0;
+    virtual bool needs_moments() const { return false; }
+    /// Why `site.node` cannot have this form; empty when it can.
+    virtual std::string refuse(const Site& site) const = 0;
+    /// Puts the form in place of `node`, which is destroyed. Returns what a report says of the result.
+    virtual std::string emit(Model& model, torch::jit::Node* node, const LayerFacts& layer) const = 0;
+};
+
+/// linear_dynamic, quantized LSTM and GRU, byte embeddings. @param reduce_range 7-bit activations, for CPUs without
+/// VNNI
+std::unique_ptr<Form> dynamic_form(const DynamicOptions& options);
+/// Weights in 8 or 4 bit groups, or in half precision.
+std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options);
+/// Multiplies in bfloat16 or float16, float32 around it.
+std::unique_ptr<Form> half_form(const std::string& type);
+
+/// A layer with weights.
+struct Layer {
+    torch::jit::Node* node = nullptr;
+    LayerFacts facts;
+    std::string op;
+    int64_t parameters = 0;
+    const Form* form = nullptr;  ///< null: stays float
+    std::string reason;          ///< why it stays float
+    double sqnr_db = 0;          ///< of its output by itself
+    Range range;                 ///< of its input on the data it was measured on
+};
+
+/// Convolutions, linear, recurrent layers and embeddings of the graph in order.
+std::vector<Layer> layers_of(const Model& model, const Facts& facts);
+
+/// A model of one layer: its weights, and its other inputs fixed to `inputs` as attributes. forward takes nothing.
+Model isolated(const Model& model, const torch::jit::Node* node, const std::vector<c10::IValue>& inputs);
+/// The layer's operator in an isolated model.
+torch::jit::Node* layer_node(const Model& isolated);
+/// Its output; the sequence of a recurrent layer.
+at::Tensor run_isolated(const Model& isolated);
+
+/// 10 log10(signal / noise); 200 where there is no noise.
+double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
+
+/// Stores `content` beside attribute `beside` and reads it before `before`.
+torch::jit::Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name,
+                         torch::jit::Node* before, Role role = Role::kAttribute);
+
+/// Moments of the rows that each anchor multiplies, over `batches`, for nodes that `wanted` accepts.
+std::unordered_map<const torch::jit::Node*, std::vector<InputMoments>> collect_moments(
+    const Model& model, const std::vector<Inputs>& batches, const std::function<bool(const torch::jit::Node*)>& wanted);
+
+/// Calibration batches of the context; empty when it has no data.
+std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t batch_size, const char* where);
+
+/// Marks layers whose whole name matches a pattern. @throws InvalidArgument for a pattern without a match
+void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where);
+
+/// Measures, decides, emits and records: the body of the stages dynamic and weight_only.
+struct LayerStageOptions {
+    const char* where;
+    std::vector<std::string> ignore;
+    double min_sqnr_db;
+    int64_t batches, batch_size;
+    Fallback fallback;
+};
+Model apply_form(const Model& model, Context& context, const Form& form, const LayerStageOptions& options);
+
+/// Puts the chosen form of every layer in place of it in a copy of `prepared`, whose nodes `layers` hold.
+Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::vector<std::string>* details = nullptr);
+
+/// Seconds of one call of `model`: the fastest of a few rounds by the wall clock.
+double fastest_seconds(const Model& model, const Inputs& inputs);
+
+/// Records one change per layer, and facts[layers] with figures.
+void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details);
+
+/// Accuracy-aware fallback: builds with more and more layers in float, the noisiest first, until `context.evaluate`
+/// lost no more than `fallback.max_drop` against `baseline`. The best model so far is kept, time and evaluations are
+/// bounded.
+/// @param order   indices of candidates, the most to blame first
+/// @param build   the model with these candidates in float
+/// @return the model, and how many of `order` are float in it
+std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size_t>& order,
+                                   const std::function<Model(size_t floats)>& build, const Fallback& fallback,
+                                   Context& context, const char* where);
+
+}  // namespace coppice::quantize

@@ -1,0 +1,83 @@
+// AdaRound (Nagel et al., arXiv 2004.10568): q = floor(w / s) + h(V) with h(V) = clamp(1.2 sigmoid(V) - 0.1, 0, 1),
+// learned by Adam on
+//
+//     sum over rows of d^T M d  +  lambda sum (1 - |2 h - 1|^beta),      d = w - s q - o,  M = E[x x^T]
+//
+// The paper samples d^T x; its mean square is the quadratic form, whose gradient 2 M d is exact and needs no samples.
+// beta falls from 20 to 2 after a fifth of the steps without regulariser. In the end h is rounded to 0 or 1, and every
+// row keeps the better of this and nearest rounding.
+#include <cmath>
+
+#include <coppice/error.h>
+
+#include "rounding/grid.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.adaround";
+constexpr double kStretchLow = -0.1, kStretchHigh = 1.1;  // the paper's zeta and gamma
+constexpr double kRate = 0.01, kWarmUp = 0.2, kFirstBeta = 20, kLastBeta = 2;
+
+class AdaRound final : public Rounding {
+public:
+    explicit AdaRound(int64_t steps) : steps_(steps) {}
+
+    bool needs_moments() const override { return true; }
+
+    RoundedWeight round(const at::Tensor& weight, const GridOptions& grid, const InputMoments* given) const override {
+        torch::NoGradGuard no_grad;
+        const auto& moments = required(given, weight, kWhere);
+        auto rounded = grid_for(weight, grid);
+        round_to_nearest(rounded, weight);
+        const auto nearest_error = output_error(weight, rounded.values(), moments);
+        const auto scale = expand_groups(rounded.scale, rounded.group);
+        const auto offset = expand_groups(rounded.offset, rounded.group);
+        const auto target = weight.detach() - offset;
+        const auto floor = (target / scale).floor();
+        // The loss in units of a row's mean error by nearest rounding: one lambda for all layers.
+        const double unit = std::max(nearest_error.mean().item<double>(), 1e-30);
+        const auto second = (moments.second / unit).to(at::kFloat);
+        const auto share = (target / scale - floor).clamp(1e-3, 1 - 1e-3);
+        auto v = ((share - kStretchLow) / (kStretchHigh - kStretchLow)).logit();  // h(V) starts at the exact value
+        auto first_moment = at::zeros_like(v), second_moment = at::zeros_like(v);
+        const auto warm_up = static_cast<int64_t>(kWarmUp * static_cast<double>(steps_));
+        const double lambda = 1.0 / static_cast<double>(weight.size(1));
+        for (int64_t step = 0; step < steps_; ++step) {
+            const auto sigmoid = v.sigmoid();
+            const auto h = (sigmoid * (kStretchHigh - kStretchLow) + kStretchLow).clamp(0, 1);
+            const auto d = (floor + h).clamp(rounded.lowest, rounded.highest) * scale - target;
+            auto gradient = d.mm(second).mul_(2).mul_(scale);  // of the first term by h
+            if (step >= warm_up) {
+                const double done = static_cast<double>(step - warm_up) / static_cast<double>(steps_ - warm_up);
+                const double beta = kLastBeta + 0.5 * (kFirstBeta - kLastBeta) * (1 + std::cos(M_PI * done));
+                const auto centred = h * 2 - 1;
+                gradient -= centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(2 * beta * lambda);
+            }
+            const auto inside = (h > 0) & (h < 1);
+            gradient = gradient.mul_(sigmoid).mul_(1 - sigmoid).mul_(kStretchHigh - kStretchLow).mul_(inside);
+            first_moment.mul_(0.9).add_(gradient, 0.1);
+            second_moment.mul_(0.999).addcmul_(gradient, gradient, 0.001);
+            const double t = static_cast<double>(step + 1);
+            const auto rate = kRate / (1 - std::pow(0.9, t));
+            v.addcdiv_(first_moment, (second_moment / (1 - std::pow(0.999, t))).sqrt_().add_(1e-8), -rate);
+        }
+        auto learned = rounded;
+        learned.integers = (floor + (v >= 0)).clamp(rounded.lowest, rounded.highest).to(at::kLong);
+        const auto better = output_error(weight, learned.values(), moments) < nearest_error;  // [rows]
+        rounded.integers = at::where(better.unsqueeze(1), learned.integers, rounded.integers);
+        return rounded;
+    }
+
+private:
+    const int64_t steps_;
+};
+
+}  // namespace
+
+std::unique_ptr<Rounding> adaround(int64_t steps) {
+    if (steps < 1) throw InvalidArgument(kWhere, "steps is " + std::to_string(steps) + ", must be at least 1", "");
+    return std::make_unique<AdaRound>(steps);
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,51 @@
+// Stage quantize.weight_only: weights in fewer bits, activations in float.
+#include <coppice/error.h>
+#include <coppice/quantize.h>
+
+#include "layers/layers.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.weight_only";
+
+class WeightOnly final : public Stage {
+public:
+    explicit WeightOnly(WeightOnlyOptions options) : options_(std::move(options)) {}
+
+    Needs needs() const override {
+        Needs needs;
+        needs.calibration_data = options_.rounding && options_.rounding->needs_moments();
+        return needs;
+    }
+
+    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+
+    Model apply(const Model& model, Context& context) const override {
+        const auto form = weight_form(options_);
+        return apply_form(
+            model, context, *form,
+            {kWhere, options_.ignore, options_.min_sqnr_db, options_.batches, options_.batch_size, options_.fallback});
+    }
+
+private:
+    const WeightOnlyOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
+    const std::vector<std::string> types = {"bf16", "fp16", "int4", "int8"}, kernels = {"auto", "packed", "unpacked"};
+    if (std::find(types.begin(), types.end(), options.type) == types.end())
+        throw_unknown(kWhere, "type", options.type, types);
+    if (std::find(kernels.begin(), kernels.end(), options.kernel) == kernels.end())
+        throw_unknown(kWhere, "kernel", options.kernel, kernels);
+    if (options.group != 0 && options.group != 32 && options.group != 64 && options.group != 128)
+        throw InvalidArgument(kWhere, "group is " + std::to_string(options.group) + ", must be 32, 64, 128 or 0",
+                              "Use 64.");
+    if (options.batches < 1 || options.batch_size < 1)
+        throw InvalidArgument(kWhere, "batches and batch_size must be at least 1", "");
+    return std::make_unique<WeightOnly>(std::move(options));
+}
+
+}  // namespace coppice::quantize

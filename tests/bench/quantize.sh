@@ -1,0 +1,72 @@
+#!/bin/bash
+# Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
+#   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru
+# PROFILE=off leaves time out.
+# Prints one line per stage; runs and their reports stay in OUT.
+set -u
+coppice=$1 data=$2 out=$3
+shift 3
+mkdir -p "$out"
+
+minilm_head='model: {path: '$data'/stsb/minilm_l6.pt}
+data: {format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: '$data'/stsb/train.pt, test: '$data'/stsb/test.pt, calibration: 128}
+task: {type: similarity, metric: spearman}'
+resnet20_head='model: {path: '$data'/cifar10/resnet20.pt}
+data: {format: cifar10, train: '$data'/cifar10/train.bin, test: '$data'/cifar10/test.bin, calibration: 512}
+task: {type: classification, metric: top1}'
+cnn_gru_head='model: {path: '$data'/fsdd/cnn_gru.pt}
+data: {format: tensors, inputs: waveform, divide: 32768, unsqueeze: 1, target: label, train: '$data'/fsdd/train.pt, test: '$data'/fsdd/test.pt, calibration: 128}
+task: {type: classification, metric: top1}'
+
+run() {  # model name, head, stage
+    local folder="$out/$1-$(echo "$3" | tr -c 'a-zA-Z0-9_.\n' '_' | cut -c1-100)"
+    [ -f "$folder/measured" ] || {
+        printf '%s\nthreads: 1\nstages:\n  - %s\ndeploy: off\nmeasure: {profile: '${PROFILE:-quick}'}\nreport: {formats: [json]}\n' "$2" "$3" >"$folder.yaml"
+        "$coppice" compress "$folder.yaml" --out "$folder" >"$folder.log" 2>&1 || { echo "| $1 | $3 | failed: $(tail -1 "$folder.log") |"; return; }
+        touch "$folder/measured"
+    }
+    python3 - "$1" "$3" "$folder" <<'PY'
+import glob, json, sys
+model, stage, folder = sys.argv[1:]
+def read(pattern):
+    return json.load(open(sorted(glob.glob(f"{folder}/{pattern}/measurement.json"))[0]))
+before, after = read("00-*"), read("01-*")
+def latency(tree):
+    rows = tree.get("latency") or []
+    return "/".join(f"{row['p50_s']['value'] * 1e3:.3g}" for row in rows) or "-"
+facts = json.load(open(sorted(glob.glob(f"{folder}/01-*/stage.json"))[0]))
+facts = facts.get("facts", facts)
+layers = facts.get("quantized_layers", facts.get("int8_layers"))
+kept = facts.get("float_layers")
+quality = [tree["quality"]["value"] for tree in (before, after)]
+size = [tree["figures"]["file_bytes"]["value"] / 1e3 for tree in (before, after)]
+worst = facts.get("worst_layer_sqnr_db")
+agreement = after.get("metrics", {}).get("agreement", {}).get("value")
+print(f"| {model} | `{stage}` | {quality[0]:.4f} | {quality[1]:.4f} | {'-' if agreement is None else f'{agreement:.4f}'} | "
+      f"{layers} / {kept} | {'-' if worst is None else f'{worst:.1f}'} | {size[0]:.0f} / {size[1]:.0f} | "
+      f"{latency(before)} | {latency(after)} |")
+PY
+}
+
+[ $# -gt 0 ] || set -- minilm_l6 resnet20 cnn_gru
+for model in "$@"; do
+    case $model in
+    minilm_l6)
+        for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.weight_only: {type: int8}' \
+            'quantize.weight_only: {type: int4, group: 32}' 'quantize.weight_only: {type: int4, group: 32, rounding: gptq}' \
+            'quantize.weight_only: {type: int4, group: 64, rounding: hqq}' 'quantize.weight_only: {type: bf16}' 'quantize.auto: {}'; do
+            run "$model" "$minilm_head" "$stage"
+        done ;;
+    resnet20)
+        for stage in 'quantize.static: {}' 'quantize.static: {equalize: true, bias_correction: true}' \
+            'quantize.static: {weight_bits: 4}' 'quantize.static: {weight_bits: 4, rounding: gptq}' \
+            'quantize.static: {weight_bits: 4, rounding: gptq, bias_correction: true}' \
+            'quantize.static: {weight_bits: 4, rounding: adaround, bias_correction: true}' 'quantize.auto: {}'; do
+            run "$model" "$resnet20_head" "$stage"
+        done ;;
+    cnn_gru)
+        for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.auto: {}'; do
+            run "$model" "$cnn_gru_head" "$stage"
+        done ;;
+    esac
+done

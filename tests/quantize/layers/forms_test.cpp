@@ -1,0 +1,340 @@
+// quantize.dynamic and quantize.weight_only: structure, values by another road, files that stock LibTorch loads.
+#include <torch/csrc/jit/testing/file_check.h>
+
+#include <cmath>
+
+#include <coppice/quantize.h>
+
+#include "support/support.h"
+
+namespace coppice::quantize {
+namespace {
+
+using namespace coppice::testing;
+
+Context context_of(Inputs example) {
+    Context context;
+    context.example = std::move(example);
+    return context;
+}
+
+Model apply(const std::string& stage, std::vector<std::pair<std::string, std::string>> scalars, const Model& model,
+            Context& context) {
+    Options options(stage, std::move(scalars));
+    const auto made = find_entry(stages(), "stage", stage, "test").make(options);
+    options.done();
+    return made->apply(model, context);
+}
+
+/// Saved and loaded by LibTorch alone, it gives the same bits.
+void expect_stock(const Model& model, const Inputs& inputs) {
+    torch::NoGradGuard no_grad;
+    TemporaryFolder folder;
+    model.save(folder / "model.pt");
+    auto stock = torch::jit::load((folder / "model.pt").string());
+    EXPECT_TRUE(at::equal(first_tensor(stock.forward(inputs)), first_tensor(model.forward(inputs))));
+}
+
+double decibel(const at::Tensor& exact, const at::Tensor& rounded) {
+    return 10 * std::log10((exact.pow(2).sum() / (exact - rounded).pow(2).sum()).item<double>());
+}
+
+Model two_linear(int64_t in = 64) {
+    return build_model({{"a.weight", sine({48, in}, 0.2)}, {"a.bias", sine({48}, 0.3)}, {"w", sine({16, 48}, 0.3)}},
+                       "def forward(self, x):\n"
+                       "    y = torch.relu(torch.linear(x, self.a.weight, self.a.bias))\n"
+                       "    return torch.matmul(y, self.w.t())\n");
+}
+
+/// x as linear_dynamic rounds it: 8 bits over its own range, widened to hold zero.
+at::Tensor rounded_by_its_range(const at::Tensor& x) {
+    const double low = std::min(x.min().item<double>(), 0.0), high = std::max(x.max().item<double>(), 0.0);
+    const double scale = (high - low) / 255, zero_point = std::nearbyint(-low / scale);
+    return ((x / scale).round() + zero_point).clamp(0, 255).sub(zero_point) * scale;
+}
+
+at::Tensor rounded_rows(const at::Tensor& w) {
+    const auto step = w.abs().amax(1, true) / 127;
+    return (w / step).round() * step;
+}
+
+TEST(Dynamic, LinearLayersAndProductsMultiplyRoundedInputsWithRoundedWeights) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear();
+    const auto x = sine({3, 5, 64}, 2.0);
+    auto context = context_of({x});
+    const auto int8 = apply("quantize.dynamic", {}, model, context);
+    torch::jit::testing::FileCheck()
+        .check("quantized::linear_relu_dynamic")
+        ->check("quantized::linear_dynamic")
+        ->check_not("aten::relu")
+        ->run(*int8.graph());
+    const auto hidden = at::linear(rounded_by_its_range(x), rounded_rows(sine({48, 64}, 0.2)), sine({48}, 0.3)).relu();
+    const auto expected = at::linear(rounded_by_its_range(hidden), rounded_rows(sine({16, 48}, 0.3)));
+    const auto actual = int8.forward({x}).toTensor();
+    EXPECT_EQ(actual.sizes(), expected.sizes());
+    // A hidden value at a tie may round either way: one step of it among 48.
+    EXPECT_GT(decibel(expected, actual), 50);
+    EXPECT_EQ(context.facts["quantized_layers"], 2);
+    expect_stock(int8, {x});
+}
+
+TEST(Dynamic, RecurrentLayersGiveWhatTheFloatOnesGiveUpToRounding) {
+    torch::NoGradGuard no_grad;
+    constexpr int64_t kIn = 12, kHidden = 16;
+    for (const std::string cell : {"lstm", "gru"})
+        for (const bool both : {false, true}) {
+            SCOPED_TRACE(cell + (both ? " both ways" : " forward"));
+            const int64_t gates = cell == "lstm" ? 4 : 3, directions = both ? 2 : 1;
+            std::vector<std::pair<std::string, at::Tensor>> tensors;
+            std::string list;
+            for (int64_t layer = 0; layer < 2; ++layer)
+                for (int64_t d = 0; d < directions; ++d) {
+                    const auto tag = std::to_string(layer) + std::to_string(d);
+                    const int64_t in = layer == 0 ? kIn : kHidden * directions;
+                    tensors.insert(tensors.end(), {{"r.wi" + tag, sine({gates * kHidden, in}, 0.3)},
+                                                   {"r.wh" + tag, sine({gates * kHidden, kHidden}, 0.25)},
+                                                   {"r.bi" + tag, sine({gates * kHidden}, 0.1)},
+                                                   {"r.bh" + tag, sine({gates * kHidden}, 0.2)}});
+                    for (const char* part : {"wi", "wh", "bi", "bh"})
+                        list += (list.empty() ? "self.r." : ", self.r.") + std::string(part) + tag;
+                }
+            const std::string flag = both ? "True" : "False", d = std::to_string(2 * directions);
+            const auto model = build_model(
+                tensors, "def forward(self, x):\n    h = torch.zeros([" + d + ", x.size(0), 16])\n" +
+                             (cell == "lstm" ? "    y, h1, c1 = torch.lstm(x, [h, h], [" + list +
+                                                   "], True, 2, 0.0, False, " + flag + ", True)\n    return y, h1, c1\n"
+                                             : "    y, h1 = torch.gru(x, h, [" + list + "], True, 2, 0.0, False, " +
+                                                   flag + ", True)\n    return y, h1\n"));
+            const auto x = sine({3, 7, kIn});
+            auto context = context_of({x});
+            const auto int8 = apply("quantize.dynamic", {}, model, context);
+            torch::jit::testing::FileCheck().check("aten::quantized_" + cell)->run(*int8.graph());
+            const auto exact = all_tensors(model.forward({x})), rounded = all_tensors(int8.forward({x}));
+            ASSERT_EQ(exact.size(), rounded.size());
+            for (size_t i = 0; i < exact.size(); ++i)
+                EXPECT_GT(decibel(exact[i], rounded[i]), 28) << i;  // 8 bits twice
+            const auto other = sine({2, 9, kIn}, 0.7);              // another length and batch size
+            EXPECT_GT(decibel(first_tensor(model.forward({other})), first_tensor(int8.forward({other}))), 28);
+            expect_stock(int8, {x});
+        }
+}
+
+TEST(Dynamic, EmbeddingRowsAreWithinHalfAStepInEveryShape) {
+    torch::NoGradGuard no_grad;
+    const auto weight = sine({30, 8}) * at::arange(1, 31).reshape({30, 1});
+    const auto model =
+        build_model({{"e.weight", weight}}, "def forward(self, i):\n    return torch.embedding(self.e.weight, i)\n");
+    for (const auto& [name, levels] : std::vector<std::pair<std::string, double>>{{"int8", 255}, {"int4", 15}}) {
+        auto context = context_of({at::arange(6).reshape({2, 3})});
+        const auto rounded = apply("quantize.dynamic", {{"embedding", name}}, model, context);
+        for (const auto& shape : std::vector<std::vector<int64_t>>{{30}, {5, 6}, {2, 3, 5}}) {
+            const auto indices = at::arange(30).reshape(shape);
+            const auto exact = model.forward({indices}).toTensor(), actual = rounded.forward({indices}).toTensor();
+            ASSERT_EQ(actual.sizes(), exact.sizes());
+            const auto step = (weight.amax(1) - weight.amin(1)) / levels;
+            const auto error = (actual - exact).abs().reshape({30, 8}).amax(1);
+            // 4-bit rows hold their scale and offset in float16: 2^-11 of the largest value on top.
+            const auto slack = name == "int4" ? weight.abs().amax(1) * std::pow(2, -10) : step * 1e-3;
+            EXPECT_TRUE((error <= step / 2 + slack).all().item<bool>()) << name;
+        }
+        expect_stock(rounded, {at::arange(6).reshape({2, 3})});
+    }
+}
+
+TEST(Dynamic, SaysWhyALayerStaysFloatAndRefusesWhenNothingIsLeft) {
+    auto context = context_of({sine({2, 3, 8, 8})});
+    apply("quantize.dynamic", {}, residual_model(), context);
+    EXPECT_EQ(context.facts["quantized_layers"], 1);  // the classifier
+    int kept = 0;
+    for (const auto& change : context.changes)
+        if (change.action == "kept") {
+            EXPECT_THAT(change.reason, ::testing::HasSubstr("quantize.static"));
+            ++kept;
+        }
+    EXPECT_EQ(kept, 4);
+    EXPECT_ERROR(apply("quantize.dynamic", {{"linear", "false"}}, residual_model(), context), UnsupportedModel,
+                 "nothing can be treated");
+    EXPECT_ERROR(apply("quantize.dynamic", {{"min_sqnr_db", "190"}}, residual_model(), context), UnsupportedModel,
+                 "min_sqnr_db");
+    EXPECT_ERROR(apply("quantize.dynamic", {{"ignore", "nothing"}}, residual_model(), context), InvalidArgument,
+                 "matches no layer");
+    EXPECT_ERROR(apply("quantize.dynamic", {{"embedding", "int2"}}, residual_model(), context), InvalidArgument,
+                 "int4");
+}
+
+TEST(WeightOnly, ExpandedWeightsAreTheRoundedOnesOfTheGrid) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear();
+    const auto x = sine({3, 5, 64}, 2.0);
+    for (const std::string type : {"int8", "int4"})
+        for (const std::string symmetric : {"true", "false"})
+            for (const std::string group : {"0", "32"}) {
+                SCOPED_TRACE(type + " " + symmetric + " " + group);
+                auto context = context_of({x});
+                const auto rounded = apply(
+                    "quantize.weight_only",
+                    {{"type", type}, {"symmetric", symmetric}, {"group", group}, {"min_sqnr_db", "5"}}, model, context);
+                GridOptions grid;
+                grid.bits = type == "int4" ? 4 : 8;
+                grid.symmetric = symmetric == "true";
+                grid.half = grid.bits == 4;
+                const auto matrix = [&](const at::Tensor& w) {
+                    grid.group = group == "32" ? 32 : (grid.bits == 4 ? 64 : 0);
+                    if (grid.group > 0 && w.size(1) % grid.group != 0) grid.group = 0;  // rows of 48
+                    return nearest()->round(w.contiguous(), grid, nullptr).values();
+                };
+                const auto hidden = at::linear(x, matrix(sine({48, 64}, 0.2)), sine({48}, 0.3)).relu();
+                const auto expected = at::linear(hidden, matrix(sine({16, 48}, 0.3)));
+                // Symmetric offsets are -8 scale in float16: exact; affine ones are float16 already. Float sums remain.
+                EXPECT_LE(max_difference(rounded.forward({x}).toTensor(), expected),
+                          2e-4 * expected.abs().max().item<double>());
+                expect_stock(rounded, {x});
+            }
+}
+
+TEST(WeightOnly, PackedKernelsComputeTheSameUpToBfloat16) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear();
+    const auto x = sine({2, 64}, 2.0);
+    for (const std::string type : {"int8", "int4"}) {
+        SCOPED_TRACE(type);
+        std::vector<std::pair<std::string, std::string>> options = {
+            {"type", type}, {"symmetric", type == "int8" ? "true" : "false"}, {"min_sqnr_db", "5"}};
+        if (type == "int4") options.emplace_back("group", "32");
+        auto context = context_of({x});
+        const auto plain = apply("quantize.weight_only", options, model, context);
+        options.emplace_back("kernel", "packed");
+        const auto packed = apply("quantize.weight_only", options, model, context);
+        torch::jit::testing::FileCheck()
+            .check(type == "int4" ? "aten::_weight_int4pack_mm_for_cpu" : "aten::_weight_int8pack_mm")
+            ->run(*packed.graph());
+        // Inputs, scales, offsets and outputs have 8 bits; offsets and scales of 4-bit weights cancel in part.
+        EXPECT_GT(decibel(plain.forward({x}).toTensor(), packed.forward({x}).toTensor()), 28);
+        const auto wide = sine({4, 3, 64});  // other leading dimensions than the example's
+        EXPECT_GT(decibel(plain.forward({wide}).toTensor(), packed.forward({wide}).toTensor()), 28);
+        expect_stock(packed, {x});
+    }
+}
+
+TEST(WeightOnly, ConvolutionsGroupedOnesTooAndEmbeddings) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model(
+        {{"a.weight", sine({8, 4, 3, 3}, 0.3)}, {"b.weight", sine({8, 2, 3, 3}, 0.4)}},
+        "def forward(self, x):\n"
+        "    return torch.conv2d(torch.conv2d(x, self.a.weight), self.b.weight, None, [1, 1], [0, 0], [1, 1], 4)\n");
+    const auto x = sine({2, 4, 8, 8}).abs();
+    for (const std::string rounding : {"nearest", "gptq", "adaround"}) {
+        SCOPED_TRACE(rounding);
+        auto context = context_of({x});
+        context.data.calibration = tensor_dataset({sine({16, 4, 8, 8}, 1.5).abs()}, at::zeros({16}, at::kLong), "sine");
+        const auto rounded = apply("quantize.weight_only",
+                                   {{"type", "int4"}, {"rounding", rounding}, {"min_sqnr_db", "5"}}, model, context);
+        EXPECT_EQ(context.facts["quantized_layers"], 2);
+        EXPECT_GT(decibel(model.forward({x}).toTensor(), rounded.forward({x}).toTensor()), 9);  // two layers of 4 bits
+        expect_stock(rounded, {x});
+    }
+}
+
+TEST(WeightOnly, AwqMultipliesTheInputByTheInverseOfItsFactors) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear();
+    auto data = sine({64, 64});
+    data.select(1, 7).mul_(40);
+    const Inputs x{data.slice(0, 0, 8)};
+    auto context = context_of(x);
+    context.data.calibration = tensor_dataset({data}, at::zeros({64}, at::kLong), "sine");
+    const auto plain = apply("quantize.weight_only", {{"type", "int4"}}, model, context);
+    const auto better = apply("quantize.weight_only", {{"type", "int4"}, {"rounding", "awq"}}, model, context);
+    torch::jit::testing::FileCheck().check("aten::mul")->check("aten::linear")->run(*better.graph());
+    const auto exact = model.forward(x).toTensor();
+    EXPECT_GT(decibel(exact, better.forward(x).toTensor()), decibel(exact, plain.forward(x).toTensor()));
+    expect_stock(better, x);
+}
+
+TEST(WeightOnly, HalfPrecisionKeepsTheFunctionUpToItsBits) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear();
+    const auto x = sine({6, 64});
+    const auto exact = model.forward({x}).toTensor();
+    for (const auto& [type, least] : std::vector<std::pair<std::string, double>>{{"bf16", 34}, {"fp16", 60}}) {
+        auto context = context_of({x});
+        Model half;
+        try {
+            half = apply("quantize.weight_only", {{"type", type}}, model, context);
+        } catch (const UnsupportedModel& error) {
+            EXPECT_THAT(error.what(), ::testing::HasSubstr("no instructions for bfloat16"));
+            continue;
+        }
+        EXPECT_GT(decibel(exact, half.forward({x}).toTensor()), least) << type;  // 8 and 11 bits
+        EXPECT_EQ(half.forward({x}).toTensor().scalar_type(), at::kFloat);
+        expect_stock(half, {x});
+    }
+}
+
+TEST(WeightOnly, NeedsDataForRoundingsThatWeighByInputs) {
+    auto context = context_of({sine({3, 64})});
+    EXPECT_ERROR(apply("quantize.weight_only", {{"rounding", "gptq"}}, two_linear(), context), InvalidArgument,
+                 "needs calibration data");
+    EXPECT_ERROR(apply("quantize.weight_only", {{"group", "48"}}, two_linear(), context), InvalidArgument,
+                 "group is 48");
+    EXPECT_ERROR(apply("quantize.weight_only", {{"type", "int3"}}, two_linear(), context), InvalidArgument, "int4");
+    EXPECT_ERROR(apply("quantize.weight_only", {{"max_drop", "1"}}, two_linear(), context), InvalidArgument,
+                 "labelled validation data");
+}
+
+TEST(Fallback, ReturnsTheNoisiestLayersToFloatUntilTheMetricHolds) {
+    const auto x = sine({4, 64});
+    auto context = context_of({x});
+    // A metric that holds once two or fewer layers are left in few bits.
+    const auto model = build_model({{"a.weight", sine({64, 64}, 0.2)},
+                                    {"b.weight", sine({64, 64}, 0.1)},
+                                    {"c.weight", sine({64, 64}, 0.3)},
+                                    {"d.weight", sine({64, 64}, 0.15)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.relu(torch.linear(x, self.a.weight))\n"
+                                   "    y = torch.relu(torch.linear(y, self.b.weight))\n"
+                                   "    y = torch.relu(torch.linear(y, self.c.weight))\n"
+                                   "    return torch.linear(y, self.d.weight)\n");
+    const auto count = [](const Model& candidate) {
+        int layers = 0;
+        for (const auto* node : all_nodes(*candidate.graph()))
+            layers += std::string(node->kind().toQualString()) == "quantized::embedding_bag_4bit_unpack";
+        return layers;
+    };
+    context.evaluate = [&](const Model& candidate) { return 90.0 - std::max(0, count(candidate) - 2); };
+    const auto result = apply("quantize.weight_only", {{"type", "int4"}, {"max_drop", "0.5"}}, model, context);
+    EXPECT_EQ(count(result), 2);
+    EXPECT_TRUE(context.facts["fallback"]["holds"].get<bool>());
+    EXPECT_EQ(context.facts["fallback"]["float_layers"], 2);
+    // Those that went back are the noisiest.
+    double noisiest_left = 1e9;
+    for (const auto& row : context.facts["layers"])
+        if (row["precision"] == "int4 weights") noisiest_left = std::min(noisiest_left, row["sqnr_db"].get<double>());
+    for (const auto& row : context.facts["layers"])
+        if (row["precision"] == "float32") {
+            EXPECT_LE(row["sqnr_db"].get<double>(), noisiest_left);
+            EXPECT_THAT(row["reason"].get<std::string>(), ::testing::HasSubstr("fallback"));
+        }
+}
+
+TEST(Fallback, KeepsTheBestWhenNothingHolds) {
+    auto context = context_of({sine({2, 3, 8, 8})});
+    context.data.calibration = tensor_dataset({sine({32, 3, 8, 8}, 1.5)}, at::zeros({32}, at::kLong), "sine images");
+    // Better with every layer in float, never good enough while any is int8.
+    const auto int8_layers = [](const Model& candidate) {
+        int layers = 0;
+        for (const auto* node : all_nodes(*candidate.graph()))
+            layers += std::string(node->kind().toQualString()).rfind("quantized::conv", 0) == 0 ||
+                      std::string(node->kind().toQualString()).rfind("quantized::linear", 0) == 0;
+        return layers;
+    };
+    context.evaluate = [&](const Model& candidate) { return 50.0 - int8_layers(candidate); };
+    const auto result = apply("quantize.static", {{"max_drop", "0.1"}, {"batches", "1"}, {"batch_size", "16"}},
+                              residual_model(), context);
+    EXPECT_EQ(int8_layers(result), 1);
+    EXPECT_FALSE(context.facts["fallback"]["holds"].get<bool>());
+}
+
+}  // namespace
+}  // namespace coppice::quantize

@@ -1,0 +1,198 @@
+// Every rounding against plain loops: least squares from scratch, all ways to round, errors by hand.
+#include <coppice/quantize.h>
+
+#include "reference/rounding.h"
+#include "support/support.h"
+
+namespace coppice::quantize {
+namespace {
+
+using coppice::testing::max_difference;
+using coppice::testing::sine;
+
+/// Correlated inputs of unequal size: 200 rows.
+at::Tensor inputs(int64_t n) {
+    const auto base = (at::arange(200 * n, at::kDouble) * 1.7).sin().reshape({200, n});
+    const auto size = at::arange(1, n + 1, at::kDouble).sqrt();
+    return (base + 0.8 * base.roll(1, 1)) * size + 0.3;
+}
+
+InputMoments moments_of(const at::Tensor& x) {
+    InputMoments moments;
+    moments.rows = x.size(0);
+    moments.second = x.t().mm(x) / static_cast<double>(x.size(0));
+    moments.mean = x.mean(0);
+    moments.magnitude = x.abs().mean(0);
+    return moments;
+}
+
+at::Tensor weights(int64_t rows, int64_t n) {
+    return (at::arange(rows * n, at::kDouble) * 2.3).cos().mul(0.4).to(at::kFloat).reshape({rows, n});
+}
+
+double error_of(const at::Tensor& w, const RoundedWeight& rounded, const InputMoments& moments, int64_t row) {
+    const auto m = reference::matrix_of(moments.second);
+    return reference::quadratic_error(reference::matrix_of(w)[size_t(row)],
+                                      reference::matrix_of(rounded.values())[size_t(row)], m);
+}
+
+GridOptions four_bits(int64_t group = 0, bool symmetric = true) {
+    GridOptions grid;
+    grid.bits = 4;
+    grid.group = group;
+    grid.symmetric = symmetric;
+    return grid;
+}
+
+TEST(Nearest, IsWithinHalfAStepOnEveryGrid) {
+    const auto w = weights(6, 64);
+    for (const int64_t bits : {2, 3, 4, 8})
+        for (const int64_t group : {0, 16, 32})
+            for (const bool symmetric : {true, false}) {
+                GridOptions grid;
+                grid.bits = bits;
+                grid.group = group;
+                grid.symmetric = symmetric;
+                const auto rounded = nearest()->round(w, grid, nullptr);
+                const auto error = (rounded.values() - w).abs().reshape({6, -1, rounded.group}).amax(2);
+                EXPECT_TRUE((error <= rounded.scale * 0.5 * (1 + 1e-4)).all().item<bool>())  // float32
+                    << bits << " " << group << " " << symmetric;
+                EXPECT_GE(rounded.integers.min().item<int64_t>(), rounded.lowest);
+                EXPECT_LE(rounded.integers.max().item<int64_t>(), rounded.highest);
+            }
+}
+
+TEST(Nearest, KeepsARowOfZeros) {
+    auto w = weights(3, 32);
+    w[1].zero_();
+    for (const bool symmetric : {true, false}) {
+        const auto values = nearest()->round(w, four_bits(0, symmetric), nullptr).values();
+        EXPECT_EQ(values[1].abs().max().item<double>(), 0) << symmetric;
+    }
+}
+
+TEST(Gptq, RoundsAsLeastSquaresFromScratchDoes) {
+    const auto w = weights(5, 12);
+    const auto moments = moments_of(inputs(12));
+    constexpr double kDamping = 0.01;
+    const auto rounded = gptq(kDamping)->round(w, four_bits(), &moments);
+    auto damped = moments.second.clone();
+    damped.diagonal().add_(kDamping * moments.second.diagonal().mean());
+    const auto m = reference::matrix_of(damped);
+    const auto rows = reference::matrix_of(w), integers = reference::matrix_of(rounded.integers);
+    for (size_t r = 0; r < rows.size(); ++r) {
+        const auto scale = static_cast<double>(rounded.scale[static_cast<int64_t>(r)][0].item<float>());
+        EXPECT_EQ(integers[r], reference::rounded_by_least_squares(rows[r], m, scale, -7, 7)) << r;
+    }
+}
+
+TEST(Gptq, HasLessOutputErrorThanNearestOverAllRows) {
+    const auto w = weights(16, 64);
+    const auto moments = moments_of(inputs(64));
+    for (const int64_t group : {0, 16}) {
+        double before = 0, after = 0;
+        const auto plain = nearest()->round(w, four_bits(group), nullptr);
+        const auto better = gptq()->round(w, four_bits(group), &moments);
+        for (int64_t row = 0; row < 16; ++row) {
+            before += error_of(w, plain, moments, row);
+            after += error_of(w, better, moments, row);
+        }
+        EXPECT_LT(after, before) << group;
+    }
+}
+
+TEST(AdaRound, IsNeverWorseThanNearestAndNearTheBestOfAllRoundings) {
+    const auto w = weights(6, 8);
+    const auto moments = moments_of(inputs(8));
+    const auto plain = nearest()->round(w, four_bits(), nullptr);
+    const auto learned = adaround(400)->round(w, four_bits(), &moments);
+    const auto m = reference::matrix_of(moments.second), rows = reference::matrix_of(w);
+    double sum = 0, least = 0, before = 0;
+    for (int64_t row = 0; row < 6; ++row) {
+        const double error = error_of(w, learned, moments, row);
+        EXPECT_LE(error, error_of(w, plain, moments, row) * (1 + 1e-6)) << row;  // float32 values
+        before += error_of(w, plain, moments, row);
+        sum += error;
+        least += reference::least_error_of_all_roundings(rows[size_t(row)], m,
+                                                         static_cast<double>(plain.scale[row][0].item<float>()), -7, 7);
+    }
+    // Of the gap between nearest rounding and the best of 2^8 choices, most is closed.
+    EXPECT_LT(sum - least, 0.5 * (before - least));
+}
+
+TEST(AdaRound, MovesNoWeightByMoreThanAStep) {
+    const auto w = weights(6, 32);
+    const auto moments = moments_of(inputs(32));
+    const auto learned = adaround(100)->round(w, four_bits(), &moments);
+    const auto error = (learned.values() - w).abs().amax(1);
+    EXPECT_TRUE((error <= learned.scale.squeeze(1) * (1 + 1e-4)).all().item<bool>());
+}
+
+TEST(Hqq, HasLessMeanErrorThanNearestOnWeightsWithOutliers) {
+    auto w = weights(8, 64);
+    w.select(1, 3).mul_(6);
+    const auto plain = nearest()->round(w, four_bits(32, false), nullptr);
+    const auto better = hqq()->round(w, four_bits(32, false), nullptr);
+    const auto error = [&](const RoundedWeight& rounded) { return (rounded.values() - w).abs().mean().item<double>(); };
+    EXPECT_LT(error(better), error(plain));
+    // Group by group, not on average alone.
+    const auto per_group = [&](const RoundedWeight& rounded) {
+        return (rounded.values() - w).abs().reshape({8, -1, 32}).mean(2);
+    };
+    EXPECT_TRUE((per_group(better) <= per_group(plain) + 1e-6).all().item<bool>());
+}
+
+TEST(Hqq, NeedsAnOffset) {
+    EXPECT_ERROR(hqq()->round(weights(2, 8), four_bits(), nullptr), InvalidArgument, "symmetric: false");
+}
+
+TEST(Awq, GivesLargeInputsFinerStepsAndIsNeverWorseThanNearest) {
+    const auto w = weights(16, 32);
+    auto x = inputs(32);
+    x.select(1, 5).mul_(50);  // one channel dominates
+    const auto moments = moments_of(x);
+    const auto plain = nearest()->round(w, four_bits(), nullptr);
+    const auto better = awq()->round(w, four_bits(), &moments);
+    double before = 0, after = 0;
+    for (int64_t row = 0; row < 16; ++row) {
+        before += error_of(w, plain, moments, row);
+        after += error_of(w, better, moments, row);
+    }
+    EXPECT_LT(after, 0.8 * before);
+    ASSERT_TRUE(better.input_factor.defined());
+    EXPECT_EQ(better.input_factor.argmin().item<int64_t>(), 5);
+}
+
+TEST(Roundings, OfEveryRowStayOnTheirGridAndRepeat) {
+    const auto w = weights(4, 32);
+    const auto moments = moments_of(inputs(32));
+    for (const auto& row : roundings()) {
+        SCOPED_TRACE(row.name);
+        Options options(row.name);
+        const auto rounding = row.make(options);
+        const auto grid = four_bits(16, false);
+        const auto* given = rounding->needs_moments() ? &moments : nullptr;
+        const auto first = rounding->round(w, grid, given), second = rounding->round(w, grid, given);
+        EXPECT_TRUE(at::equal(first.integers, second.integers));
+        EXPECT_GE(first.integers.min().item<int64_t>(), 0);
+        EXPECT_LE(first.integers.max().item<int64_t>(), 15);
+        EXPECT_EQ(first.scale.sizes(), (std::vector<int64_t>{4, 2}));
+        EXPECT_EQ(first.input_factor.defined() && !rounding->scales_inputs(), false);
+        EXPECT_LT(max_difference(first.values(), w), 0.2);  // the widest step is 0.8 / 15
+        if (rounding->needs_moments())
+            EXPECT_ERROR(rounding->round(w, grid, nullptr), InvalidArgument, "second moments");
+    }
+}
+
+TEST(Roundings, RejectGroupsThatDoNotDivideTheRowAndTooManyBits) {
+    EXPECT_ERROR(nearest()->round(weights(2, 30), four_bits(16), nullptr), InvalidArgument, "groups of 16");
+    GridOptions grid;
+    grid.bits = 9;
+    EXPECT_ERROR(nearest()->round(weights(2, 8), grid, nullptr), InvalidArgument, "bits is 9");
+    EXPECT_ERROR(gptq(0), InvalidArgument, "damping");
+    EXPECT_ERROR(adaround(0), InvalidArgument, "steps");
+    EXPECT_ERROR(awq(1), InvalidArgument, "candidates");
+}
+
+}  // namespace
+}  // namespace coppice::quantize
