@@ -233,9 +233,10 @@ Json Measurer::assemble(const Subject& subject) const {
 
     auto& figures = json["figures"] = Json::object();
     for (const auto& [name, figure] : subject.sizes) figures[name] = figure.to_json();
-    Figure power, energy;
+    Figure power, energy, energy_ratio;
     if (const auto* row = representative(subject.latency)) {
         power = row->power_w;
+        energy_ratio = row->energy_ratio;
         energy = quotient(row->energy_j, Figure::measured(static_cast<double>(row->batch), "1", "batch size"), "J",
                           row->energy_j.method + "; per example at batch " + std::to_string(row->batch) + ", " +
                               std::to_string(row->threads) + (row->threads == 1 ? " thread" : " threads"));
@@ -244,10 +245,12 @@ Json Measurer::assemble(const Subject& subject) const {
             subject.latency.empty() ? "timing is switched off (profile: off)" : subject.latency.front().p50_s.reason;
         power = Figure::unavailable("W", reason);
         energy = Figure::unavailable("J", reason);
+        energy_ratio = Figure::unavailable("ratio", reason);
     }
     figures["power_w"] = power.to_json();
     figures["idle_power_w"] = meter_->idle_power_w().to_json();
     figures["energy_per_inference_j"] = energy.to_json();
+    figures["energy_ratio_to_baseline"] = energy_ratio.to_json();
     figures["carbon_per_inference_g"] = carbon_g(energy, grid_, options_.pue).to_json();
 
     json["latency"] = Json::array();

@@ -144,6 +144,7 @@ Latency refused(const std::string& reason) {
     row.throughput_per_s = Figure::unavailable("1/s", reason);
     row.ratio_to_baseline = Figure::unavailable("ratio", reason);
     row.energy_j = Figure::unavailable("J", reason);
+    row.energy_ratio = Figure::unavailable("ratio", reason);
     row.power_w = Figure::unavailable("W", reason);
     return row;
 }
@@ -181,6 +182,7 @@ Json Latency::to_json() const {
             {"queries", queries},
             {"cpu_s", cpu_s.to_json()},
             {"energy_j", energy_j.to_json()},
+            {"energy_ratio_to_baseline", energy_ratio.to_json()},
             {"power_w", power_w.to_json()},
             {"cpu_share", cpu_share},
             {"involuntary_switches", involuntary_switches}};
@@ -316,6 +318,22 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
             row.energy_j = own.energy;
             row.energy_j.value = mean_of(own.joules);
             row.energy_j.interval = mean_interval(own.joules, block, options.seed);
+        }
+        // Paired like the time: what else runs on the machine costs both alike.
+        const auto above_zero = [](const std::vector<double>& joules) {
+            return !joules.empty() && *std::min_element(joules.begin(), joules.end()) > 0;
+        };
+        if (!row.energy_j.available()) {
+            row.energy_ratio = Figure::unavailable("ratio", row.energy_j.reason);
+        } else if (series[0].joules.size() != own.joules.size() || !above_zero(series[0].joules) ||
+                   !above_zero(own.joules)) {
+            row.energy_ratio = Figure::unavailable("ratio", "a window without energy has no ratio");
+        } else {
+            const auto paired = paired_log_ratio(series[0].joules, own.joules, block, options.seed);
+            row.energy_ratio =
+                Figure::derived(paired.ratio, "ratio", "median of paired log-ratios of windows; " + row.energy_j.method,
+                                v == 0 ? std::nullopt : paired.interval);
+            row.energy_ratio.provenance = combined(Provenance::kDerived, row.energy_j.provenance);
         }
         row.power_w = quotient(row.energy_j, Figure::measured(mean, "s", "seconds of a query"), "W",
                                "energy / time while queries ran; " + row.energy_j.method);

@@ -105,21 +105,20 @@ struct Candidate {
     Figure figure;   // what x is
 };
 
-// Where a stage stands on a measure. Latencies of different stages were taken minutes apart; each one's ratio to the
-// baseline was taken in interleaved pairs. So within a run the ratio, scaled by the baseline's median, places the
-// point, and drift cancels.
+// Where a stage stands on a measure. Times and energies of different stages were taken minutes apart; each one's ratio
+// to the baseline was taken in interleaved pairs. So within a run the ratio, scaled by the baseline's figure, places
+// the point, and drift cancels.
 std::optional<Candidate> candidate(const Stage& stage, const Measure& measure, bool single_run) {
     Candidate result{&stage, {}, stage.quality.points, stage.on(measure)};
     Figure& x = result.figure;
     if (!x.value || !stage.quality.available) return std::nullopt;
-    if (measure.batch != 0 && stage.baseline) {
-        const Figure base = stage.baseline->on(measure), ratio = relative(stage, measure);
-        if (stage.is_baseline && single_run) x.interval.reset();  // the reference of all ratios
-        if (!stage.is_baseline && base.value && ratio.value &&
-            stage.latency(measure.batch, measure.threads)->ratio.value) {
+    if (stage.baseline) {
+        const Figure base = stage.baseline->on(measure), ratio = paired_ratio(stage, measure);
+        if (measure.batch != 0 && stage.is_baseline && single_run) x.interval.reset();  // the reference of all ratios
+        if (!stage.is_baseline && base.value && ratio.value) {
             x.value = *ratio.value * *base.value;
             x.provenance = weakest(weakest(ratio.provenance, base.provenance), "derived");
-            x.method = "paired ratio to the baseline × the baseline's median";
+            x.method = "paired ratio to the baseline × the baseline's figure";
             x.interval = ratio.interval;
             if (x.interval) x.interval = std::pair(x.interval->first * *base.value, x.interval->second * *base.value);
         }

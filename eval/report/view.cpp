@@ -255,14 +255,25 @@ View make_view(const Json& report) {
     return view;
 }
 
+Figure paired_ratio(const Stage& stage, const Measure& measure) {
+    Figure none;
+    none.unit = "1";
+    none.reason = "not taken in pairs with the baseline";
+    if (measure.batch != 0) {
+        const Latency* latency = stage.latency(measure.batch, measure.threads);
+        return latency && latency->ratio.value ? latency->ratio : none;
+    }
+    const bool follows_energy = measure.key == "energy_per_inference_j" || measure.key == "carbon_per_inference_g";
+    const auto energy = follows_energy ? stage.figure("energy_ratio_to_baseline") : none;
+    return energy.value ? energy : none;
+}
+
 Figure relative(const Stage& stage, const Measure& measure) {
     Figure result;
     result.unit = "1";
     result.reason = "not measured for both this stage and the baseline";
     if (!stage.baseline) return result;
-    if (measure.batch != 0)
-        if (const Latency* latency = stage.latency(measure.batch, measure.threads); latency && latency->ratio.value)
-            return latency->ratio;
+    if (const auto paired = paired_ratio(stage, measure); paired.value) return paired;
     const Figure own = stage.on(measure), base = stage.baseline->on(measure);
     if (!own.value || !base.value || !(*base.value > 0)) return result;
     result.value = *own.value / *base.value;
@@ -322,8 +333,16 @@ Figure payback(const Run& run) {
     };
     if (!run.baseline || !run.final || run.final == run.baseline) return unavailable("no stage was kept");
     const Figure spent = total_compression(run, "energy_j");
-    const Figure before = run.baseline->figure("energy_per_inference_j"),
-                 after = run.final->figure("energy_per_inference_j");
+    const Figure before = run.baseline->figure("energy_per_inference_j");
+    Figure after = run.final->figure("energy_per_inference_j");
+    // The two were measured minutes apart; their ratio in interleaved pairs is what the load of the machine leaves
+    // alone.
+    const Figure ratio = run.final->figure("energy_ratio_to_baseline");
+    if (before.value && after.value && ratio.value) {
+        after.value = *ratio.value * *before.value;
+        if (ratio.interval)
+            after.interval = std::pair(ratio.interval->first * *before.value, ratio.interval->second * *before.value);
+    }
     if (!spent.value) return unavailable("the energy of compressing is unavailable");
     if (!before.value || !after.value) return unavailable("the energy per inference is unavailable");
     const double saved = *before.value - *after.value;

@@ -90,7 +90,10 @@ View make_view(const Json& report);
 
 // "88.7 % to 88.1 %, 5.3x smaller ...": against the run's own baseline. For latency the paired ratio is used.
 std::string compared(const Stage& stage, const Measure& measure);
-// The value relative to the baseline's (below 1 is better); for latency the paired ratio. Unavailable where either is.
+// Of this / of the baseline, taken in interleaved pairs: time, energy and carbon. Unavailable for other measures.
+Figure paired_ratio(const Stage& stage, const Measure& measure);
+// The value relative to the baseline's (below 1 is better); the paired ratio where there is one. Unavailable where
+// either is.
 Figure relative(const Stage& stage, const Measure& measure);
 // Compression's cost, summed over a run's stages: "seconds", "energy_j", "carbon_g".
 Figure total_compression(const Run& run, const std::string& key);

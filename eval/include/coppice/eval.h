@@ -378,6 +378,7 @@ struct Latency {
     int64_t pairs = 0, queries = 0;  ///< rounds with the baseline; timed queries
     Figure cpu_s;                    ///< CPU seconds of a query
     Figure energy_j;                 ///< of a query, from the meter
+    Figure energy_ratio;             ///< energy of this / energy of the baseline, paired as ratio_to_baseline is
     Figure power_w;                  ///< while the queries ran
     double cpu_share = 0;  ///< CPU seconds / (wall seconds x threads): well below 1 hints at waiting or interference
     int64_t involuntary_switches = 0;  ///< of the process while this variant's windows ran

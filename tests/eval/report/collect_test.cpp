@@ -87,6 +87,28 @@ TEST(CollectReport, PlacesLatencyByThePairedRatioSoThatDriftCancels) {
     EXPECT_THAT(report["summary"].get<std::string>(), HasSubstr("4.0× faster at batch 128"));
 }
 
+TEST(CollectReport, ComparesEnergyByThePairedRatioSoThatLoadCancels) {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    // The machine was idle while the last stage was measured: its own figure is a tenth, its paired ratio is not.
+    edit(folder / "run-a" / "09-deploy" / "measurement.json", [](Json& json) {
+        auto& figures = json["figures"];
+        figures["energy_per_inference_j"]["value"] = 0.1 * figures["energy_per_inference_j"]["value"].get<double>();
+        figures["energy_ratio_to_baseline"] = coppice::testing::sample_figure(0.25, "ratio", "modelled", "", 0.02);
+    });
+    const Json report = collect_report({folder / "run-a"});
+    const double baseline = 11.6 * 0.2214 / 128;  // J, as below
+    for (const auto& point : pareto(report, "energy_per_inference_j")["points"])
+        if (point["stage"] == "0/09-deploy") {
+            EXPECT_NEAR(point["x"].get<double>(), 0.25 * baseline, 1e-9);
+            EXPECT_EQ(point["x_provenance"], "modelled");
+        }
+    EXPECT_THAT(report["summary"].get<std::string>(), HasSubstr("4.0× less energy"));
+    const double seconds = report["runs"][0]["cost"]["seconds"]["value"];
+    EXPECT_EQ(report["runs"][0]["cost"]["payback_inferences"]["value"].get<double>(),
+              std::ceil(11 * seconds / (0.75 * baseline)));
+}
+
 TEST(CollectReport, SumsTheCostOfAllStagesAndFindsThePayback) {
     TemporaryFolder folder;
     write_sample_run(folder / "run-a");
