@@ -2,12 +2,10 @@
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
-#include <chrono>
 #include <cmath>
-#include <ctime>
-#include <regex>
 
 #include "allocation/allocation.h"
+#include "messages.h"
 #include "schedule/rescore.h"
 
 namespace coppice::prune {
@@ -21,26 +19,6 @@ constexpr double kMost = 1.02, kLeast = 0.93;
 constexpr int kCorrections = 3;
 // Of one processor: with less, waiting is most of the time that a clock shows.
 constexpr double kBusy = 0.5;
-
-std::regex regex_of(const std::string& pattern, const char* option) {
-    try {
-        return std::regex(pattern);
-    } catch (const std::regex_error&) {
-        throw InvalidArgument(kWhere,
-                              std::string(option) + " holds \"" + pattern + "\", which is no regular expression",
-                              "Write \"layer4\\..*\" for all layers below layer4.");
-    }
-}
-
-double wall_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double cpu_seconds() {
-    timespec time{};
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 std::string figure(double value, const char* format = "%.3g") {
     char text[32];
@@ -65,8 +43,8 @@ public:
     ChannelPruning(std::unique_ptr<Criterion> criterion, std::unique_ptr<Allocation> allocation,
                    ChannelPruningOptions options)
         : criterion_(std::move(criterion)), allocation_(std::move(allocation)), options_(std::move(options)) {
-        for (const auto& pattern : options_.ignore) ignore_.push_back(regex_of(pattern, "ignore"));
-        for (const auto& layer : options_.layers) layers_.push_back(regex_of(layer.pattern, "layers"));
+        ignore_ = ignore_patterns(kWhere, options_.ignore);
+        for (const auto& layer : options_.layers) layers_.push_back(regex_of(kWhere, "layers", layer.pattern));
     }
 
     Needs needs() const override {

@@ -1,19 +1,13 @@
 // Stage prune.depth: finds residual blocks, scores them, removes the one that matters least, until enough is gone.
 // Scores are taken anew after each removal, because a block may matter once its neighbour is gone.
-#include <regex>
 
 #include "depth/depth.h"
+#include "messages.h"
 
 namespace coppice::prune {
 namespace {
 
 constexpr const char* kWhere = "prune.depth";
-
-std::string text_of(double value) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.4g", value);
-    return text;
-}
 
 /// Names that blocks had in the original model: "layer.0#2" would be "layer.0" once its namesake is gone.
 class Names {
@@ -34,14 +28,7 @@ class DepthPruning final : public Stage {
 public:
     DepthPruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options)
         : criterion_(std::move(criterion)), options_(std::move(options)) {
-        for (const auto& expression : options_.ignore) {
-            try {
-                ignore_.emplace_back(expression);
-            } catch (const std::regex_error&) {
-                throw InvalidArgument(kWhere, "ignore holds \"" + expression + "\", which is no regular expression",
-                                      "Write \"layer4\\\\..*\" for all blocks of layer4.");
-            }
-        }
+        ignore_ = ignore_patterns(kWhere, options_.ignore, "all blocks of layer4");
     }
 
     Needs needs() const override { return criterion_->needs(); }
@@ -79,10 +66,10 @@ public:
             const auto name = names.of(block);
             steps.push_back({{"removed", name}, {"scores", step}});
             context.record({name, "removed", std::to_string(block.nodes.size()) + " operators", "0 operators",
-                            "score " + text_of(scores[static_cast<size_t>(least)]) + ", the lowest of " +
+                            "score " + text_of(scores[static_cast<size_t>(least)], 4) + ", the lowest of " +
                                 std::to_string(open.size()) + " blocks"});
             context.log->info(std::string(kWhere) + ": " + name + " is removed, score " +
-                              text_of(scores[static_cast<size_t>(least)]));
+                              text_of(scores[static_cast<size_t>(least)], 4));
             removed.push_back(name);
             result = remove_block(result, context.example, block.name);
         }
@@ -142,7 +129,7 @@ private:
     [[noreturn]] void too_many(size_t open, size_t removed) const {
         if (options_.macs_ratio)
             throw InvalidArgument(kWhere,
-                                  "macs_ratio " + text_of(*options_.macs_ratio) + " cannot be reached: all " +
+                                  "macs_ratio " + text_of(*options_.macs_ratio, 4) + " cannot be reached: all " +
                                       std::to_string(removed) + " residual blocks are gone",
                                   "Raise it, or use prune.channel for the rest.");
         throw InvalidArgument(kWhere,
@@ -162,7 +149,7 @@ std::unique_ptr<Stage> depth_pruning(std::unique_ptr<BlockCriterion> criterion, 
     if (options.blocks < 0)
         throw InvalidArgument(kWhere, "blocks is " + std::to_string(options.blocks) + ", must be at least 0", "");
     if (options.macs_ratio && !(*options.macs_ratio > 0 && *options.macs_ratio <= 1))
-        throw InvalidArgument(kWhere, "macs_ratio is " + text_of(*options.macs_ratio) + ", must be in (0, 1]",
+        throw InvalidArgument(kWhere, "macs_ratio is " + text_of(*options.macs_ratio, 4) + ", must be in (0, 1]",
                               "Use 0.8 to keep 80 % of the multiply-adds.");
     return std::make_unique<DepthPruning>(std::move(criterion), std::move(options));
 }

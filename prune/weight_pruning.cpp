@@ -1,7 +1,7 @@
 // Stage prune.weight: layers as matrices, sums over their inputs, a share of zeros for each, the criterion's choice.
 #include <cmath>
-#include <regex>
 
+#include "messages.h"
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -10,12 +10,6 @@ namespace {
 constexpr const char* kWhere = "prune.weight";
 // Gram matrices that are in memory at once.
 constexpr int64_t kGramBytes = int64_t{2} << 30;
-
-std::string text_of(double value) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.4g", value);
-    return text;
-}
 
 int64_t zeros_in(const at::Tensor& tensor) {
     return tensor.numel() - tensor.count_nonzero().item<int64_t>();
@@ -26,14 +20,7 @@ public:
     WeightPruning(std::unique_ptr<WeightCriterion> criterion, std::unique_ptr<WeightPattern> pattern,
                   WeightPruningOptions options)
         : criterion_(std::move(criterion)), pattern_(std::move(pattern)), options_(std::move(options)) {
-        for (const auto& expression : options_.ignore) {
-            try {
-                ignore_.emplace_back(expression);
-            } catch (const std::regex_error&) {
-                throw InvalidArgument(kWhere, "ignore holds \"" + expression + "\", which is no regular expression",
-                                      "Write \"layer4\\\\..*\" for all layers below layer4.");
-            }
-        }
+        ignore_ = ignore_patterns(kWhere, options_.ignore);
     }
 
     Needs needs() const override { return criterion_->needs(); }
@@ -223,7 +210,7 @@ private:
             }
             const auto [was, is] = found->second;
             const auto share = [&](int64_t count) {
-                return "sparsity " + text_of(static_cast<double>(count) / static_cast<double>(layer.weight.numel()));
+                return "sparsity " + text_of(static_cast<double>(count) / static_cast<double>(layer.weight.numel()), 4);
             };
             context.record({layer.name, is > was ? "sparsified" : "kept", share(was), share(is),
                             is > was ? "" : "the target leaves it as it is"});
@@ -243,7 +230,7 @@ private:
             "zeros make the deflated file smaller; LibTorch's dense kernels multiply by them and run no faster (linear "
             "layers with very many: see prune.csr)";
         context.facts["note"] = note;
-        context.log->info(std::string(kWhere) + ": " + text_of(context.facts["sparsity"].get<double>()) + " of " +
+        context.log->info(std::string(kWhere) + ": " + text_of(context.facts["sparsity"].get<double>(), 4) + " of " +
                           std::to_string(weights) + " weights are zero; " + note);
     }
 
@@ -258,7 +245,7 @@ private:
 std::unique_ptr<Stage> weight_pruning(std::unique_ptr<WeightCriterion> criterion,
                                       std::unique_ptr<WeightPattern> pattern, WeightPruningOptions options) {
     if (!(options.sparsity >= 0 && options.sparsity < 1))
-        throw InvalidArgument(kWhere, "sparsity is " + text_of(options.sparsity) + ", must be in [0, 1)",
+        throw InvalidArgument(kWhere, "sparsity is " + text_of(options.sparsity, 4) + ", must be in [0, 1)",
                               "Use 0.5 to set half of the weights to zero.");
     if (options.scope != "global" && options.scope != "layer" && options.scope != "row")
         throw_unknown(kWhere, "scope", options.scope, {"global", "layer", "row"});

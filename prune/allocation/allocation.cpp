@@ -1,4 +1,5 @@
 #include "allocation/allocation.h"
+#include "messages.h"
 
 #include <cmath>
 #include <numeric>
@@ -8,12 +9,6 @@ namespace coppice::prune {
 namespace {
 
 constexpr const char* kWhere = "prune.channel";
-
-std::string text_of(double value) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.3g", value);
-    return text;
-}
 
 }  // namespace
 

@@ -15,6 +15,8 @@
 #include <random>
 #include <sstream>
 
+#include "allocation/allocation.h"
+
 namespace coppice::prune {
 namespace {
 
@@ -208,16 +210,7 @@ private:
         return module;
     }
 
-    static double cpu_seconds() {
-        timespec time{};
-        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-    }
-
-    double now() const {
-        if (cpu_) return cpu_seconds();
-        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-    }
+    double now() const { return cpu_ ? cpu_seconds() : wall_seconds(); }
 
     double timed(const std::function<void()>& call) const {
         const double start = now();
@@ -239,6 +232,16 @@ private:
 };
 
 }  // namespace
+
+double wall_seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double cpu_seconds() {
+    timespec time{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 std::shared_ptr<const Stopwatch> wall_clock(std::function<bool()> interrupted) {
     return std::make_shared<Clock>(false, std::move(interrupted));

@@ -1,22 +1,10 @@
 // Gradients of the task's loss for criteria that need them: taylor, fisher.
-#include <coppice/train.h>
+#include <coppice/training_task.h>
 
 #include "criteria/readers.h"
 
 namespace coppice::prune {
 namespace {
-
-std::unique_ptr<Loss> loss_of(Task task) {
-    switch (task) {
-        case Task::kClassification:
-            return cross_entropy();
-        case Task::kRegression:
-            return mean_squared_error();
-        case Task::kSimilarity:
-            return pair_similarity();
-    }
-    throw InternalError("prune", "unknown task", "");
-}
 
 at::Tensor loss_on(const char* where, const Model& model, const Loss& loss, const Batch& batch, Context& context,
                    const NodeHooks& hooks = {}) {
@@ -67,7 +55,7 @@ int64_t with_gradients(const char* where, const Model& model, Context& context, 
         leaf.set_requires_grad(true);
         parameters[named.name] = leaf;
     }
-    const auto loss = loss_of(context.task);
+    const auto loss = default_loss(context.task);
     BatchIterator iterator(*context.data.calibration, batch_size, /*shuffle=*/true, context.seed);
     int64_t count = 0;
     at::AutoGradMode with_gradients(true);
@@ -94,7 +82,7 @@ int64_t with_gates(const char* where, const Model& model, const Groups& groups, 
     std::map<const Node*, std::vector<const Tap*>> before, after;
     for (const auto& gate : gates) (gate.written ? after : before)[gate.node].push_back(&gate);
     const EvalMode eval(model);
-    const auto loss = loss_of(context.task);
+    const auto loss = default_loss(context.task);
     BatchIterator iterator(*context.data.calibration, batch_size, /*shuffle=*/true, context.seed);
     int64_t count = 0;
     at::AutoGradMode with_gradients(true);

@@ -18,7 +18,7 @@ bool holds_tensor(const c10::TypePtr& type) {
 }  // namespace
 
 Relations::Relations(const Model& model, const Facts& facts, const GroupOptions& options)
-    : model_(model), facts_(facts), options_(options), names_(model) {}
+    : model_(model), facts_(facts), options_(options), written_(written_in(*model_.graph())), names_(model) {}
 
 // ----------------------------------------------------------------------------------------------------------- elements
 
@@ -391,6 +391,24 @@ void Relations::freeze_reads(const Block* block, const std::string& reason) {
     for (const Value* value : const_cast<Block*>(block)->outputs()) freeze_value(value, reason);
 }
 
+// By last names: an attribute counts as written when one of that name is set, or may be changed in place.
+std::unordered_set<std::string> Relations::written_in(const Graph& graph) {
+    std::unordered_set<std::string> written;
+    for (const Node* node : all_nodes(graph)) {
+        if (node->kind() == prim::SetAttr) written.insert(node->s(attr::name));
+        if (node->kind() != prim::GetAttr) continue;
+        const auto type = node->output()->type()->cast<c10::ClassType>();
+        if (type && type->is_module()) continue;  // its attributes are read, and looked at, by themselves
+        for (const auto& use : node->output()->uses()) {
+            const auto* schema = use.user->maybeSchema();
+            const bool known = schema && use.offset < schema->arguments().size();
+            const auto* alias = known ? schema->arguments()[use.offset].alias_info() : nullptr;
+            if (!known || (alias && alias->isWrite())) written.insert(node->s(attr::name));
+        }
+    }
+    return written;
+}
+
 // True when a value can never change: computed from constants and attributes that no method writes alone.
 bool Relations::fixed(const Value* value) const {
     Node* node = const_cast<Node*>(value->node());
@@ -400,18 +418,7 @@ bool Relations::fixed(const Value* value) const {
         const auto name = attribute_name(value);
         if (!name || name->empty() || node->s(attr::name) == "training" || value->type()->cast<c10::ClassType>())
             return false;
-        for (const Node* other : all_nodes(*model_.graph())) {
-            if (other->kind() != prim::GetAttr && other->kind() != prim::SetAttr) continue;
-            if (other->s(attr::name) != node->s(attr::name)) continue;
-            if (other->kind() == prim::SetAttr) return false;
-            for (const auto& use : other->output()->uses()) {
-                const auto* schema = use.user->maybeSchema();
-                if (!schema || use.offset >= schema->arguments().size()) return false;
-                const auto* alias = schema->arguments()[use.offset].alias_info();
-                if (alias && alias->isWrite()) return false;
-            }
-        }
-        return true;
+        return !written_.count(node->s(attr::name));
     }
     if (node->inputs().empty() || !node->blocks().empty() || node->hasSideEffects() || node->isNondeterministic())
         return false;

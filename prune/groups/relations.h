@@ -153,6 +153,7 @@ private:
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
     bool fixed(const Value* value) const;
+    static std::unordered_set<std::string> written_in(const torch::jit::Graph& graph);
     bool try_block(const torch::jit::Block* block);
     void try_nodes(const torch::jit::Block* block, std::unordered_map<const Value*, c10::IValue>& values);
     std::vector<c10::IValue> run_alone(Node* node, const std::unordered_map<const Value*, c10::IValue>& values) const;
@@ -165,6 +166,7 @@ private:
     const Model model_;  // handles: the groups may outlive what they were found on
     const Facts facts_;
     const GroupOptions options_;
+    const std::unordered_set<std::string> written_;      ///< last names of attributes that forward changes
     std::unordered_map<const Value*, ValueFact> tried_;  ///< facts of branches that only try_block() entered
     std::unordered_set<const torch::jit::Block*> analysed_;
     LayerNames names_;

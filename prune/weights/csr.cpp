@@ -8,8 +8,8 @@
 // MKL multiplies a compressed-sparse-row matrix from the left by a dense one; linear() with such a weight would
 // multiply from the right, which is several times slower, hence the transposes. C is saved in the file as a sparse
 // tensor.
-#include <regex>
 
+#include "messages.h"
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -79,14 +79,7 @@ struct Candidate {
 class Csr final : public Stage {
 public:
     explicit Csr(CsrOptions options) : options_(std::move(options)) {
-        for (const auto& expression : options_.ignore) {
-            try {
-                ignore_.emplace_back(expression);
-            } catch (const std::regex_error&) {
-                throw InvalidArgument(kWhere, "ignore holds \"" + expression + "\", which is no regular expression",
-                                      "Write \"layer4\\\\..*\" for all layers below layer4.");
-            }
-        }
+        ignore_ = ignore_patterns(kWhere, options_.ignore);
     }
 
     Model apply(const Model& model, Context& context) const override {
@@ -137,12 +130,6 @@ public:
     }
 
 private:
-    static std::string text_of(double value) {
-        char text[32];
-        std::snprintf(text, sizeof text, "%.3g", value);
-        return text;
-    }
-
     /// One per weight of a linear layer, with its bias and the input it has on the example.
     std::vector<Candidate> candidates(const Model& model, const Inputs& example) const {
         const LayerNames names(model);
