@@ -99,22 +99,8 @@ public:
         }
         auto chosen = std::move(candidates[best]);
         if (options_.fallback.on() && chosen.name == "layers") {
-            auto most = order;
-            most.pop_back();
-            const auto with = [&](size_t floats) {
-                auto some = layers;
-                for (size_t i = 0; i < floats; ++i) {
-                    some[order[i]].form = nullptr;
-                    some[order[i]].reason = "fallback: the metric needs it in float";
-                }
-                return some;
-            };
-            const auto held = fall_back(
-                model, most, [&](size_t floats) { return emit_forms(prepared, with(floats)); }, options_.fallback,
-                context, kWhere);
-            chosen.layers = with(held.second);
-            chosen.details.clear();
-            chosen.model = emit_forms(prepared, chosen.layers, &chosen.details);
+            chosen.model =
+                emit_within(model, prepared, chosen.layers, order, options_.fallback, context, kWhere, chosen.details);
         }
         for (const auto& change : folded) context.record(change);
         if (chosen.plan) {

@@ -69,16 +69,6 @@ bool homogeneous(const Node* node) {
     return names.count(node->kind().toQualString()) > 0;
 }
 
-Node* only_reader(const Value* value) {
-    Node* reader = nullptr;
-    for (const auto& use : value->uses()) {
-        if (reads_no_values(use.user)) continue;
-        if (reader) return nullptr;
-        reader = use.user;
-    }
-    return reader;
-}
-
 at::Tensor channels(const Model& model, const Side& side) {
     const auto weight = get_attribute(model, side.weight).toTensor().detach();
     return weight.permute(side.channel_first).reshape({weight.size(side.channel_first[0]), -1});

@@ -349,6 +349,28 @@ std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size
     return {*best, best_floats};
 }
 
+Model emit_within(const Model& baseline, const Model& prepared, std::vector<Layer>& layers, std::vector<size_t> order,
+                  const Fallback& fallback, Context& context, const char* where, std::vector<std::string>& details) {
+    details.clear();
+    if (!fallback.on()) return emit_forms(prepared, layers, &details);
+    const auto with_floats = [&](size_t floats) {
+        auto some = layers;
+        for (size_t i = 0; i < floats; ++i) {
+            some[order[i]].form = nullptr;
+            some[order[i]].reason = "fallback: the metric needs it in float";
+        }
+        return some;
+    };
+    // With every layer back in float nothing is left of the stage: the last one keeps its form.
+    order.pop_back();
+    const auto floats = fall_back(
+                            baseline, order, [&](size_t count) { return emit_forms(prepared, with_floats(count)); },
+                            fallback, context, where)
+                            .second;
+    layers = with_floats(floats);
+    return emit_forms(prepared, layers, &details);
+}
+
 void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details) {
     Json rows = Json::array();
     int64_t treated = 0, kept = 0, treated_weights = 0, kept_weights = 0;
@@ -466,23 +488,8 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
         if (layers[i].form) order.push_back(i);
     std::stable_sort(order.begin(), order.end(),
                      [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
-    const auto with_floats = [&](size_t floats) {
-        auto some = layers;
-        for (size_t i = 0; i < floats; ++i) {
-            some[order[i]].form = nullptr;
-            some[order[i]].reason = "fallback: the metric needs it in float";
-        }
-        return some;
-    };
-    // With every layer back in float nothing is left of the stage: the last candidate keeps one.
-    auto candidates_order = order;
-    candidates_order.pop_back();
-    auto [result, floats] = fall_back(
-        model, candidates_order, [&](size_t count) { return emit_forms(prepared, with_floats(count)); },
-        options.fallback, context, options.where);
-    layers = with_floats(floats);
     std::vector<std::string> details;
-    result = emit_forms(prepared, layers, &details);
+    auto result = emit_within(model, prepared, layers, order, options.fallback, context, options.where, details);
     for (const auto& change : folded) context.record(change);
     record_layers(context, layers, details);
     return result;

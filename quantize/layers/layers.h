@@ -109,4 +109,9 @@ std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size
                                    const std::function<Model(size_t floats)>& build, const Fallback& fallback,
                                    Context& context, const char* where);
 
+/// emit_forms() of `layers`, of which the first of `order` go back to float, as many as fall_back() asks for; the last
+/// of `order` keeps its form. `layers` becomes what was emitted.
+Model emit_within(const Model& baseline, const Model& prepared, std::vector<Layer>& layers, std::vector<size_t> order,
+                  const Fallback& fallback, Context& context, const char* where, std::vector<std::string>& details);
+
 }  // namespace coppice::quantize

@@ -127,7 +127,14 @@ private:
     std::unique_ptr<AliasDb> aliases_;
 };
 
-/// The one operator that reads the values of `value`; null when there are several or none.
+}  // namespace
+
+bool reads_no_values(const Node* node) {
+    static const std::set<std::string> names = {"aten::size",   "aten::dim",     "aten::len",     "aten::numel",
+                                                "prim::device", "prim::is_cuda", "aten::sym_size"};
+    return names.count(node->kind().toQualString()) > 0;
+}
+
 Node* only_reader(const Value* value) {
     Node* reader = nullptr;
     for (const auto& use : value->uses()) {
@@ -136,14 +143,6 @@ Node* only_reader(const Value* value) {
         reader = use.user;
     }
     return reader;
-}
-
-}  // namespace
-
-bool reads_no_values(const Node* node) {
-    static const std::set<std::string> names = {"aten::size",   "aten::dim",     "aten::len",     "aten::numel",
-                                                "prim::device", "prim::is_cuda", "aten::sym_size"};
-    return names.count(node->kind().toQualString()) > 0;
 }
 
 std::vector<Unit> find_units(const Model& model, const Facts& facts) {

@@ -77,6 +77,9 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts);
 /// True for operators that read no values of a tensor (size, dim, ...): they may read an int8 tensor instead.
 bool reads_no_values(const torch::jit::Node* node);
 
+/// The one operator that reads the values of `value`; null when there are several or none.
+torch::jit::Node* only_reader(const torch::jit::Value* value);
+
 /// Sets Unit::int8 so that the modelled time of all units and of the conversions between int8 and float is smallest.
 /// Units with a refusal stay float; convolutions without one are int8.
 void choose_borders(std::vector<Unit>& units, const Facts& facts, bool islands);
