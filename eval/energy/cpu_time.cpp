@@ -8,6 +8,7 @@
 
 #include "energy/cpu_table.h"
 #include "energy/sources.h"
+#include "number_text.h"
 
 namespace coppice::eval {
 namespace {
@@ -17,12 +18,6 @@ constexpr double kDefaultWattsPerCore = 8;
 // Thermal design power is a limit of heat, not a draw: measured package power of busy cores lies between half of it
 // and, with few cores boosting, three times it per core.
 constexpr Interval kTdpRatio = {0.5, 3};
-
-std::string shortest(double value) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.3g", value);
-    return text;
-}
 
 class CpuTimeMeter final : public EnergyMeter {
 public:
@@ -72,11 +67,12 @@ CpuPower cpu_power(const std::string& cpu_model, std::optional<double> watts_per
     power.systematic_ratio = kTdpRatio;
     if (watts_per_core) {
         if (!(*watts_per_core > 0))
-            throw InvalidArgument("energy", "cpu_watts_per_core is " + shortest(*watts_per_core) + ", must be above 0",
+            throw InvalidArgument("energy",
+                                  "cpu_watts_per_core is " + number_text(*watts_per_core) + ", must be above 0",
                                   "Divide the thermal design power by the number of cores.");
         power.watts_per_core = *watts_per_core;
         power.known = true;
-        power.method = shortest(*watts_per_core) + " W per core given by the user";
+        power.method = number_text(*watts_per_core) + " W per core given by the user";
         return power;
     }
     const auto name = normalized_cpu_name(cpu_model);
@@ -84,12 +80,12 @@ CpuPower cpu_power(const std::string& cpu_model, std::optional<double> watts_per
         if (name != row.name) continue;
         power.watts_per_core = row.watts / row.cores;
         power.known = true;
-        power.method = shortest(power.watts_per_core) + " W per core (TDP " + shortest(row.watts) + " W / " +
+        power.method = number_text(power.watts_per_core) + " W per core (TDP " + number_text(row.watts) + " W / " +
                        std::to_string(row.cores) + " cores of " + name + ")";
         return power;
     }
     power.watts_per_core = kDefaultWattsPerCore;
-    power.method = "an assumed " + shortest(kDefaultWattsPerCore) + " W per core, because " +
+    power.method = "an assumed " + number_text(kDefaultWattsPerCore) + " W per core, because " +
                    (name.empty() ? std::string("the CPU has no name") : "\"" + name + "\" is not in the table");
     return power;
 }

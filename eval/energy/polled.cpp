@@ -9,18 +9,14 @@
 #include <mutex>
 #include <thread>
 
+#include "number_text.h"
+
 namespace coppice::eval {
 namespace {
 
 // Cross-checks of shorter windows would flag the steps of the counter.
 constexpr double kCheckSeconds = 10;
 constexpr double kCheckRatio = 0.05;
-
-std::string number_text(double value) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.3g", value);
-    return text;
-}
 
 class PolledMeter final : public EnergyMeter {
 public:

@@ -11,6 +11,8 @@
 #include <numeric>
 #include <random>
 
+#include "number_text.h"
+
 namespace coppice::eval {
 namespace {
 
@@ -28,12 +30,6 @@ int64_t involuntary_switches() {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
     return usage.ru_nivcsw;
-}
-
-std::string number_text(double value) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.3g", value);
-    return text;
 }
 
 // Everything that was recorded of one variant; one element per round but for `times`.

@@ -340,10 +340,9 @@ std::string stage_table(const View& view, const Detail& detail) {
         if (stage->quality.available) metric = stage->quality.name, percent = stage->quality.unit == "%";
     std::string out =
         "<section id=stages aria-labelledby=stages-title><h2 id=stages-title>Stages</h2><p class=note>Differences are "
-        "to the "
-        "baseline. Latency is the median of one batch; its difference is the paired ratio.<span class=wide> The line "
-        "below a value "
-        "is its share of the baseline.</span><span class=narrow> The table scrolls sideways.</span></p><div "
+        "to the baseline. Latency is the median of one batch; its difference is the paired ratio, as is that of energy "
+        "where it was taken in pairs.<span class=wide> The line below a value is its share of the "
+        "baseline.</span><span class=narrow> The table scrolls sideways.</span></p><div "
         "class=scroll tabindex=0 role=region aria-labelledby=stages-title><table "
         "id=stage-table><thead><tr>";
     const auto head = [&out](const std::string& key, const std::string& name, bool numeric, bool descending) {
