@@ -13,6 +13,7 @@
 #include "graph/canonical.h"
 
 #include <coppice/error.h>
+#include <coppice/graph.h>
 
 namespace coppice {
 namespace {
@@ -170,8 +171,18 @@ Model Model::from_module(const torch::jit::Module& module, const std::string& na
 }
 
 Model Model::clone() const {
+    return clone_with({});
+}
+
+Model Model::clone_with(const std::unordered_map<std::string, at::Tensor>& tensors) const {
+    Replacements replacements;
+    for (const auto& [name, tensor] : tensors) {
+        const auto old = get_attribute(*this, name);
+        if (!old.isTensor()) throw InternalError("attribute " + name, "is no tensor", "");
+        replacements[old.toTensor().unsafeGetTensorImpl()] = tensor.detach();
+    }
     Model copy = *this;
-    copy.module_ = canonicalise(module_, /*simplify=*/false).module;
+    copy.module_ = canonicalise(module_, /*simplify=*/false, replacements).module;
     return copy;
 }
 

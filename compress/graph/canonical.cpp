@@ -76,7 +76,8 @@ private:
 
 class Rebuilder {
 public:
-    explicit Rebuilder(const Module& source) : unit_(std::make_shared<CompilationUnit>()) {
+    Rebuilder(const Module& source, const Replacements& replacements)
+        : unit_(std::make_shared<CompilationUnit>()), replacements_(replacements) {
         root_ = rebuild(source);
         objects_[source._ivalue().get()] = root_;
     }
@@ -113,8 +114,10 @@ private:
                                tensor.sizes().vec(), strided ? tensor.strides().vec() : std::vector<int64_t>(),
                                tensor.is_floating_point()}];
         if (!copy.defined()) {
-            copy = tensor.detach().clone();  // keeps strides: channels-last weights stay so
-            copy.set_requires_grad(tensor.requires_grad());
+            const auto other = replacements_.find(tensor.unsafeGetTensorImpl());
+            // A clone keeps strides: channels-last weights stay so.
+            copy = other == replacements_.end() ? tensor.detach().clone() : other->second;
+            if (copy.is_floating_point()) copy.set_requires_grad(tensor.requires_grad());
         }
         return copy;
     }
@@ -239,6 +242,7 @@ private:
     }
 
     std::shared_ptr<CompilationUnit> unit_;
+    const Replacements& replacements_;
     Module root_;
     std::unordered_map<const c10::ivalue::Object*, Module> objects_;
     std::map<std::tuple<const void*, std::vector<int64_t>, std::vector<int64_t>, bool>, at::Tensor> tensors_;
@@ -492,9 +496,9 @@ void simplify_graph(const std::shared_ptr<Graph>& graph_pointer, Module& root, c
 
 }  // namespace
 
-Canonical canonicalise(const Module& source, bool simplify) {
+Canonical canonicalise(const Module& source, bool simplify, const Replacements& replacements) {
     Canonical result;
-    Rebuilder rebuilder(source);
+    Rebuilder rebuilder(source, replacements);
     std::vector<std::string> methods;
     if (!source.find_method("forward"))
         throw UnsupportedModel(kWhere, "the module has no method forward", "Export one that is called forward.");

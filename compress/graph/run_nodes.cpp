@@ -2,8 +2,9 @@
 // cannot see into If and Loop and keeps all activations alive. This walk does both and costs a few microseconds a node.
 #include <torch/csrc/jit/runtime/operator.h>
 
+#include "graph/run_nodes.h"
+
 #include <coppice/error.h>
-#include <coppice/graph.h>
 
 namespace coppice {
 namespace {
@@ -12,7 +13,10 @@ using namespace torch::jit;
 
 class Walker {
 public:
-    Walker(const Model& model, const NodeHooks& hooks) : graph_(model.graph()), hooks_(hooks) { plan(graph_->block()); }
+    Walker(const Model& model, const NodeHooks& hooks, const Instead& instead)
+        : graph_(model.graph()), hooks_(hooks), instead_(instead) {
+        plan(graph_->block());
+    }
 
     c10::IValue run(const c10::IValue& self, const Inputs& inputs) {
         const auto parameters = graph_->inputs();
@@ -106,7 +110,7 @@ private:
         for (const Value* input : node->inputs()) stack.push_back(at(input));
         if (hooks_.before) hooks_.before(node, stack);
         try {
-            execute(node, stack);
+            if (!instead_ || !instead_(node, stack)) execute(node, stack);
         } catch (const Error&) {
             throw;
         } catch (const std::exception& error) {
@@ -211,23 +215,30 @@ private:
     }
 
     static void execute(Node* node, std::vector<c10::IValue>& stack) {
-        if (execute_instruction(node, stack)) return;
-        const size_t count = node->inputs().size();
-        if (const auto* schema = node->maybeSchema(); schema && schema->is_vararg())
-            stack.emplace_back(static_cast<int64_t>(count));
-        node->getOperation()(stack);
+        if (!execute_instruction(node, stack)) execute_operator(node, stack);
     }
 
     std::shared_ptr<Graph> graph_;
     const NodeHooks& hooks_;
+    const Instead& instead_;
     std::unordered_map<const Value*, c10::IValue> values_;
     std::unordered_map<const Node*, std::vector<const Value*>> dies_after_;
 };
 
 }  // namespace
 
+void execute_operator(Node* node, std::vector<c10::IValue>& stack) {
+    if (const auto* schema = node->maybeSchema(); schema && schema->is_vararg())
+        stack.emplace_back(static_cast<int64_t>(node->inputs().size()));
+    node->getOperation()(stack);
+}
+
 c10::IValue run_nodes(const Model& model, const Inputs& inputs, const NodeHooks& hooks) {
-    return Walker(model, hooks).run(model.module()._ivalue(), inputs);
+    return run_nodes(model, inputs, hooks, Instead());
+}
+
+c10::IValue run_nodes(const Model& model, const Inputs& inputs, const NodeHooks& hooks, const Instead& instead) {
+    return Walker(model, hooks, instead).run(model.module()._ivalue(), inputs);
 }
 
 }  // namespace coppice

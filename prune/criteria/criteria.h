@@ -22,6 +22,9 @@ public:
     at::Tensor operator()(const Slice& slice, int64_t channels);
 
 private:
+    /// Per index of dimension 0 and of dimension 1.
+    std::array<at::Tensor, 2> sums_of(const at::Tensor& weights) const;
+
     const double p_;
     const char* const where_;
     std::map<std::pair<const at::TensorImpl*, int64_t>, at::Tensor> sums_;  // [tensor.size(dim)]

@@ -33,9 +33,8 @@ Value* scaled(Graph& graph, Value* value, int64_t numerator, int64_t denominator
 
 }  // namespace
 
-Cutter::Cutter(const Model& original, Model& copy, const Relations& relations,
-               const std::unordered_set<int32_t>& removed)
-    : original_(original), copy_(copy), relations_(relations), removed_(removed) {}
+Cutter::Cutter(const Model& original, const Relations& relations, const std::unordered_set<int32_t>& removed)
+    : original_(original), relations_(relations), removed_(removed) {}
 
 int64_t Cutter::kept_between(TensorId id, int64_t dim, int64_t begin, int64_t end) const {
     dim = relations_.wrap(id, dim);
@@ -224,8 +223,8 @@ void Cutter::keep_numbers(const Node* before, Node* after) {
     }
 }
 
-void Cutter::run() {
-    // Tensors first: names are the same in the copy.
+Model Cutter::run() {
+    std::unordered_map<std::string, at::Tensor> narrower;
     for (const auto& parameter : relations_.parameters()) {
         if (!touched(parameter.id)) continue;
         at::Tensor tensor = parameter.tensor.detach();
@@ -236,8 +235,9 @@ void Cutter::run() {
                 if (!removed_.count(relations_.class_of(parameter.id, dim, i))) kept.push_back(i);
             tensor = tensor.index_select(dim, at::tensor(kept, at::TensorOptions(at::kLong).device(tensor.device())));
         }
-        set_tensor(copy_, parameter.name, tensor.contiguous());
+        narrower[parameter.name] = tensor.contiguous();
     }
+    copy_ = original_.clone_with(narrower);
     const auto before = all_nodes(*original_.graph());
     const auto after = all_nodes(*copy_.graph());
     if (before.size() != after.size()) throw InternalError("prune", "the copy's graph differs from the original", "");
@@ -265,6 +265,7 @@ void Cutter::run() {
     }
     EraseShapeInformation(copy_.graph());  // tracing leaves shapes in the types
     copy_.refresh();
+    return copy_;
 }
 
 Model cut(const Model& model, const Facts&, const Groups& groups, const Removal& removal) {
@@ -295,9 +296,7 @@ Model cut(const Model& model, const Facts&, const Groups& groups, const Removal&
     std::unordered_set<int32_t> removed;
     for (const auto& [c, place] : relations->places)
         if (goes[static_cast<size_t>(place.group)][static_cast<size_t>(place.channel)]) removed.insert(c);
-    Model copy = model.clone();
-    if (!removed.empty()) Cutter(model, copy, *relations, removed).run();
-    return copy;
+    return removed.empty() ? model.clone() : Cutter(model, *relations, removed).run();
 }
 
 }  // namespace coppice::prune

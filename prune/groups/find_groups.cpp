@@ -57,19 +57,25 @@ Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& o
     for (const auto& production : r.productions())
         producer.emplace(slot_of.at(key(production.id, production.dim)), production.layer);
 
-    struct Class {
-        bool produced = false;
-        std::map<size_t, int64_t> touches;  // slot -> number of indices
-    };
-    std::unordered_map<int32_t, Class> classes;
+    // Models have 10^4 to 10^5 classes: each has a number, the slots it touches in ascending order, and how many
+    // indices of each.
+    using Touches = std::vector<std::pair<size_t, int64_t>>;
+    std::vector<int32_t> number_of(r.elements(), -1);
+    std::vector<Touches> classes;
     for (size_t s = 0; s < slots.size(); ++s) {
         const TensorId id = r.parameters()[slots[s].parameter].id;
         for (int64_t i = 0; i < r.size(id, slots[s].dim); ++i) {
             const auto c = r.class_of(id, slots[s].dim, i);
             if (r.frozen(c)) continue;
-            auto& entry = classes[c];
-            entry.produced |= producer.count(s) > 0;
-            ++entry.touches[s];
+            if (number_of[c] < 0) {
+                number_of[c] = static_cast<int32_t>(classes.size());
+                classes.emplace_back();
+            }
+            auto& touches = classes[number_of[c]];
+            if (touches.empty() || touches.back().first != s)
+                touches.emplace_back(s, 1);
+            else
+                ++touches.back().second;
         }
     }
 
@@ -78,20 +84,19 @@ Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& o
     for (size_t p = 0; p < r.parts().size(); ++p) {
         const auto& [id, dim] = r.parts()[p];
         for (int64_t i = 0; i < r.size(id, dim); ++i)
-            if (const auto c = r.class_of(id, dim, i); classes.count(c)) pieces[c].insert(p);
+            if (const auto c = r.class_of(id, dim, i); number_of[c] >= 0) pieces[c].insert(p);
     }
 
     // Groups in the order of the layers that produce them, channels in the order of the first such layer's outputs.
-    std::map<std::pair<std::map<size_t, int64_t>, std::set<size_t>>, size_t> group_of;
+    std::map<std::pair<Touches, std::set<size_t>>, size_t> group_of;
     std::vector<std::vector<int32_t>> members;
-    std::vector<const std::map<size_t, int64_t>*> signatures;
+    std::vector<const Touches*> signatures;
     for (const auto& production : r.productions()) {
         for (int64_t i = 0; i < r.size(production.id, production.dim); ++i) {
             const auto c = r.class_of(production.id, production.dim, i);
-            const auto found = classes.find(c);
-            if (found == classes.end() || relations->places.count(c)) continue;
+            if (number_of[c] < 0 || relations->places.count(c)) continue;
             const auto [group, added] = group_of.emplace(
-                std::pair(found->second.touches, pieces.count(c) ? pieces[c] : std::set<size_t>{}), members.size());
+                std::pair(classes[number_of[c]], pieces.count(c) ? pieces[c] : std::set<size_t>{}), members.size());
             if (added) {
                 members.emplace_back();
                 signatures.push_back(&group->first.first);
@@ -112,9 +117,7 @@ Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& o
         number[g] = static_cast<int64_t>(groups.groups_.size());
         ChannelGroup group;
         group.channels = static_cast<int64_t>(members[g].size());
-        std::map<size_t, int64_t> touches = *signatures[g];
-        std::vector<std::pair<const Node*, std::string>> layers;
-        for (const auto& [s, count] : touches) {
+        for (const auto& [s, count] : *signatures[g]) {
             const auto& parameter = r.parameters()[slots[s].parameter];
             Slice slice;
             slice.name = parameter.name;
@@ -157,11 +160,14 @@ Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& o
         info.layer = r.name_of(production.layer);
         info.op = production.layer->kind().toQualString();
         info.channels = r.size(production.id, production.dim);
+        int64_t last = -1;  // neighbours are mostly of one group
         for (int64_t i = 0; i < info.channels; ++i) {
             const auto c = r.class_of(production.id, production.dim, i);
             const auto place = r.places.find(c);
             if (place != r.places.end()) {
                 ++info.prunable;
+                if (place->second.group == last) continue;
+                last = place->second.group;
                 auto& group = groups.groups_[static_cast<size_t>(place->second.group)];
                 if (std::find(group.layers.begin(), group.layers.end(), info.layer) == group.layers.end())
                     group.layers.push_back(info.layer);

@@ -193,8 +193,9 @@ private:
 /// `after` its twin in the copy that is being cut.
 class Cutter {
 public:
-    Cutter(const Model& original, Model& copy, const Relations& relations, const std::unordered_set<int32_t>& removed);
-    void run();
+    Cutter(const Model& original, const Relations& relations, const std::unordered_set<int32_t>& removed);
+    /// The narrower copy.
+    Model run();
 
     const Relations& relations() const { return relations_; }
     TensorId tensor(const Value* before) const { return relations_.find_tensor(before); }
@@ -224,7 +225,7 @@ private:
     void keep_numbers(const Node* before, Node* after);
 
     const Model& original_;
-    Model& copy_;
+    Model copy_;
     const Relations& relations_;
     const std::unordered_set<int32_t>& removed_;
     std::unordered_map<const Value*, std::optional<c10::IValue>> evaluated_[2];

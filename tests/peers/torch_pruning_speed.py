@@ -6,7 +6,8 @@ usage: torch_pruning_speed.py PRUNE_GROUPS ZOO [REPEATS]     PRUNE_GROUPS the be
 
 Torch-Pruning: `BasePruner` (which traces the model by a forward and backward pass and builds its groups) and `step()`, magnitude
 importance, ratio 0.5, outputs of the classifier ignored. Coppice: shape facts (one forward pass), groups, uniform allocation by magnitude
-and cut. Runs alternate; the figures are medians. Weights differ (structure decides the time).
+and cut. Runs alternate; the figures are medians. Both are warm: Torch-Pruning from its second repeat on, Coppice, a process per repeat,
+reports the median of three. Weights differ (structure decides the time).
 """
 import gc
 import json
@@ -39,7 +40,7 @@ def peer_seconds(name, head):
 
 
 def own_seconds(program, path):
-    row = json.loads(subprocess.run([program, "1", path, "1,3,224,224"], check=True, capture_output=True, text=True).stdout)
+    row = json.loads(subprocess.run([program, "3", path, "1,3,224,224"], check=True, capture_output=True, text=True).stdout)
     return row["facts_s"] + row["groups_s"], row["scores_s"] + row["cut_s"]
 
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -35,6 +36,9 @@ public:
 
     /// Deep copy: own types, graph and tensors (shared tensors stay shared inside the copy).
     Model clone() const;
+    /// The same with other tensors, of any shape, in the place of those named; requires_grad stays. Saves the copy of
+    /// what is replaced.
+    Model clone_with(const std::unordered_map<std::string, at::Tensor>& tensors) const;
 
     /// Writes a deflated archive without debug records that torch::jit::load of the same LibTorch reads; the file
     /// appears by rename, so a crash leaves the old one. @throws IoError
