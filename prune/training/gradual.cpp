@@ -6,8 +6,6 @@
 // reports the cut (Chosen).
 #include <coppice/error.h>
 
-#include <cmath>
-
 #include "training/stages.h"
 
 namespace coppice::prune {
@@ -79,7 +77,7 @@ public:
         trained.eval();
         auto module = trainable(trained);  // all parameters train from here on
         const Target target = target_for(trained, context);
-        const Plan plan = plan_for(*context.data.train);
+        const GrowthPlan plan(options_, task_.options(), context.data.train->size(), schedule_->at_once());
         Masker masker(trained, context.example, options_.soft, pruning_.groups);
         Context scoring = context;  // what criteria may report would stand beside the facts of the training
         const auto grow = [&](int64_t step) {
@@ -107,33 +105,6 @@ public:
     }
 
 private:
-    /// In steps of the whole training.
-    struct Plan {
-        int64_t begin = 0, end = 0, total = 0, every = 1;
-        bool once = false, soft = false;
-
-        /// Where in the schedule the masks grow after `step` steps; nullopt: they stay.
-        std::optional<double> time(int64_t step) const {
-            if (step < begin || (step > end && !soft) || (once && step > begin && !soft)) return std::nullopt;
-            if ((step - begin) % every != 0 && step != end && !(soft && step == total)) return std::nullopt;
-            return step >= end ? 1 : static_cast<double>(step - begin) / static_cast<double>(end - begin);
-        }
-    };
-
-    Plan plan_for(const Dataset& data) const {
-        const auto& train = task_.options();
-        const int64_t steps =
-            train.drop_last ? data.size() / train.batch_size : (data.size() + train.batch_size - 1) / train.batch_size;
-        Plan plan;
-        plan.begin = std::llround(options_.begin_epoch * static_cast<double>(steps));
-        plan.end = std::llround(options_.end_epoch * static_cast<double>(steps));
-        plan.total = steps * train.epochs;
-        plan.every = options_.every_steps;
-        plan.once = schedule_->at_once();
-        plan.soft = options_.soft;
-        return plan;
-    }
-
     Target target_for(const Model& model, const Context& context) const {
         Target target;
         Context unused = context;
@@ -144,7 +115,7 @@ private:
         return target;
     }
 
-    static void log(int64_t step, const Plan& plan, const Masker& masker, Context& context) {
+    static void log(int64_t step, const GrowthPlan& plan, const Masker& masker, Context& context) {
         const auto& groups = masker.groups().all();
         std::vector<int64_t> kept;
         int64_t masked = 0, channels = 0;
@@ -185,16 +156,7 @@ private:
 std::unique_ptr<Stage> gradual_pruning(TrainingTask task, std::unique_ptr<Criterion> criterion,
                                        std::unique_ptr<Allocation> allocation, std::unique_ptr<Schedule> schedule,
                                        ChannelPruningOptions pruning, GradualOptions options) {
-    const auto epochs = static_cast<double>(task.options().epochs);
-    const auto text = [](double value) { return Json(value).dump(); };
-    if (!(options.begin_epoch >= 0 && options.begin_epoch <= options.end_epoch && options.end_epoch <= epochs))
-        throw InvalidArgument(kWhere,
-                              "the masks grow from epoch " + text(options.begin_epoch) + " to " +
-                                  text(options.end_epoch) + " of " + text(epochs),
-                              "Give 0 <= begin_epoch <= end_epoch <= epochs.");
-    if (options.every_steps < 1)
-        throw InvalidArgument(kWhere, "every_steps is " + std::to_string(options.every_steps),
-                              "It must be at least 1.");
+    check_growth(kWhere, options, task.options().epochs);
     if (!allocation->sensitivity_ratios().empty())
         throw InvalidArgument(kWhere, "the scope measures the quality of the model group by group, at every scoring",
                               "Use scope global, uniform, greedy or isomorphic.");

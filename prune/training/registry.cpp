@@ -3,6 +3,7 @@
 
 #include "options.h"
 #include "training/stages.h"
+#include "weights/weights.h"
 
 namespace coppice::prune {
 namespace {
@@ -20,10 +21,7 @@ std::unique_ptr<Regulariser> make_greg(Options& o) {
     return greg(std::move(criterion), std::move(allocation), std::move(options));
 }
 
-std::unique_ptr<Stage> make_gradual(Options& o, const std::vector<Entry<Loss>>& losses) {
-    TrainingTask task(o, losses);
-    auto parts = read_channel_pruning(o);
-    auto schedule = make<Schedule>(o, "pruning_schedule", "cubic", schedules(), "how the masks grow");
+GradualOptions read_growth(Options& o, const TrainingTask& task) {
     const auto epochs = static_cast<double>(task.options().epochs);
     GradualOptions options;
     options.begin_epoch = o.number_in("begin_epoch", 0, 0, epochs, "when the masks begin to grow");
@@ -31,10 +29,27 @@ std::unique_ptr<Stage> make_gradual(Options& o, const std::vector<Entry<Loss>>& 
                                     "when the target is reached and the masks stay; half of the epochs");
     options.every_steps =
         o.integer("every_steps", options.every_steps, 1, INT64_MAX, "training steps between two scorings");
+    return options;
+}
+
+std::unique_ptr<Stage> make_gradual(Options& o, const std::vector<Entry<Loss>>& losses) {
+    TrainingTask task(o, losses);
+    auto parts = read_channel_pruning(o);
+    auto schedule = make<Schedule>(o, "pruning_schedule", "cubic", schedules(), "how the masks grow");
+    auto options = read_growth(o, task);
     options.soft =
         o.boolean("soft", false, "masked filters may grow back until the next scoring, to the end (arXiv 1808.06866)");
     return gradual_pruning(std::move(task), std::move(parts.criterion), std::move(parts.allocation),
                            std::move(schedule), std::move(parts.options), options);
+}
+
+std::unique_ptr<Stage> make_movement(Options& o, const std::vector<Entry<Loss>>& losses) {
+    TrainingTask task(o, losses);
+    WeightPruningOptions pruning;
+    auto pattern = read_weights(o, pruning);
+    auto schedule = make<Schedule>(o, "pruning_schedule", "cubic", schedules(), "how the masks grow");
+    const auto options = read_growth(o, task);
+    return movement_pruning(std::move(task), std::move(pattern), std::move(schedule), std::move(pruning), options);
 }
 
 std::unique_ptr<Stage> make_sparse_learning(Options& o, const std::vector<Entry<Loss>>& losses) {
@@ -80,6 +95,8 @@ std::vector<Entry<Stage>> training_stages(std::vector<Entry<Loss>> losses) {
         {"prune.gradual",
          "trains while more and more channels are masked, and cuts them (arXiv 1710.01878, 1808.06866)",
          [losses](Options& o) { return make_gradual(o, losses); }},
+        {"prune.movement", "trains, and sets to zero the weights that move towards zero (arXiv 2005.07683)",
+         [losses](Options& o) { return make_movement(o, losses); }},
         {"prune.sparse_learning", "trains with a penalty that draws whole channels towards zero (arXiv 2301.12900)",
          [losses](Options& o) { return make_sparse_learning(o, losses); }},
     };

@@ -13,10 +13,30 @@ struct GradualOptions {
     bool soft = false;         ///< see Masker
 };
 
+/// @throws InvalidArgument from `where` unless 0 <= begin_epoch <= end_epoch <= epochs and every_steps >= 1
+void check_growth(const char* where, const GradualOptions& options, int64_t epochs);
+
+/// When masks grow, in steps of the whole training.
+struct GrowthPlan {
+    /// @param examples  of the training data
+    GrowthPlan(const GradualOptions& options, const TrainOptions& train, int64_t examples, bool once);
+    /// Where in the schedule the masks grow after `step` steps; nullopt: they stay.
+    std::optional<double> time(int64_t step) const;
+
+    int64_t begin, end, total, every;
+    bool once, soft;
+};
+
 /// Stage prune.gradual: trains, masks more and more channels on the way, and cuts them at the end.
 std::unique_ptr<Stage> gradual_pruning(TrainingTask task, std::unique_ptr<Criterion> criterion,
                                        std::unique_ptr<Allocation> allocation, std::unique_ptr<Schedule> schedule,
                                        ChannelPruningOptions pruning, GradualOptions options);
+
+/// Stage prune.movement: trains, and sets to zero what training moves towards zero (Sanh et al., arXiv 2005.07683).
+/// @param pruning  sparsity, scope, ignore, min_size, embeddings
+std::unique_ptr<Stage> movement_pruning(TrainingTask task, std::unique_ptr<WeightPattern> pattern,
+                                        std::unique_ptr<Schedule> schedule, WeightPruningOptions pruning,
+                                        GradualOptions options);
 
 /// Stage prune.sparse_learning: trains with a penalty that draws channels towards zero; cuts nothing.
 std::unique_ptr<Stage> sparse_learning(TrainingTask task, std::unique_ptr<Regulariser> regulariser);

@@ -24,10 +24,7 @@ std::unique_ptr<WeightPattern> read_pattern(Options& o) {
 
 }  // namespace
 
-std::unique_ptr<Stage> make_weight_pruning(Options& o) {
-    WeightPruningOptions options;
-    auto criterion = make<WeightCriterion>(o, "criterion", "magnitude", weight_criteria(),
-                                           "what decides which weights matter least");
+std::unique_ptr<WeightPattern> read_weights(Options& o, WeightPruningOptions& options) {
     auto pattern = read_pattern(o);
     const bool has_sparsity = o.has("sparsity");
     options.sparsity =
@@ -47,6 +44,14 @@ std::unique_ptr<Stage> make_weight_pruning(Options& o) {
     options.ignore = o.texts("ignore", {}, "regular expressions on layer names that keep all weights");
     options.min_size = o.integer("min_size", 0, 0, INT64_MAX, "layers with fewer weights are kept");
     options.embeddings = o.boolean("embeddings", false, "also zeros in embeddings");
+    return pattern;
+}
+
+std::unique_ptr<Stage> make_weight_pruning(Options& o) {
+    WeightPruningOptions options;
+    auto criterion = make<WeightCriterion>(o, "criterion", "magnitude", weight_criteria(),
+                                           "what decides which weights matter least");
+    auto pattern = read_weights(o, options);
     options.samples = o.integer("samples", options.samples, 1, INT64_MAX, "calibration examples, at most");
     options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "of those at once");
     options.sequential = o.boolean("sequential", options.sequential,

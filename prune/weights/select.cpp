@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -11,6 +13,23 @@ at::Tensor lowest_mask(const at::Tensor& scores, int64_t count) {
     const auto ties = scores == threshold;
     const auto missing = count - below.sum(1, /*keepdim=*/true);
     return below.logical_or(ties.logical_and(ties.cumsum(1) <= missing));
+}
+
+std::vector<double> shares_of_lowest(const std::vector<at::Tensor>& scores, double sparsity) {
+    if (scores.empty()) return {};
+    std::vector<at::Tensor> flat;
+    for (const auto& tensor : scores) flat.push_back(tensor.flatten());
+    const auto all = at::cat(flat).unsqueeze(0);
+    const auto gone = lowest_mask(all, std::llround(sparsity * static_cast<double>(all.numel())))[0];
+    std::vector<double> shares;
+    int64_t begin = 0;
+    for (const auto& tensor : flat) {
+        const int64_t count = tensor.numel();
+        shares.push_back(static_cast<double>(gone.slice(0, begin, begin + count).sum().item<int64_t>()) /
+                         static_cast<double>(count));
+        begin += count;
+    }
+    return shares;
 }
 
 at::Tensor WeightPattern::keep(const at::Tensor& scores, double sparsity, bool per_row) const {

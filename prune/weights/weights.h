@@ -45,6 +45,30 @@ std::map<std::string, InputSums> sum_inputs(const Model& model, const std::set<s
 /// True for the `count` lowest of each row of `scores` [B, n]; among equals the first ones.
 at::Tensor lowest_mask(const at::Tensor& scores, int64_t count);
 
+/// All layers, with a reason for each that keeps its weights.
+/// @param where  the stage, for messages
+/// @param inputs  what the criterion wants to know of the inputs
+/// @throws InvalidArgument for an `ignore` that matches no layer, UnsupportedModel when no layer is left
+std::vector<WeightLayer> choose_layers(const char* where, const Model& model, const WeightPruningOptions& options,
+                                       const WeightPattern& pattern, InputStatistic inputs);
+
+/// For each of `scores`, of any shape, the share of it that is among the lowest `sparsity` of them all.
+std::vector<double> shares_of_lowest(const std::vector<at::Tensor>& scores, double sparsity);
+
+/// Number of zeros in a tensor.
+int64_t zeros_in(const at::Tensor& tensor);
+
+struct ZeroCount {
+    int64_t before, after;
+};
+/// Changes per layer, facts and a line in the log.
+/// @param zeros  by index into `layers`, of those that were treated
+void report_zeros(const char* where, const std::vector<WeightLayer>& layers, const std::map<size_t, ZeroCount>& zeros,
+                  const WeightPattern& pattern, Context& context);
+
+/// Reads pattern, sparsity, scope, ignore, min_size and embeddings.
+std::unique_ptr<WeightPattern> read_weights(Options& options, WeightPruningOptions& read);
+
 /// Reads the options of stage prune.csr.
 std::unique_ptr<Stage> make_sparse_rows(Options& options);
 /// Reads the options of stage prune.weight.

@@ -709,7 +709,7 @@ Model rewind(const Model& model, const Model& early, const Inputs& example, cons
 
 const std::vector<Entry<Schedule>>& schedules();
 const std::vector<Entry<Regulariser>>& regularisers();
-/// Stages prune.gradual and prune.sparse_learning. @param losses  what `loss:` may name
+/// Stages prune.gradual, prune.movement and prune.sparse_learning. @param losses  what `loss:` may name
 std::vector<Entry<Stage>> training_stages(std::vector<Entry<Loss>> losses);
 
 struct CsrOptions {

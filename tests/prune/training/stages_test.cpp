@@ -1,4 +1,4 @@
-// Stages prune.gradual and prune.sparse_learning.
+// Stages prune.gradual and prune.sparse_learning, and what prune.movement shares with them.
 #include <fstream>
 
 #include "prune/masking.h"
@@ -150,6 +150,10 @@ void expect_resumes(const std::string& name, const Settings& settings) {
 
 TEST(PruneGradual, GoesOnWhereItWasInterrupted) {
     expect_resumes("prune.gradual", {{"epochs", "3"}, {"round_to", "1"}, {"every_steps", "3"}, {"end_epoch", "2"}});
+}
+
+TEST(PruneMovement, GoesOnWhereItWasInterrupted) {
+    expect_resumes("prune.movement", {{"epochs", "3"}, {"sparsity", "0.7"}, {"every_steps", "2"}, {"end_epoch", "2"}});
 }
 
 TEST(PruneSparseLearning, GoesOnWhereItWasInterrupted) {
