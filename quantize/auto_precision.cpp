@@ -174,13 +174,6 @@ private:
             double sqnr = 0;
         };
         std::map<const Layer*, std::vector<Trial>> trials;
-        const auto emitted = [&](const torch::jit::Node* node, const std::vector<c10::IValue>& stack, const Form& form,
-                                 const Layer& layer) {
-            auto alone = isolated(prepared, node, stack);
-            form.emit(alone, layer_node(alone), layer.facts);
-            alone.refresh();
-            return alone;
-        };
         const auto once =
             [&](const Inputs& inputs,
                 const std::function<void(const torch::jit::Node*, Layer&, const std::vector<c10::IValue>&)>& look) {
@@ -202,7 +195,7 @@ private:
                      Trial trial;
                      trial.why_not = form->refuse(Site{prepared, facts, layer.node});
                      if (trial.why_not.empty()) {
-                         trial.sqnr = sqnr_db(exact, run_isolated(emitted(node, stack, *form, layer)));
+                         trial.sqnr = sqnr_db(exact, run_isolated(isolated(prepared, node, stack, *form, layer.facts)));
                          if (trial.sqnr < options_.min_sqnr_db) trial.why_not = text("SQNR %.1f dB", trial.sqnr);
                      }
                      trials[&layer].push_back(trial);
@@ -221,7 +214,8 @@ private:
                 const auto& trial = tried->second[i];
                 std::string reason = trial.why_not;
                 if (reason.empty()) {
-                    const double seconds = options_.timer(emitted(node, stack, *forms[i].form, layer), {});
+                    const double seconds =
+                        options_.timer(isolated(prepared, node, stack, *forms[i].form, layer.facts), {});
                     reason = text("%.2f of float's time", seconds / exact);
                     if (seconds < least) {
                         least = seconds;

@@ -35,6 +35,29 @@ const std::vector<Entry<Rounding>>& roundings() {
     return table;
 }
 
+const std::vector<Entry<Sensitivity>>& sensitivities() {
+    static const std::vector<Entry<Sensitivity>> table = {
+        {"hessian", "mean Hessian trace times squared change of the weights (arXiv 1911.03852)",
+         [](Options& o) { return hessian_trace(o.integer("samples", 16, 1, INT64_MAX, "random vectors")); }},
+        {"kl", "divergence of the model's output, one layer at a time", [](Options&) { return output_divergence(); }},
+        {"mse", "mean squared error of the layer's output", [](Options&) { return output_mse(); }},
+        {"sqnr", "noise to signal power of the layer's output", [](Options&) { return output_sqnr(); }},
+    };
+    return table;
+}
+
+const std::vector<Entry<PrecisionAllocation>>& precision_allocations() {
+    static const std::vector<Entry<PrecisionAllocation>> table = {
+        {"exact", "the least sum of losses within the budget, by integer programming",
+         [](Options& o) {
+             return exact_allocation(o.integer("states", 5'000'000, 1, INT64_MAX, "of the dynamic program, at most"));
+         }},
+        {"greedy", "the step that saves the most loss per cost, until the budget is spent",
+         [](Options&) { return greedy_allocation(); }},
+    };
+    return table;
+}
+
 namespace {
 
 Fallback fallback_of(Options& o) {
@@ -77,6 +100,22 @@ const std::vector<Entry<Stage>>& stages() {
                  o.choice("embedding", options.embedding, {"float", "int4", "int8"}, "rows of embeddings");
              read_layer_options(o, options);
              return dynamic_int8(options);
+         }},
+        {"quantize.mixed", "the precision of each layer by its sensitivity, under a budget of size, bops or time",
+         [](Options& o) {
+             MixedOptions options;
+             options.precisions =
+                 o.texts("precisions", options.precisions, "beside float: bf16, dynamic, fp16, int4, int8, static");
+             options.sensitivity = make(o, "sensitivity", "kl", sensitivities(), "what a precision is judged by");
+             options.allocation = make(o, "allocation", "exact", precision_allocations(), "how precisions are chosen");
+             options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");
+             options.budget = o.choice("budget", options.budget, {"bops", "latency", "size"},
+                                       "bytes of weights, bit operations, or measured time");
+             options.ratio =
+                 o.number_in("ratio", options.ratio, 0, 1, "share of float's cost to stay within; 0: the cheapest");
+             options.examples = o.integer("examples", options.examples, 1, INT64_MAX, "on which errors are measured");
+             read_layer_options(o, options);
+             return mixed_precision(options);
          }},
         {"quantize.static", "int8 weights and activations, ranges from calibration data (arXiv 1712.05877)",
          [](Options& o) {

@@ -132,19 +132,9 @@ private:
             return plans.emplace(floats, plan_static(model, context.example, calibration, options)).first->second;
         };
         const auto best = fall_back(
-            model, order, [&](size_t floats) { return convert(plan_with(floats)); }, options_.fallback, context,
+            model, order.size(), [&](size_t floats) { return convert(plan_with(floats)); }, options_.fallback, context,
             kWhere);
         return plan_with(best.second);
-    }
-
-    /// A regular expression that matches this name alone.
-    static std::string exactly(const std::string& name) {
-        std::string pattern;
-        for (const char c : name) {
-            if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_') pattern += '\\';
-            pattern += c;
-        }
-        return pattern;
     }
 
     void record(const StaticPlan& plan, Context& context, const std::vector<Inputs>& calibration) const {

@@ -83,7 +83,9 @@ std::vector<Family> all_families() {
             family("regulariser", "prune.sparse_learning: {regulariser: NAME}", prune::regularisers()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
             family("observer", "quantize.static: {observer: NAME}", quantize::observers()),
-            family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings())};
+            family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings()),
+            family("sensitivity", "quantize.mixed: {sensitivity: NAME}", quantize::sensitivities()),
+            family("precision allocation", "quantize.mixed: {allocation: NAME}", quantize::precision_allocations())};
 }
 
 }  // namespace coppice::cli

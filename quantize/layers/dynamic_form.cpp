@@ -59,6 +59,23 @@ public:
         return emit_recurrent(model, node);
     }
 
+    int64_t product_bits(const Site& site) const override { return as_embedding(site.node) ? 32 : 8; }
+
+    std::vector<at::Tensor> weights(const Model& model, Node* node, const LayerFacts&) const override {
+        std::vector<at::Tensor> all;
+        const auto linear = as_linear(node);
+        for (const auto* value : weight_values(node)) {
+            const auto weight = parameter_of(model, value)->detach();
+            if (as_embedding(node))
+                all.push_back(rounded_rows(weight));
+            else if (linear && linear->weight_transposed)
+                all.push_back(quantize_weight(weight.t()).dequantize().t());
+            else
+                all.push_back(quantize_weight(weight).dequantize());
+        }
+        return all;
+    }
+
 private:
     std::string refuse_recurrent(const Site& site, const RecurrentView& view) const {
         if (!options_.recurrent) return "recurrent: false";
@@ -100,6 +117,22 @@ private:
         return "int8 per output channel";
     }
 
+    /// LibTorch saves tensors of type quint4x2 but cannot load them: the rows are plain bytes.
+    static at::Tensor four_bit_rows(const at::Tensor& weight) {
+        return call("quantized::embedding_bag_4bit_prepack", {weight, false, int64_t{200}, 0.16}).toTensor();
+    }
+
+    static at::Tensor byte_rows(const at::Tensor& weight) {
+        const auto low = weight.amin(1).clamp_max(0), high = weight.amax(1).clamp_min(0);  // [entries]
+        const auto scale = ((high - low) / 255).clamp_min(std::numeric_limits<float>::min() * 256);
+        return at::quantize_per_channel(weight, scale, -low / scale, 0, at::kQUInt8);
+    }
+
+    at::Tensor rounded_rows(const at::Tensor& weight) const {
+        if (options_.embedding == "int8") return byte_rows(weight.contiguous()).dequantize();
+        return call("quantized::embedding_bag_4bit_unpack", {four_bit_rows(weight.contiguous())}).toTensor();
+    }
+
     std::string emit_embedding(Model& model, Node* node) const {
         const auto view = *as_embedding(node);
         const auto weight = parameter_of(model, view.weight)->detach().contiguous();
@@ -108,14 +141,9 @@ private:
         auto& graph = *model.graph();
         Value* packed = nullptr;
         if (four) {
-            // LibTorch saves tensors of type quint4x2 but cannot load them: the rows are plain bytes.
-            packed = store(model, call("quantized::embedding_bag_4bit_prepack", {weight, false, int64_t{200}, 0.16}),
-                           name, "packed", node, Role::kBuffer);
+            packed = store(model, four_bit_rows(weight), name, "packed", node, Role::kBuffer);
         } else {
-            const auto low = weight.amin(1).clamp_max(0), high = weight.amax(1).clamp_min(0);  // [entries]
-            const auto scale = ((high - low) / 255).clamp_min(std::numeric_limits<float>::min() * 256);
-            const auto integers = at::quantize_per_channel(weight, scale, -low / scale, 0, at::kQUInt8);
-            packed = store(model, call("quantized::embedding_bag_prepack", {integers}), name, "packed", node);
+            packed = store(model, call("quantized::embedding_bag_prepack", {byte_rows(weight)}), name, "packed", node);
         }
         WithInsertPoint guard(node);
         // The kernels take one dimension of indices.

@@ -50,6 +50,14 @@ public:
         return type_ == "fp16" ? emit_fp16(model, node) : emit_bf16(model, node);
     }
 
+    /// FBGEMM expands float16 weights and multiplies in float32.
+    int64_t product_bits(const Site&) const override { return type_ == "bf16" ? 16 : 32; }
+
+    std::vector<at::Tensor> weights(const Model& model, Node* node, const LayerFacts&) const override {
+        const auto weight = parameter_of(model, weight_values(node).at(0))->detach();
+        return {weight.to(type_ == "bf16" ? at::kBFloat16 : at::kHalf).to(at::kFloat)};
+    }
+
 private:
     static std::string emit_fp16(Model& model, Node* node) {
         const auto view = *as_linear(node);

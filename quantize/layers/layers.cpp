@@ -195,6 +195,27 @@ Model isolated(const Model& model, const Node* node, const std::vector<c10::IVal
     return Extractor(model).run(node, inputs);
 }
 
+Model isolated(const Model& model, const Node* node, const std::vector<c10::IValue>& inputs, const Form& form,
+               const LayerFacts& layer) {
+    auto alone = isolated(model, node, inputs);
+    form.emit(alone, layer_node(alone), layer);
+    alone.refresh();
+    return alone;
+}
+
+std::vector<Value*> weight_values(Node* node) {
+    if (const auto conv = as_conv(node)) return {conv->weight};
+    if (const auto linear = as_linear(node)) return {linear->weight};
+    if (const auto embedding = as_embedding(node)) return {embedding->weight};
+    const auto recurrent = as_recurrent(node);
+    if (!recurrent) return {};
+    const size_t parts = recurrent->has_biases ? 4 : 2;
+    std::vector<Value*> values;
+    for (size_t i = 0; i + 1 < recurrent->weights.size(); i += parts)
+        values.insert(values.end(), {recurrent->weights[i], recurrent->weights[i + 1]});
+    return values;
+}
+
 Node* layer_node(const Model& isolated) {
     for (Node* node : all_nodes(*isolated.graph()))
         if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return node;
@@ -203,6 +224,33 @@ Node* layer_node(const Model& isolated) {
 
 at::Tensor run_isolated(const Model& isolated) {
     return first_tensor(isolated.forward({}));
+}
+
+int64_t stored_bytes(const c10::IValue& value) {
+    const auto bytes = [](const at::Tensor& tensor) { return tensor.numel() * int64_t(tensor.element_size()); };
+    if (value.isTensor()) {
+        const auto tensor = value.toTensor();
+        if (!tensor.defined()) return 0;
+        if (!tensor.is_quantized() || tensor.qscheme() == at::kPerTensorAffine) return bytes(tensor);
+        return bytes(tensor) + bytes(tensor.q_per_channel_scales()) + bytes(tensor.q_per_channel_zero_points());
+    }
+    int64_t sum = 0;
+    if (value.isTuple())
+        for (const auto& part : value.toTupleRef().elements()) sum += stored_bytes(part);
+    if (value.isList())
+        for (const auto& part : value.toListRef()) sum += stored_bytes(part);
+    if (value.isCustomClass())
+        sum += stored_bytes(value.toObjectRef().type()->getMethod("__getstate__")(std::vector<c10::IValue>{value}));
+    return sum;
+}
+
+int64_t stored_bytes(const Model& isolated) {
+    auto model = isolated.clone();
+    remove_unused_attributes(model);
+    int64_t sum = 0;
+    for (const auto& attribute : model.module().named_attributes())
+        if (attribute.name.rfind(kInput, 0) != 0) sum += stored_bytes(attribute.value);
+    return sum;
 }
 
 Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name, Node* before,
@@ -258,6 +306,15 @@ std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t 
     return all;
 }
 
+std::string exactly(const std::string& name) {
+    std::string pattern;
+    for (const char c : name) {
+        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_') pattern += '\\';
+        pattern += c;
+    }
+    return pattern;
+}
+
 void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where) {
     for (const auto& pattern : patterns) {
         std::regex expression;
@@ -294,9 +351,8 @@ Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::v
     return model;
 }
 
-std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size_t>& order,
-                                   const std::function<Model(size_t floats)>& build, const Fallback& fallback,
-                                   Context& context, const char* where) {
+std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
+                                   const Fallback& fallback, Context& context, const char* where, const char* counted) {
     if (!fallback.on()) return {build(0), 0};
     if (!context.evaluate)
         throw InvalidArgument(where, "max_drop needs labelled validation data to judge by",
@@ -315,8 +371,8 @@ std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size
         Model candidate = build(floats);
         const double quality = context.evaluate(candidate);
         const bool holds = quality >= before - fallback.max_drop;
-        history.push_back({{"float_layers", floats}, {"quality", quality}, {"holds", holds}});
-        context.log->info(std::string(where) + ": " + std::to_string(floats) + " layers back in float, metric " +
+        history.push_back({{counted, floats}, {"quality", quality}, {"holds", holds}});
+        context.log->info(std::string(where) + ": " + counted + " " + std::to_string(floats) + ", metric " +
                           std::to_string(quality));
         const bool better = !best || (holds && !held) || (holds && held && floats < best_floats) ||
                             (!holds && !held && quality > best_quality);
@@ -330,9 +386,9 @@ std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size
     };
     bool holds = judge(0);
     size_t step = 1;
-    while (!holds && high < order.size() && seconds_since(start) < fallback.seconds) {
+    while (!holds && high < most && seconds_since(start) < fallback.seconds) {
         low = high;
-        high = std::min(order.size(), high + step);
+        high = std::min(most, high + step);
         step *= 2;
         holds = judge(high);
     }
@@ -340,9 +396,8 @@ std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size
         const size_t middle = (low + high) / 2;
         (judge(middle) ? high : low) = middle;
     }
-    context.facts["fallback"] = {{"metric_before", before},       {"metric", best_quality},
-                                 {"max_drop", fallback.max_drop}, {"holds", held},
-                                 {"float_layers", best_floats},   {"tried", history}};
+    context.facts["fallback"] = {{"metric_before", before}, {"metric", best_quality}, {"max_drop", fallback.max_drop},
+                                 {"holds", held},           {counted, best_floats},   {"tried", history}};
     if (!held)
         context.log->warning(std::string(where) + ": no choice of layers held the metric within " +
                              std::to_string(fallback.max_drop) + "; the best one found is kept");
@@ -363,10 +418,11 @@ Model emit_within(const Model& baseline, const Model& prepared, std::vector<Laye
     };
     // With every layer back in float nothing is left of the stage: the last one keeps its form.
     order.pop_back();
-    const auto floats = fall_back(
-                            baseline, order, [&](size_t count) { return emit_forms(prepared, with_floats(count)); },
-                            fallback, context, where)
-                            .second;
+    const auto floats =
+        fall_back(
+            baseline, order.size(), [&](size_t count) { return emit_forms(prepared, with_floats(count)); }, fallback,
+            context, where)
+            .second;
     layers = with_floats(floats);
     return emit_forms(prepared, layers, &details);
 }
@@ -457,10 +513,8 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
         auto& layer = *found->second;
         auto copy = stack;
         node->getOperation()(copy);
-        auto alone = isolated(prepared, node, stack);
-        form.emit(alone, layer_node(alone), layer.facts);
-        alone.refresh();
-        layer.sqnr_db = sqnr_db(first_tensor(copy[0]), run_isolated(alone));
+        layer.sqnr_db =
+            sqnr_db(first_tensor(copy[0]), run_isolated(isolated(prepared, node, stack, form, layer.facts)));
         const auto place = as_conv(const_cast<Node*>(node)) || as_linear(const_cast<Node*>(node))
                                ? anchor_inputs(node).tensor
                                : size_t{0};

@@ -31,6 +31,11 @@ public:
     virtual std::string refuse(const Site& site) const = 0;
     /// Puts the form in place of `node`, which is destroyed. Returns what a report says of the result.
     virtual std::string emit(Model& model, torch::jit::Node* node, const LayerFacts& layer) const = 0;
+    /// Bits of the numbers that are multiplied: 8, 16 or 32.
+    virtual int64_t product_bits(const Site& site) const = 0;
+    /// What the layer multiplies by in this form: one tensor per weight_values(), like the parameter.
+    virtual std::vector<at::Tensor> weights(const Model& model, torch::jit::Node* node,
+                                            const LayerFacts& layer) const = 0;
 };
 
 /// linear_dynamic, quantized LSTM and GRU, byte embeddings. @param reduce_range 7-bit activations, for CPUs without
@@ -56,12 +61,23 @@ struct Layer {
 /// Convolutions, linear, recurrent layers and embeddings of the graph in order.
 std::vector<Layer> layers_of(const Model& model, const Facts& facts);
 
+/// The values that hold a layer's matrices: one, or two per recurrent cell and direction.
+std::vector<torch::jit::Value*> weight_values(torch::jit::Node* node);
+
 /// A model of one layer: its weights, and its other inputs fixed to `inputs` as attributes. forward takes nothing.
 Model isolated(const Model& model, const torch::jit::Node* node, const std::vector<c10::IValue>& inputs);
+/// The same in `form`.
+Model isolated(const Model& model, const torch::jit::Node* node, const std::vector<c10::IValue>& inputs,
+               const Form& form, const LayerFacts& layer);
 /// The layer's operator in an isolated model.
 torch::jit::Node* layer_node(const Model& isolated);
 /// Its output; the sequence of a recurrent layer.
 at::Tensor run_isolated(const Model& isolated);
+
+/// Bytes of what a file stores of an isolated layer besides its inputs, before deflating: weights, scales, biases.
+int64_t stored_bytes(const Model& isolated);
+/// The same of any value: tensors, packed weights, lists of them.
+int64_t stored_bytes(const c10::IValue& value);
 
 /// 10 log10(signal / noise); 200 where there is no noise.
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
@@ -76,6 +92,9 @@ std::unordered_map<const torch::jit::Node*, std::vector<InputMoments>> collect_m
 
 /// Calibration batches of the context; empty when it has no data.
 std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t batch_size, const char* where);
+
+/// A regular expression that matches this name alone.
+std::string exactly(const std::string& name);
 
 /// Marks layers whose whole name matches a pattern. @throws InvalidArgument for a pattern without a match
 void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where);
@@ -102,12 +121,13 @@ void record_layers(Context& context, const std::vector<Layer>& layers, const std
 /// Accuracy-aware fallback: builds with more and more layers in float, the noisiest first, until `context.evaluate`
 /// lost no more than `fallback.max_drop` against `baseline`. The best model so far is kept, time and evaluations are
 /// bounded.
-/// @param order   indices of candidates, the most to blame first
-/// @param build   the model with these candidates in float
-/// @return the model, and how many of `order` are float in it
-std::pair<Model, size_t> fall_back(const Model& baseline, const std::vector<size_t>& order,
-                                   const std::function<Model(size_t floats)>& build, const Fallback& fallback,
-                                   Context& context, const char* where);
+/// @param most    how many candidates there are
+/// @param build   the model with so many of the candidates, the most to blame first, in float
+/// @param counted what they are, in facts
+/// @return the model, and how many candidates are float in it
+std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
+                                   const Fallback& fallback, Context& context, const char* where,
+                                   const char* counted = "float_layers");
 
 /// emit_forms() of `layers`, of which the first of `order` go back to float, as many as fall_back() asks for; the last
 /// of `order` keeps its form. `layers` becomes what was emitted.

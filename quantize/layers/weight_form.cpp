@@ -68,18 +68,34 @@ public:
     }
 
     std::string emit(Model& model, Node* node, const LayerFacts& layer) const override {
-        if (as_embedding(node)) {
-            DynamicOptions options;
-            options.embedding = options_.type;
-            return dynamic_form(options)->emit(model, node, layer);
-        }
+        if (as_embedding(node)) return embedding_form()->emit(model, node, layer);
         const auto weight = matrix_of(model, node);
         if (packs(node, weight, layer.rows))
             return bits_ == 4 ? emit_packed4(model, node, layer) : emit_packed8(model, node, layer);
         return emit_unpacked(model, node, layer);
     }
 
+    int64_t product_bits(const Site& site) const override {
+        const bool multiplies = as_conv(site.node) || as_linear(site.node);
+        return multiplies && packs(site.node, matrix_of(site.model, site.node), rows_at(site)) ? 16 : 32;
+    }
+
+    std::vector<at::Tensor> weights(const Model& model, Node* node, const LayerFacts& layer) const override {
+        if (as_embedding(node)) return embedding_form()->weights(model, node, layer);
+        const auto matrix = matrix_of(model, node);
+        const auto shape = parameter_of(model, weight_value(node))->sizes();
+        const auto values = rounded(matrix, layer, bits_ == 4 && !packs(node, matrix, layer.rows)).values();
+        const auto linear = as_linear(node);
+        return {linear && linear->weight_transposed ? values.t() : values.reshape(shape)};
+    }
+
 private:
+    std::unique_ptr<Form> embedding_form() const {
+        DynamicOptions options;
+        options.embedding = options_.type;
+        return dynamic_form(options);
+    }
+
     static const Value* weight_value(const Node* node) {
         auto* mutable_node = const_cast<Node*>(node);
         const auto conv = as_conv(mutable_node);

@@ -327,10 +327,7 @@ private:
             const auto& unit = plan_.units[found->second];
             const auto place = anchor_inputs(node);
             auto stack = inputs;
-            stack[place.tensor] = fake_quantize(stack[place.tensor].toTensor(), plan_.parameters.at(unit.inputs[0]));
-            stack[place.weight] = rounded_weight(unit, plan_.weights.at(node));
-            if (const auto bias = plan_.biases.find(node); bias != plan_.biases.end())
-                stack[*place.bias] = bias->second;
+            round_anchor(plan_, unit, stack);
             node->getOperation()(stack);
             rounded[node] = stack[0].toTensor();
             const auto& p = plan_.parameters.at(unit.inputs[0]);
@@ -426,6 +423,13 @@ AnchorInputs anchor_inputs(const Node* node) {
 at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight) {
     const auto values = weight.dequantize();
     return anchor_inputs(unit.node).weight_transposed ? values.t() : values;
+}
+
+void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c10::IValue>& stack) {
+    const auto place = anchor_inputs(unit.node);
+    stack[place.tensor] = fake_quantize(stack[place.tensor].toTensor(), plan.parameters.at(unit.inputs[0]));
+    stack[place.weight] = rounded_weight(unit, plan.weights.at(unit.node));
+    if (const auto bias = plan.biases.find(unit.node); bias != plan.biases.end()) stack[*place.bias] = bias->second;
 }
 
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {

@@ -29,6 +29,9 @@ AnchorInputs anchor_inputs(const torch::jit::Node* node);
 /// The int8 weight of an anchor as its operator reads it, back in float.
 at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 
+/// Rounds input, weight and bias of an int8 anchor on the stack of its float operator.
+void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c10::IValue>& stack);
+
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 

@@ -28,10 +28,7 @@ c10::IValue fake_quantized(const StaticPlan& plan, const Inputs& inputs) {
             value = fake_quantize(value.toTensor(), impl.parameters.at(name));
         };
         if (unit.anchor()) {
-            const auto place = anchor_inputs(node);
-            round(stack[place.tensor], unit.inputs[0]);
-            stack[place.weight] = rounded_weight(unit, impl.weights.at(node));
-            if (const auto bias = impl.biases.find(node); bias != impl.biases.end()) stack[*place.bias] = bias->second;
+            round_anchor(impl, unit, stack);
         } else if (unit.kind == UnitKind::kCat) {
             std::vector<at::Tensor> parts;
             const auto list = stack[0].toTensorVector();

@@ -309,7 +309,89 @@ struct AutoOptions {
 /// other forms in another run.
 std::unique_ptr<Stage> auto_precision(AutoOptions options = {});
 
-/// Rows of this module, by recipe name: quantize.auto, quantize.dynamic, quantize.static, quantize.weight_only.
+// ----------------------------------------------------------------------------------------------------- mixed precision
+
+/// Every layer of a model in every precision that it can have: made by quantize.mixed, private to the module.
+class PrecisionTable;
+
+/// How much worse a model gets when one of its layers gets a precision.
+class Sensitivity {
+public:
+    virtual ~Sensitivity() = default;
+    virtual Needs needs() const { return {}; }
+    /// What the figures are, for the report.
+    virtual std::string unit() const = 0;
+    /// loss[layer][precision], at least 0, 0 for float. Losses of layers are taken to add up.
+    virtual std::vector<std::vector<double>> measure(const PrecisionTable& table, Context& context) const = 0;
+};
+
+/// What the model's output suffers from this layer alone: mean KL divergence of the softmax from float's, in nats, for
+/// classifiers; power of the error over that of the output for other tasks. One run of the model per layer and
+/// precision.
+std::unique_ptr<Sensitivity> output_divergence();
+/// Mean squared error of the layer's own output, its input being exact.
+std::unique_ptr<Sensitivity> output_mse();
+/// Power of the error over power of the layer's own output: 10^(-SQNR / 10).
+std::unique_ptr<Sensitivity> output_sqnr();
+/// |Tr(H) / n| |W' - W|^2 with the Hessian H of the task's loss in the layer's n weights, its trace by Hutchinson's
+/// estimate (HAWQ-V2, Dong et al., arXiv 1911.03852). Sees weights only, not activations. Needs labels.
+/// @param samples  random vectors, at least 1
+/// @throws UnsupportedModel when an operator has no second derivative
+std::unique_ptr<Sensitivity> hessian_trace(int64_t samples = 16);
+
+/// Rows: hessian, kl, mse, sqnr.
+const std::vector<Entry<Sensitivity>>& sensitivities();
+
+/// What one precision of one layer costs and loses.
+struct PrecisionOption {
+    double cost = 0, loss = 0;
+};
+
+/// Chooses one option per layer: the sum of losses low, the sum of costs within a budget.
+class PrecisionAllocation {
+public:
+    virtual ~PrecisionAllocation() = default;
+    /// @return index of the option per layer
+    /// @throws InvalidArgument when even the cheapest options exceed the budget
+    virtual std::vector<size_t> choose(const std::vector<std::vector<PrecisionOption>>& layers,
+                                       double budget) const = 0;
+};
+
+/// The least sum of losses: integer programming by dynamic programming with bounds of the linear relaxation.
+/// @param states  undominated sums kept at most. @throws UnsupportedModel when it takes more
+std::unique_ptr<PrecisionAllocation> exact_allocation(int64_t states = 5'000'000);
+/// From the cheapest options on, always the step that saves the most loss per cost.
+std::unique_ptr<PrecisionAllocation> greedy_allocation();
+
+/// Rows: exact, greedy.
+const std::vector<Entry<PrecisionAllocation>>& precision_allocations();
+
+struct MixedOptions {
+    /// Beside float: bf16, dynamic, fp16, int4, int8 (both weights only), static.
+    std::vector<std::string> precisions = {"static", "dynamic", "int8", "int4"};
+    std::shared_ptr<const Sensitivity> sensitivity;         ///< null: output_divergence()
+    std::shared_ptr<const PrecisionAllocation> allocation;  ///< null: exact_allocation()
+    std::shared_ptr<const Rounding> rounding;               ///< of int8, int4 and static weights; null: nearest()
+    /// size: bytes of weights with scales and biases; bops: multiply-adds times bits of both operands; latency: seconds
+    /// on the example, layers timed alone, the whole model in the end.
+    std::string budget = "size";
+    double ratio = 0.3;  ///< of what float costs; 0: the cheapest there is
+    std::vector<std::string> ignore;
+    double min_sqnr_db = 10;               ///< precisions with more noise in the layer's output are not offered
+    int64_t batches = 8, batch_size = 64;  ///< for ranges and moments
+    int64_t examples = 64;                 ///< on which errors are measured
+    /// Layers go on to more exact precisions, the step that saves most loss per cost first, until the metric holds; it
+    /// goes before the budget.
+    Fallback fallback;
+    Timer timer;  ///< null: the fastest of several calls by the wall clock
+};
+
+/// Stage quantize.mixed: the precision of every layer by its sensitivity, under a budget. Products keep the bits that
+/// LibTorch's operators compute with: weights expanded to float count as 32 bits in bops.
+std::unique_ptr<Stage> mixed_precision(MixedOptions options = {});
+
+/// Rows of this module, by recipe name: quantize.auto, quantize.dynamic, quantize.mixed, quantize.static,
+/// quantize.weight_only.
 const std::vector<Entry<Stage>>& stages();
 
 }  // namespace coppice::quantize

@@ -1,0 +1,215 @@
+// Stage quantize.mixed: how exact each layer has to be, under a budget.
+//
+//     least sum of losses over layers l and their precisions p, one each, so that the sum of costs stays in the budget
+//
+// Losses come from a Sensitivity, costs are bytes, bit operations or seconds. That losses add up is an assumption, so
+// the metric can be asked in the end (max_drop), and a budget of time is checked on the whole model.
+#include <cmath>
+#include <limits>
+
+#include <coppice/error.h>
+
+#include "mixed/table.h"
+#include "mixed/upgrades.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.mixed";
+constexpr int kTimingRounds = 4;  // of tightening, when the whole model is slower than its layers promised
+
+class Mixed final : public Stage {
+public:
+    explicit Mixed(MixedOptions options) : options_(std::move(options)) {
+        if (!options_.sensitivity) options_.sensitivity = output_divergence();
+        if (!options_.allocation) options_.allocation = exact_allocation();
+        if (!options_.timer) options_.timer = fastest_seconds;
+    }
+
+    Needs needs() const override {
+        Needs needs = options_.sensitivity->needs();
+        const auto& wanted = options_.precisions;
+        needs.calibration_data |= std::find(wanted.begin(), wanted.end(), "static") != wanted.end() ||
+                                  (options_.rounding && options_.rounding->needs_moments());
+        return needs;
+    }
+
+    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+
+    Model apply(const Model& model, Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        PrecisionTable table(model,
+                             {kWhere, options_.precisions, options_.rounding, options_.ignore, options_.min_sqnr_db,
+                              options_.batches, options_.batch_size, options_.examples},
+                             context);
+        const bool timed = options_.budget == "latency";
+        if (timed) table.measure_seconds(options_.timer, context);
+        const auto losses = options_.sensitivity->measure(table, context);
+        Layers layers;
+        double float_cost = 0;
+        for (size_t row = 0; row < table.rows().size(); ++row) {
+            auto& options = layers.emplace_back();
+            const auto& trials = table.rows()[row].trials;
+            for (size_t i = 0; i < trials.size(); ++i) options.push_back({cost_of(trials[i]), losses[row][i]});
+            float_cost += options[0].cost;
+        }
+        torch::NoGradGuard no_grad;
+        auto chosen =
+            timed ? within_time(table, layers, float_cost, context) : within(layers, options_.ratio * float_cost);
+        const auto front = upgrades(layers, cheapest(layers), std::numeric_limits<double>::infinity());
+        auto steps = upgrades(layers, chosen, std::numeric_limits<double>::infinity());
+        steps.insert(steps.begin(), chosen);
+        // The last step has no loss left in it: usually that is float, which needs no stage.
+        if (steps.size() > 1) steps.pop_back();
+        std::map<size_t, PrecisionTable::Built> built;
+        const auto build = [&](size_t step) {
+            auto& known = built[step];
+            if (!known.model.defined()) known = table.build(steps[step]);
+            return known.model;
+        };
+        const auto best = fall_back(model, steps.size() - 1, build, options_.fallback, context, kWhere, "steps");
+        chosen = steps[best.second];
+        record(table, layers, chosen, built.at(best.second).details, context);
+        auto& facts = context.facts;
+        facts["budget"] = options_.budget;
+        facts["ratio"] = options_.ratio;
+        facts["loss_unit"] = options_.sensitivity->unit();
+        facts["float_cost"] = float_cost;
+        facts["cost"] = sum_of(layers, chosen).cost;
+        facts["loss"] = sum_of(layers, chosen).loss;
+        Json points = Json::array();
+        const auto add = [&](const std::vector<size_t>& point) {
+            const auto sum = sum_of(layers, point);
+            points.push_back({{"cost", sum.cost}, {"loss", sum.loss}});
+        };
+        add(cheapest(layers));
+        for (const auto& point : front) add(point);
+        facts["front"] = points;
+        if (best.second > 0)
+            context.log->info(std::string(kWhere) + ": max_drop took " + std::to_string(best.second) +
+                              " steps beyond the budget");
+        return best.first;
+    }
+
+private:
+    using Layers = std::vector<std::vector<PrecisionOption>>;
+
+    double cost_of(const Trial& trial) const {
+        if (options_.budget == "size") return static_cast<double>(trial.bytes);
+        return options_.budget == "bops" ? trial.bops : trial.seconds;
+    }
+
+    std::vector<size_t> within(const Layers& layers, double budget) const {
+        if (options_.ratio == 0) return cheapest(layers);
+        return options_.allocation->choose(layers, budget);
+    }
+
+    /// Layers alone do not tell what conversions between them cost: the whole model is timed, and what it takes too
+    /// long goes off the layers' budget.
+    std::vector<size_t> within_time(const PrecisionTable& table, const Layers& layers, double float_cost,
+                                    Context& context) const {
+        const double before = options_.timer(table.prepared(), context.example);
+        const double limit = options_.ratio * before;
+        const double least = sum_of(layers, cheapest(layers)).cost;
+        double budget = limit - std::max(0.0, before - float_cost);  // what is no layer takes its time in any case
+        std::vector<size_t> best;
+        double best_seconds = std::numeric_limits<double>::infinity();
+        Json tried = Json::array();
+        for (int round = 0; round < kTimingRounds; ++round) {
+            const auto chosen = within(layers, std::max(budget, least));
+            const double seconds = options_.timer(table.build(chosen).model, context.example);
+            tried.push_back({{"layers_budget_seconds", budget}, {"seconds", seconds}});
+            if (seconds < best_seconds) {
+                best = chosen;
+                best_seconds = seconds;
+            }
+            if (seconds <= limit || budget <= least || options_.ratio == 0) break;
+            budget -= seconds - limit;
+            if (context.interrupted()) throw Interrupted(kWhere, "stopped while timing models", "");
+        }
+        context.facts["latency"] = {{"float_seconds", before},
+                                    {"limit_seconds", limit},
+                                    {"seconds", best_seconds},
+                                    {"holds", best_seconds <= limit || options_.ratio == 0},
+                                    {"tried", tried}};
+        if (best_seconds > limit && options_.ratio > 0)
+            context.log->warning(std::string(kWhere) + ": no choice of precisions reached " +
+                                 std::to_string(limit * 1e3) + " ms; the fastest one found takes " +
+                                 std::to_string(best_seconds * 1e3) + " ms");
+        return best;
+    }
+
+    void record(const PrecisionTable& table, const Layers& layers, const std::vector<size_t>& chosen,
+                const std::vector<std::string>& details, Context& context) const {
+        for (const auto& change : table.folded()) context.record(change);
+        Json rows = Json::array();
+        Json counts = Json::object();
+        int64_t float_bytes = 0, bytes = 0;
+        double float_bops = 0, bops = 0;
+        for (size_t i = 0; i < table.rows().size(); ++i) {
+            const auto& row = table.rows()[i];
+            const auto& trial = row.trials[chosen[i]];
+            float_bytes += row.trials[0].bytes;
+            bytes += trial.bytes;
+            float_bops += row.trials[0].bops;
+            bops += trial.bops;
+            counts[trial.precision] = counts.value(trial.precision, 0) + 1;
+            Json trials = Json::array();
+            std::string reason;
+            for (size_t k = 0; k < row.trials.size(); ++k) {
+                trials.push_back(
+                    {{"precision", row.trials[k].precision}, {"cost", layers[i][k].cost}, {"loss", layers[i][k].loss}});
+                if (k > 0) trials.back()["sqnr_db"] = row.trials[k].sqnr_db();
+            }
+            for (const auto& [precision, why] : row.refused)
+                reason += (reason.empty() ? "" : "; ") + precision + ": " + why;
+            Json entry = {{"layer", row.layer.facts.name},
+                          {"op", row.layer.op},
+                          {"parameters", row.layer.parameters},
+                          {"precision", trial.precision},
+                          {"trials", trials}};
+            if (!reason.empty()) entry["refused"] = reason;
+            rows.push_back(entry);
+            char text[96];
+            std::snprintf(text, sizeof text, "SQNR %.1f dB, loss %.3g", trial.sqnr_db(), layers[i][chosen[i]].loss);
+            if (chosen[i] > 0)
+                context.record({row.layer.facts.name, trial.precision, "float32", details[i], text});
+            else
+                context.record({row.layer.facts.name, "kept", "float32", "float32",
+                                row.trials.size() > 1 ? "the budget goes round with it in float" : reason});
+        }
+        context.facts["layers"] = rows;
+        context.facts["precisions"] = counts;
+        context.facts["float_weight_bytes"] = float_bytes;
+        context.facts["weight_bytes"] = bytes;
+        context.facts["float_bops"] = float_bops;
+        context.facts["bops"] = bops;
+        context.facts["examples"] = table.sample().target.defined() ? table.sample().examples() : 0;
+    }
+
+    MixedOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> mixed_precision(MixedOptions options) {
+    const std::vector<std::string> known = {"bf16", "dynamic", "fp16", "int4", "int8", "static"},
+                                   budgets = {"bops", "latency", "size"};
+    for (const auto& precision : options.precisions)
+        if (std::find(known.begin(), known.end(), precision) == known.end())
+            throw_unknown(kWhere, "precision", precision, known);
+    if (options.precisions.empty())
+        throw InvalidArgument(kWhere, "precisions is empty", "Name at least one beside float, such as static.");
+    if (std::find(budgets.begin(), budgets.end(), options.budget) == budgets.end())
+        throw_unknown(kWhere, "budget", options.budget, budgets);
+    if (!(options.ratio >= 0 && options.ratio <= 1))
+        throw InvalidArgument(kWhere, "ratio is " + std::to_string(options.ratio) + ", must be in [0, 1]", "Use 0.3.");
+    if (options.rounding && options.rounding->scales_inputs())
+        throw InvalidArgument(kWhere, "rounding awq scales a layer's input, which not every precision can follow",
+                              "Use gptq, or awq in quantize.weight_only.");
+    if (options.batches < 1 || options.batch_size < 1 || options.examples < 1)
+        throw InvalidArgument(kWhere, "batches, batch_size and examples must be at least 1", "");
+    return std::make_unique<Mixed>(std::move(options));
+}
+
+}  // namespace coppice::quantize

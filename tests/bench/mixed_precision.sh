@@ -1,0 +1,57 @@
+#!/bin/bash
+# Quality and size of quantize.mixed on real models, each stage alone on the float model.
+#   tests/bench/mixed_precision.sh COPPICE DATA OUT [MODEL ...]     models: resnet20 minilm_l6
+# Prints one line per stage; runs and their reports stay in OUT.
+set -u
+coppice=$1 data=$2 out=$3
+shift 3
+mkdir -p "$out"
+
+resnet20_head='model: {path: '$data'/cifar10/resnet20.pt}
+data: {format: cifar10, train: '$data'/cifar10/train.bin, test: '$data'/cifar10/test.bin, calibration: 512}
+task: {type: classification, metric: top1}'
+minilm_l6_head='model: {path: '$data'/stsb/minilm_l6.pt}
+data: {format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: '$data'/stsb/train.pt, test: '$data'/stsb/test.pt, calibration: 128}
+task: {type: similarity, metric: spearman}'
+
+run() {  # model name, head, options
+    local folder="$out/$1-$(echo "$3" | tr -c 'a-zA-Z0-9_.\n' '_' | cut -c1-100)"
+    [ -f "$folder/measured" ] || {
+        printf '%s\nthreads: 1\nstages:\n  - quantize.mixed: %s\ndeploy: off\nmeasure: {profile: off}\nreport: {formats: [json]}\n' "$2" "$3" >"$folder.yaml"
+        "$coppice" compress "$folder.yaml" --out "$folder" >"$folder.log" 2>&1 || { echo "| $1 | \`$3\` | failed: $(tail -1 "$folder.log") |"; return; }
+        touch "$folder/measured"
+    }
+    python3 - "$1" "$3" "$folder" <<'PY'
+import glob, json, sys
+model, options, folder = sys.argv[1:]
+def read(pattern):
+    return json.load(open(sorted(glob.glob(f"{folder}/{pattern}/measurement.json"))[0]))
+before, after = read("00-*"), read("01-*")
+facts = json.load(open(sorted(glob.glob(f"{folder}/01-*/stage.json"))[0]))
+facts = facts.get("facts", facts)
+quality = [tree["quality"]["value"] for tree in (before, after)]
+size = [tree["figures"]["file_bytes"]["value"] / 1e3 for tree in (before, after)]
+layers = ", ".join(f"{count} {name}" for name, count in sorted(facts["precisions"].items()))
+print(f"| {model} | `{options}` | {quality[0]:.4f} | {quality[1]:.4f} | {layers} | {facts['weight_bytes'] / facts['float_weight_bytes']:.3f} | "
+      f"{facts['bops'] / facts['float_bops']:.3f} | {facts['loss']:.3g} | {size[0]:.0f} / {size[1]:.0f} |")
+PY
+}
+
+[ $# -gt 0 ] || set -- resnet20 minilm_l6
+for model in "$@"; do
+    case $model in
+    resnet20)
+        for options in '{precisions: [int4, int8, static], ratio: 0.2}' \
+            '{precisions: [int4, int8, static], ratio: 0.2, sensitivity: hessian}' \
+            '{precisions: [int4, int8, static], ratio: 0.2, sensitivity: mse}' \
+            '{precisions: [int4, int8, static], ratio: 0.2, allocation: greedy}' \
+            '{precisions: [int4, int8, static], ratio: 0, max_drop: 0.5}' \
+            '{precisions: [static], budget: bops, ratio: 0.2}'; do
+            run "$model" "$resnet20_head" "$options"
+        done ;;
+    minilm_l6)
+        for options in '{precisions: [dynamic, int4], ratio: 0.2}' '{precisions: [dynamic, int4], ratio: 0, max_drop: 0.1}'; do
+            run "$model" "$minilm_l6_head" "$options"
+        done ;;
+    esac
+done
