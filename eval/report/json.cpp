@@ -174,6 +174,72 @@ constexpr const char* kSchema = R"json({
   }
 })json";
 
+constexpr const char* kComparisonSchema = R"json({
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "title": "Coppice comparison of two models, version 1",
+  "type": "object",
+  "required": ["format", "version", "a", "b", "verdict", "sentence", "environment_differences", "warnings", "measures"],
+  "properties": {
+    "format": {"const": "coppice-comparison"},
+    "version": {"const": 1},
+    "a": {"$ref": "#/$defs/side"},
+    "b": {"$ref": "#/$defs/side"},
+    "verdict": {"enum": ["better", "worse", "trade-off", "no difference shown", "not comparable"]},
+    "sentence": {"type": "string"},
+    "environment_differences": {"type": "array", "items": {"type": "string"}},
+    "warnings": {"type": "array", "items": {"type": "string"}},
+    "measures": {"type": "array", "items": {"$ref": "#/$defs/measure"}}
+  },
+  "$defs": {
+    "side": {
+      "type": "object",
+      "required": ["path", "run", "stage", "is_baseline"],
+      "properties": {
+        "path": {"type": "string"},
+        "run": {"type": "string"},
+        "stage": {"type": "string"},
+        "is_baseline": {"type": "boolean"}
+      }
+    },
+    "figure": {
+      "type": "object",
+      "required": ["value", "unit", "provenance"],
+      "properties": {
+        "value": {"type": ["number", "null"]},
+        "unit": {"type": "string"},
+        "provenance": {"enum": ["measured", "derived", "modelled", "assumed", "unavailable"]}
+      }
+    },
+    "measure": {
+      "type": "object",
+      "required": ["key", "name", "higher_is_better", "a", "b", "effect", "pairing", "verdict"],
+      "properties": {
+        "key": {"type": "string"},
+        "name": {"type": "string"},
+        "higher_is_better": {"type": "boolean"},
+        "a": {"$ref": "#/$defs/figure"},
+        "b": {"$ref": "#/$defs/figure"},
+        "effect": {
+          "description": "ratio: B / A; difference: B - A in points, higher is better",
+          "type": "object",
+          "required": ["kind", "value", "interval", "provenance"],
+          "properties": {
+            "kind": {"enum": ["ratio", "difference"]},
+            "value": {"type": ["number", "null"]},
+            "interval": {"anyOf": [{"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}, {"type": "null"}]},
+            "provenance": {"enum": ["measured", "derived", "modelled", "assumed", "unavailable"]},
+            "p_value": {"type": "number"}
+          }
+        },
+        "pairing": {"enum": ["exact", "direct", "baseline", "unpaired", "none"]},
+        "words": {"type": "object", "additionalProperties": {"type": "string"}},
+        "verdict": {"enum": ["better", "worse", "no difference shown", "not comparable"]},
+        "reason": {"type": "string"}
+      }
+    }
+  }
+})json";
+
 struct Format {
     const char* name;
     std::string (*render)(const Json&);
@@ -193,6 +259,11 @@ const std::vector<Format>& formats_known() {
 
 const Json& report_schema() {
     static const Json schema = Json::parse(kSchema);
+    return schema;
+}
+
+const Json& comparison_schema() {
+    static const Json schema = Json::parse(kComparisonSchema);
     return schema;
 }
 

@@ -209,6 +209,7 @@ View make_view(const Json& report) {
         run.manifest = &member(runs[r], "manifest");
         run.folder = text_member(runs[r], "folder");
         run.name = runs.size() > 1 ? run.folder : "";
+        run.side_by_side = text_member(*run.manifest, "kind") == "eval";
         const Json& stages = member(runs[r], "stages");
         if (!stages.is_array()) continue;
         for (size_t s = 0; s < stages.size(); ++s) {
@@ -225,7 +226,7 @@ View make_view(const Json& report) {
             std::string position = digits ? stage.folder.substr(0, digits) : std::to_string(s);
             position.erase(0, std::min(position.find_first_not_of('0'), position.size() - 1));
             stage.is_baseline = stage.name == "baseline" || position == "0";
-            stage.label = stage.is_baseline ? stage.name : position + " " + stage.name;
+            stage.label = stage.is_baseline || run.side_by_side ? stage.name : position + " " + stage.name;
             if (!run.name.empty()) stage.label = run.name + " · " + stage.label;
             const Json& kept = member(*stage.stage, "kept");
             stage.kept = !kept.is_boolean() || kept.get<bool>();
@@ -234,7 +235,7 @@ View make_view(const Json& report) {
             stage.latencies = latencies_of(member(*stage.measurement, "latency"));
             run.stages.push_back(&stage);
             if (stage.is_baseline && !run.baseline) run.baseline = &stage;
-            if (stage.kept) run.final = &stage;
+            if (stage.kept && !run.side_by_side) run.final = &stage;
         }
     }
     for (auto& stage : view.stages) {
@@ -331,6 +332,7 @@ Figure payback(const Run& run) {
         result.reason = reason;
         return result;
     };
+    if (run.side_by_side) return unavailable("the folder holds several models");
     if (!run.baseline || !run.final || run.final == run.baseline) return unavailable("no stage was kept");
     const Figure spent = total_compression(run, "energy_j");
     const Figure before = run.baseline->figure("energy_per_inference_j");

@@ -67,7 +67,8 @@ struct Run {
     const Json* json = nullptr;
     std::vector<const Stage*> stages;
     const Stage* baseline = nullptr;
-    const Stage* final = nullptr;  // the last kept stage; may be the baseline
+    const Stage* final = nullptr;  // the last kept stage; may be the baseline. None where models stand side by side
+    bool side_by_side = false;     // of `coppice eval`: each stage is a model of its own, compared with the baseline
 };
 
 // Points into the JSON it was made from, which must outlive it.

@@ -80,6 +80,23 @@ std::string summary_sentence(const Json& report);
 /// JSON schema (draft 2020-12) of the report.
 const Json& report_schema();
 
+// -------------------------------------------------------------------------------------------------------- comparison
+
+/// Is B better than A, in what, how sure? One verdict per measure: "better", "worse", "no difference shown" (the 95 %
+/// interval holds no difference, or there is none), "not comparable" (other test data, environment, grid or energy
+/// source, with the reason). The best pairing that there is decides: `direct` where one is the other's baseline,
+/// `baseline` where both were measured in pairs against the same model, `unpaired` else; counts and bytes are `exact`,
+/// and differences of them below 2 % count as none.
+/// The verdict on the whole is "better" or "worse" where all that differs agrees, "trade-off" where it does not.
+/// @param a, b  run directories (their final model is meant), or folders of single stages in them
+/// @return format "coppice-comparison", version 1; see comparison_schema()
+/// @throws IoError when a folder does not exist, holds no intact run or is an unfinished stage; InvalidArgument when
+///         both are the same, or a folder holds several models of which none is the result
+Json compare_runs(const std::filesystem::path& a, const std::filesystem::path& b);
+/// A comparison as a table of at most 100 columns, and the answer in words.
+std::string comparison_text(const Json& comparison);
+const Json& comparison_schema();
+
 /// The formats write_report() knows: csv, html, json, md.
 std::vector<std::string> report_formats();
 
