@@ -85,8 +85,9 @@ int run_report(const Arguments& arguments) {
         "  coppice report --compare runs/a runs/b\n"
         "  coppice report --compare runs/a/00-baseline runs/a/02-train.finetune --json\n");
     line.add()("o,out", "folder to write to (default: the run's own, for several runs the current one)",
-               cxxopts::value<std::string>(), "DIR")(
-        "format", "html, json, csv, md: one or several, with commas between", cxxopts::value<std::string>(), "LIST")(
+               cxxopts::value<std::string>(),
+               "DIR")("format", "html, json, csv, md, card (a model card): one or several, with commas between",
+                      cxxopts::value<std::string>(), "LIST")(
         "load", "inferences a day: after how many days compressing has paid for itself", cxxopts::value<double>(), "N")(
         "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
         "FILE")("compare", "is the second run (or stage) better than the first, in what, and how sure")(
@@ -110,9 +111,9 @@ int run_report(const Arguments& arguments) {
     const double load = line.given("load") ? line.values()["load"].as<double>() : 1;
     if (!(load > 0) || !std::isfinite(load)) line.fail("--load must be above 0");
 
-    std::vector<std::string> formats = eval::report_formats();
+    std::vector<std::string> formats = eval::default_report_formats();
     if (line.given("format")) {
-        const auto known = formats;
+        const auto known = eval::report_formats();
         formats.clear();
         std::istringstream list(line.text("format"));
         for (std::string format; std::getline(list, format, ',');) {

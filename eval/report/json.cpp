@@ -241,8 +241,9 @@ constexpr const char* kComparisonSchema = R"json({
 })json";
 
 struct Format {
-    const char* name;
+    const char *name, *file;
     std::string (*render)(const Json&);
+    bool by_default;
 };
 
 std::string dumped(const Json& report) {
@@ -251,7 +252,11 @@ std::string dumped(const Json& report) {
 }
 
 const std::vector<Format>& formats_known() {
-    static const std::vector<Format> table = {{"csv", csv}, {"html", html}, {"json", dumped}, {"md", markdown}};
+    static const std::vector<Format> table = {{"card", "model-card.md", model_card, false},
+                                              {"csv", "report.csv", csv, true},
+                                              {"html", "report.html", html, true},
+                                              {"json", "report.json", dumped, true},
+                                              {"md", "report.md", markdown, true}};
     return table;
 }
 
@@ -273,6 +278,13 @@ std::vector<std::string> report_formats() {
     return names;
 }
 
+std::vector<std::string> default_report_formats() {
+    std::vector<std::string> names;
+    for (const auto& format : formats_known())
+        if (format.by_default) names.emplace_back(format.name);
+    return names;
+}
+
 std::vector<std::filesystem::path> write_report(const Json& report, const std::filesystem::path& folder,
                                                 const std::vector<std::string>& formats) {
     std::vector<const Format*> chosen;
@@ -290,7 +302,7 @@ std::vector<std::filesystem::path> write_report(const Json& report, const std::f
                       "Give one that can be written.");
     std::vector<std::filesystem::path> files;
     for (const Format* format : chosen) {
-        files.push_back(folder / ("report." + std::string(format->name)));
+        files.push_back(folder / format->file);
         write_atomically(files.back(), format->render(report));
     }
     return files;

@@ -10,30 +10,6 @@
 namespace coppice::eval::report {
 namespace {
 
-std::string metric_name(const std::string& metric) {
-    static const std::map<std::string, std::string> names = {{"top1", "Top-1 accuracy"},
-                                                             {"top5", "Top-5 accuracy"},
-                                                             {"accuracy", "Accuracy"},
-                                                             {"loss", "Loss"},
-                                                             {"mse", "Mean squared error"},
-                                                             {"mae", "Mean absolute error"},
-                                                             {"spearman", "Spearman correlation"},
-                                                             {"pearson", "Pearson correlation"},
-                                                             {"perplexity", "Perplexity"},
-                                                             {"auc", "Area under the ROC curve"},
-                                                             {"balanced_accuracy", "Balanced accuracy"},
-                                                             {"ece", "Calibration error"},
-                                                             {"f1", "Macro F1"},
-                                                             {"kl_to_baseline", "Divergence from the baseline"},
-                                                             {"log_loss", "Log loss"},
-                                                             {"mape", "Mean relative error"},
-                                                             {"mean_iou", "Mean intersection over union"},
-                                                             {"r2", "R\u00b2"},
-                                                             {"agreement", "Agreement with the baseline"}};
-    const auto found = names.find(metric);
-    return found == names.end() ? (metric.empty() ? "Quality" : metric) : found->second;
-}
-
 Quality quality_of(const Json& json) {
     Quality quality;
     quality.metric = text_member(json, "metric");
@@ -133,6 +109,30 @@ std::vector<Measure> measures_of(const std::deque<Stage>& stages) {
 }
 
 }  // namespace
+
+std::string metric_name(const std::string& metric) {
+    static const std::map<std::string, std::string> names = {{"top1", "Top-1 accuracy"},
+                                                             {"top5", "Top-5 accuracy"},
+                                                             {"accuracy", "Accuracy"},
+                                                             {"loss", "Loss"},
+                                                             {"mse", "Mean squared error"},
+                                                             {"mae", "Mean absolute error"},
+                                                             {"spearman", "Spearman correlation"},
+                                                             {"pearson", "Pearson correlation"},
+                                                             {"perplexity", "Perplexity"},
+                                                             {"auc", "Area under the ROC curve"},
+                                                             {"balanced_accuracy", "Balanced accuracy"},
+                                                             {"ece", "Calibration error"},
+                                                             {"f1", "Macro F1"},
+                                                             {"kl_to_baseline", "Divergence from the baseline"},
+                                                             {"log_loss", "Log loss"},
+                                                             {"mape", "Mean relative error"},
+                                                             {"mean_iou", "Mean intersection over union"},
+                                                             {"r2", "R\u00b2"},
+                                                             {"agreement", "Agreement with the baseline"}};
+    const auto found = names.find(metric);
+    return found == names.end() ? (metric.empty() ? "Quality" : metric) : found->second;
+}
 
 std::string shown_points(const Quality& quality, double points) {
     if (quality.unit == "%") return fixed(points, 2) + " %";

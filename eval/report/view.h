@@ -21,6 +21,7 @@ struct Quality {
     std::string provenance = "unavailable", method, reason, split, data;
     std::optional<double> examples;
 };
+std::string metric_name(const std::string& metric);                       // "Top-1 accuracy"
 std::string shown_points(const Quality& quality, double points);          // "88.70 %", "0.412"
 std::string shown_difference(const Quality& quality, double difference);  // "−0.60"; difference of points
 

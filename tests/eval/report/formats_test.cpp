@@ -198,6 +198,9 @@ TEST(Golden, TerminalTable) {
 TEST(Golden, Markdown) {
     expect_golden("sample.md", markdown(sample()));
 }
+TEST(Golden, ModelCard) {
+    expect_golden("sample-card.md", model_card(sample()));
+}
 TEST(Golden, Csv) {
     expect_golden("sample.csv", csv(sample()));
 }
