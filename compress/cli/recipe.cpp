@@ -133,7 +133,7 @@ void read_report(const Setting& root, Recipe& recipe) {
         return;
     }
     auto options = section(root, "report");
-    recipe.report_formats = options.texts("formats", eval::report_formats());
+    recipe.report_formats = options.texts("formats", eval::default_report_formats());
     const auto known = eval::report_formats();
     for (const auto& format : recipe.report_formats)
         if (std::find(known.begin(), known.end(), format) == known.end()) {

@@ -1,4 +1,4 @@
-// coppice report: runs to HTML, JSON, CSV, Markdown.
+// coppice report: runs to HTML, JSON, CSV, Markdown; two of them against each other.
 #include <coppice/eval.h>
 #include <coppice/pipeline.h>
 #include <coppice/report.h>
@@ -57,6 +57,22 @@ std::string payback_text(const Json& run, double per_day) {
     return line + ", " + eval::name_of(days.provenance);
 }
 
+// Two runs or stages: which is better, in what, how sure.
+int compare(const CommandLine& line, const std::vector<std::string>& runs) {
+    if (runs.size() != 2)
+        line.fail(
+            "--compare takes two runs, " + std::to_string(runs.size()) + (runs.size() == 1 ? " is" : " are") + " given",
+            "Write coppice report --compare runs/a runs/b.");
+    for (const char* other : {"format", "out", "title", "load", "regions"})
+        if (line.given(other)) line.fail("--compare and --" + std::string(other) + " do not go together");
+    const auto comparison = eval::compare_runs(runs[0], runs[1]);
+    if (line.given("json"))
+        std::cout << comparison.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
+    else
+        std::cout << eval::comparison_text(comparison);
+    return kDone;
+}
+
 }  // namespace
 
 int run_report(const Arguments& arguments) {
@@ -65,24 +81,39 @@ int run_report(const Arguments& arguments) {
         "Makes one report of one or several run directories: quality against run time, size, operations, power,\n"
         "energy and carbon. Unfinished runs are reported as far as they got.",
         "  coppice report runs/resnet20\n"
-        "  coppice report runs/a runs/b --format html,csv --out comparison --title \"a or b\"\n");
+        "  coppice report runs/a runs/b --format html,csv --out comparison --title \"a or b\"\n"
+        "  coppice report --compare runs/a runs/b\n"
+        "  coppice report --compare runs/a/00-baseline runs/a/02-train.finetune --json\n");
     line.add()("o,out", "folder to write to (default: the run's own, for several runs the current one)",
-               cxxopts::value<std::string>(), "DIR")(
-        "format", "html, json, csv, md: one or several, with commas between", cxxopts::value<std::string>(), "LIST")(
+               cxxopts::value<std::string>(),
+               "DIR")("format", "html, json, csv, md, card (a model card): one or several, with commas between",
+                      cxxopts::value<std::string>(), "LIST")(
         "load", "inferences a day: after how many days compressing has paid for itself", cxxopts::value<double>(), "N")(
         "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
-        "FILE")("title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
+        "FILE")("compare", "is the second run (or stage) better than the first, in what, and how sure")(
+        "json", "with --compare: the answer as JSON")("schema", "print the JSON schema of report or comparison and end",
+                                                      cxxopts::value<std::string>(), "NAME")(
+        "title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
     if (!line.parse(arguments, "run")) return kDone;
+    if (line.given("schema")) {
+        const auto name = line.text("schema");
+        if (name != "report" && name != "comparison")
+            throw_unknown("--schema", "schema", name, {"comparison", "report"});
+        std::cout << (name == "report" ? eval::report_schema() : eval::comparison_schema()).dump(2) << "\n";
+        return kDone;
+    }
     const auto runs = line.texts("run");
+    if (line.given("compare")) return compare(line, runs);
+    if (line.given("json")) line.fail("--json belongs to --compare", "For report.json write --format json.");
     if (runs.empty())
         line.fail("no run directory is given", "Write coppice report runs/name; see coppice report --help.");
 
     const double load = line.given("load") ? line.values()["load"].as<double>() : 1;
     if (!(load > 0) || !std::isfinite(load)) line.fail("--load must be above 0");
 
-    std::vector<std::string> formats = eval::report_formats();
+    std::vector<std::string> formats = eval::default_report_formats();
     if (line.given("format")) {
-        const auto known = formats;
+        const auto known = eval::report_formats();
         formats.clear();
         std::istringstream list(line.text("format"));
         for (std::string format; std::getline(list, format, ',');) {

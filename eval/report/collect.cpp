@@ -259,9 +259,11 @@ Json collect_report(const std::vector<fs::path>& runs, const std::string& title)
         stages += report["runs"].back()["stages"].size();
     }
     if (stages == 0)
-        throw IoError(runs.front().string(),
-                      "no stage of it is intact" + (warnings.empty() ? std::string() : ": " + warnings.front()),
-                      "Give the folder that holds 00-baseline, or finish the run with --resume.");
+        throw IoError(
+            runs.front().string(),
+            "no stage of it is intact" +
+                (warnings.empty() ? std::string() : ": " + warnings.front().substr(0, warnings.front().size() - 1)),
+            "Give the folder that holds 00-baseline, or finish the run with --resume.");
     const Json& manifest = report["runs"][0]["manifest"];
     if (const auto version = text_member(manifest, "coppice"); !version.empty())
         report["generated_by"] = "coppice " + version;

@@ -174,9 +174,76 @@ constexpr const char* kSchema = R"json({
   }
 })json";
 
+constexpr const char* kComparisonSchema = R"json({
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "title": "Coppice comparison of two models, version 1",
+  "type": "object",
+  "required": ["format", "version", "a", "b", "verdict", "sentence", "environment_differences", "warnings", "measures"],
+  "properties": {
+    "format": {"const": "coppice-comparison"},
+    "version": {"const": 1},
+    "a": {"$ref": "#/$defs/side"},
+    "b": {"$ref": "#/$defs/side"},
+    "verdict": {"enum": ["better", "worse", "trade-off", "no difference shown", "not comparable"]},
+    "sentence": {"type": "string"},
+    "environment_differences": {"type": "array", "items": {"type": "string"}},
+    "warnings": {"type": "array", "items": {"type": "string"}},
+    "measures": {"type": "array", "items": {"$ref": "#/$defs/measure"}}
+  },
+  "$defs": {
+    "side": {
+      "type": "object",
+      "required": ["path", "run", "stage", "is_baseline"],
+      "properties": {
+        "path": {"type": "string"},
+        "run": {"type": "string"},
+        "stage": {"type": "string"},
+        "is_baseline": {"type": "boolean"}
+      }
+    },
+    "figure": {
+      "type": "object",
+      "required": ["value", "unit", "provenance"],
+      "properties": {
+        "value": {"type": ["number", "null"]},
+        "unit": {"type": "string"},
+        "provenance": {"enum": ["measured", "derived", "modelled", "assumed", "unavailable"]}
+      }
+    },
+    "measure": {
+      "type": "object",
+      "required": ["key", "name", "higher_is_better", "a", "b", "effect", "pairing", "verdict"],
+      "properties": {
+        "key": {"type": "string"},
+        "name": {"type": "string"},
+        "higher_is_better": {"type": "boolean"},
+        "a": {"$ref": "#/$defs/figure"},
+        "b": {"$ref": "#/$defs/figure"},
+        "effect": {
+          "description": "ratio: B / A; difference: B - A in points, higher is better",
+          "type": "object",
+          "required": ["kind", "value", "interval", "provenance"],
+          "properties": {
+            "kind": {"enum": ["ratio", "difference"]},
+            "value": {"type": ["number", "null"]},
+            "interval": {"anyOf": [{"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}, {"type": "null"}]},
+            "provenance": {"enum": ["measured", "derived", "modelled", "assumed", "unavailable"]},
+            "p_value": {"type": "number"}
+          }
+        },
+        "pairing": {"enum": ["exact", "direct", "baseline", "unpaired", "none"]},
+        "words": {"type": "object", "additionalProperties": {"type": "string"}},
+        "verdict": {"enum": ["better", "worse", "no difference shown", "not comparable"]},
+        "reason": {"type": "string"}
+      }
+    }
+  }
+})json";
+
 struct Format {
-    const char* name;
+    const char *name, *file;
     std::string (*render)(const Json&);
+    bool by_default;
 };
 
 std::string dumped(const Json& report) {
@@ -185,7 +252,11 @@ std::string dumped(const Json& report) {
 }
 
 const std::vector<Format>& formats_known() {
-    static const std::vector<Format> table = {{"csv", csv}, {"html", html}, {"json", dumped}, {"md", markdown}};
+    static const std::vector<Format> table = {{"card", "model-card.md", model_card, false},
+                                              {"csv", "report.csv", csv, true},
+                                              {"html", "report.html", html, true},
+                                              {"json", "report.json", dumped, true},
+                                              {"md", "report.md", markdown, true}};
     return table;
 }
 
@@ -196,9 +267,21 @@ const Json& report_schema() {
     return schema;
 }
 
+const Json& comparison_schema() {
+    static const Json schema = Json::parse(kComparisonSchema);
+    return schema;
+}
+
 std::vector<std::string> report_formats() {
     std::vector<std::string> names;
     for (const auto& format : formats_known()) names.emplace_back(format.name);
+    return names;
+}
+
+std::vector<std::string> default_report_formats() {
+    std::vector<std::string> names;
+    for (const auto& format : formats_known())
+        if (format.by_default) names.emplace_back(format.name);
     return names;
 }
 
@@ -219,7 +302,7 @@ std::vector<std::filesystem::path> write_report(const Json& report, const std::f
                       "Give one that can be written.");
     std::vector<std::filesystem::path> files;
     for (const Format* format : chosen) {
-        files.push_back(folder / ("report." + std::string(format->name)));
+        files.push_back(folder / format->file);
         write_atomically(files.back(), format->render(report));
     }
     return files;

@@ -10,30 +10,6 @@
 namespace coppice::eval::report {
 namespace {
 
-std::string metric_name(const std::string& metric) {
-    static const std::map<std::string, std::string> names = {{"top1", "Top-1 accuracy"},
-                                                             {"top5", "Top-5 accuracy"},
-                                                             {"accuracy", "Accuracy"},
-                                                             {"loss", "Loss"},
-                                                             {"mse", "Mean squared error"},
-                                                             {"mae", "Mean absolute error"},
-                                                             {"spearman", "Spearman correlation"},
-                                                             {"pearson", "Pearson correlation"},
-                                                             {"perplexity", "Perplexity"},
-                                                             {"auc", "Area under the ROC curve"},
-                                                             {"balanced_accuracy", "Balanced accuracy"},
-                                                             {"ece", "Calibration error"},
-                                                             {"f1", "Macro F1"},
-                                                             {"kl_to_baseline", "Divergence from the baseline"},
-                                                             {"log_loss", "Log loss"},
-                                                             {"mape", "Mean relative error"},
-                                                             {"mean_iou", "Mean intersection over union"},
-                                                             {"r2", "R\u00b2"},
-                                                             {"agreement", "Agreement with the baseline"}};
-    const auto found = names.find(metric);
-    return found == names.end() ? (metric.empty() ? "Quality" : metric) : found->second;
-}
-
 Quality quality_of(const Json& json) {
     Quality quality;
     quality.metric = text_member(json, "metric");
@@ -134,6 +110,30 @@ std::vector<Measure> measures_of(const std::deque<Stage>& stages) {
 
 }  // namespace
 
+std::string metric_name(const std::string& metric) {
+    static const std::map<std::string, std::string> names = {{"top1", "Top-1 accuracy"},
+                                                             {"top5", "Top-5 accuracy"},
+                                                             {"accuracy", "Accuracy"},
+                                                             {"loss", "Loss"},
+                                                             {"mse", "Mean squared error"},
+                                                             {"mae", "Mean absolute error"},
+                                                             {"spearman", "Spearman correlation"},
+                                                             {"pearson", "Pearson correlation"},
+                                                             {"perplexity", "Perplexity"},
+                                                             {"auc", "Area under the ROC curve"},
+                                                             {"balanced_accuracy", "Balanced accuracy"},
+                                                             {"ece", "Calibration error"},
+                                                             {"f1", "Macro F1"},
+                                                             {"kl_to_baseline", "Divergence from the baseline"},
+                                                             {"log_loss", "Log loss"},
+                                                             {"mape", "Mean relative error"},
+                                                             {"mean_iou", "Mean intersection over union"},
+                                                             {"r2", "R\u00b2"},
+                                                             {"agreement", "Agreement with the baseline"}};
+    const auto found = names.find(metric);
+    return found == names.end() ? (metric.empty() ? "Quality" : metric) : found->second;
+}
+
 std::string shown_points(const Quality& quality, double points) {
     if (quality.unit == "%") return fixed(points, 2) + " %";
     return number(quality.loss ? -points : points, 4);
@@ -209,6 +209,7 @@ View make_view(const Json& report) {
         run.manifest = &member(runs[r], "manifest");
         run.folder = text_member(runs[r], "folder");
         run.name = runs.size() > 1 ? run.folder : "";
+        run.side_by_side = text_member(*run.manifest, "kind") == "eval";
         const Json& stages = member(runs[r], "stages");
         if (!stages.is_array()) continue;
         for (size_t s = 0; s < stages.size(); ++s) {
@@ -225,7 +226,7 @@ View make_view(const Json& report) {
             std::string position = digits ? stage.folder.substr(0, digits) : std::to_string(s);
             position.erase(0, std::min(position.find_first_not_of('0'), position.size() - 1));
             stage.is_baseline = stage.name == "baseline" || position == "0";
-            stage.label = stage.is_baseline ? stage.name : position + " " + stage.name;
+            stage.label = stage.is_baseline || run.side_by_side ? stage.name : position + " " + stage.name;
             if (!run.name.empty()) stage.label = run.name + " · " + stage.label;
             const Json& kept = member(*stage.stage, "kept");
             stage.kept = !kept.is_boolean() || kept.get<bool>();
@@ -234,7 +235,7 @@ View make_view(const Json& report) {
             stage.latencies = latencies_of(member(*stage.measurement, "latency"));
             run.stages.push_back(&stage);
             if (stage.is_baseline && !run.baseline) run.baseline = &stage;
-            if (stage.kept) run.final = &stage;
+            if (stage.kept && !run.side_by_side) run.final = &stage;
         }
     }
     for (auto& stage : view.stages) {
@@ -331,6 +332,7 @@ Figure payback(const Run& run) {
         result.reason = reason;
         return result;
     };
+    if (run.side_by_side) return unavailable("the folder holds several models");
     if (!run.baseline || !run.final || run.final == run.baseline) return unavailable("no stage was kept");
     const Figure spent = total_compression(run, "energy_j");
     const Figure before = run.baseline->figure("energy_per_inference_j");

@@ -21,6 +21,7 @@ struct Quality {
     std::string provenance = "unavailable", method, reason, split, data;
     std::optional<double> examples;
 };
+std::string metric_name(const std::string& metric);                       // "Top-1 accuracy"
 std::string shown_points(const Quality& quality, double points);          // "88.70 %", "0.412"
 std::string shown_difference(const Quality& quality, double difference);  // "−0.60"; difference of points
 
@@ -67,7 +68,8 @@ struct Run {
     const Json* json = nullptr;
     std::vector<const Stage*> stages;
     const Stage* baseline = nullptr;
-    const Stage* final = nullptr;  // the last kept stage; may be the baseline
+    const Stage* final = nullptr;  // the last kept stage; may be the baseline. None where models stand side by side
+    bool side_by_side = false;     // of `coppice eval`: each stage is a model of its own, compared with the baseline
 };
 
 // Points into the JSON it was made from, which must outlive it.

@@ -1,6 +1,8 @@
 // The program end to end: exit codes, messages and output of every command.
 #include "program.h"
 
+#include "support/schema.h"
+
 #include <sys/stat.h>
 
 #include <fstream>
@@ -189,6 +191,19 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_EQ(run({"report", "runs/small", "--load", "0"}).code, 2);
     EXPECT_TRUE(exists("elsewhere/report.md"));
     EXPECT_FALSE(exists("elsewhere/report.html"));
+
+    const auto compared = run({"report", "--compare", "runs/small/00-baseline", "runs/small"});
+    EXPECT_EQ(compared.code, 0) << compared.err;
+    EXPECT_THAT(compared.out, HasSubstr("B against A (95 %)"));
+    const auto comparison = run({"report", "--compare", "runs/small/00-baseline", "runs/small", "--json"});
+    const auto schema = run({"report", "--schema", "comparison"});
+    EXPECT_THAT(coppice::testing::schema_violations(Json::parse(comparison.out), Json::parse(schema.out)),
+                ::testing::IsEmpty());
+    EXPECT_THAT(coppice::testing::schema_violations(read_json(folder / "runs" / "small" / "report.json"),
+                                                    Json::parse(run({"report", "--schema", "report"}).out)),
+                ::testing::IsEmpty());
+    EXPECT_EQ(run({"report", "--compare", "runs/small"}).code, 2);
+    EXPECT_THAT(run({"report", "--compare", "runs/small", "runs/none"}).err, HasSubstr("there is no such folder"));
 
     const auto eval = run({"eval", "net.pt", "runs/small/model.pt", "--data", "small.yaml", "--json"});
     ASSERT_EQ(eval.code, 0) << eval.err;

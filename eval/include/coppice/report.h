@@ -71,6 +71,9 @@ std::string html(const Json& report);  ///< one page without any outside referen
 std::string csv(
     const Json& report);  ///< RFC 4180; one row per stage; value, unit, provenance, low, high of each figure
 std::string markdown(const Json& report);  ///< a section for a README or a model card
+/// A model card of a run's final model: YAML front matter that hubs read (model-index, co2_eq_emissions in grams), what
+/// was done, quality, cost, use, limits. @throws InvalidArgument where the report is not about one model
+std::string model_card(const Json& report);
 /// Plain text of at most 100 columns for the end of a run: one line per stage.
 std::string terminal_table(const Json& report);
 
@@ -80,13 +83,32 @@ std::string summary_sentence(const Json& report);
 /// JSON schema (draft 2020-12) of the report.
 const Json& report_schema();
 
-/// The formats write_report() knows: csv, html, json, md.
-std::vector<std::string> report_formats();
+// -------------------------------------------------------------------------------------------------------- comparison
 
-/// Writes report.<format> for each format into `folder`, each by rename. @return the files written, in the order asked
-/// for.
+/// Is B better than A, in what, how sure? One verdict per measure: "better", "worse", "no difference shown" (the 95 %
+/// interval holds no difference, or there is none), "not comparable" (other test data, environment, grid or energy
+/// source, with the reason). The best pairing that there is decides: `direct` where one is the other's baseline,
+/// `baseline` where both were measured in pairs against the same model, `unpaired` else; counts and bytes are `exact`,
+/// and differences of them below 2 % count as none.
+/// The verdict on the whole is "better" or "worse" where all that differs agrees, "trade-off" where it does not.
+/// @param a, b  run directories (their final model is meant), or folders of single stages in them
+/// @return format "coppice-comparison", version 1; see comparison_schema()
+/// @throws IoError when a folder does not exist, holds no intact run or is an unfinished stage; InvalidArgument when
+///         both are the same, or a folder holds several models of which none is the result
+Json compare_runs(const std::filesystem::path& a, const std::filesystem::path& b);
+/// A comparison as a table of at most 100 columns, and the answer in words.
+std::string comparison_text(const Json& comparison);
+const Json& comparison_schema();
+
+/// The formats write_report() knows: card, csv, html, json, md.
+std::vector<std::string> report_formats();
+/// Those written where none is asked for: csv, html, json, md.
+std::vector<std::string> default_report_formats();
+
+/// Writes report.<format> (card: model-card.md) for each format into `folder`, each by rename. @return the files
+/// written, in the order asked for.
 /// @throws InvalidArgument on an unknown format, IoError when a file cannot be written
 std::vector<std::filesystem::path> write_report(const Json& report, const std::filesystem::path& folder,
-                                                const std::vector<std::string>& formats = report_formats());
+                                                const std::vector<std::string>& formats = default_report_formats());
 
 }  // namespace coppice::eval

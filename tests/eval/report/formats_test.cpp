@@ -7,12 +7,14 @@
 
 #include "eval/report/sample.h"
 #include "report/text.h"
+#include "support/schema.h"
 #include "support/support.h"
 
 namespace coppice::eval {
 namespace {
 
 namespace fs = std::filesystem;
+using coppice::testing::schema_violations;
 using coppice::testing::TemporaryFolder;
 using coppice::testing::write_sample_run;
 using ::testing::HasSubstr;
@@ -27,58 +29,8 @@ const Json& sample() {
     return report;
 }
 
-// The parts of JSON schema that report_schema() uses, checked one by one. Returns what is wrong.
-std::vector<std::string> violations(const Json& value, const Json& schema, const std::string& where = "") {
-    std::vector<std::string> wrong;
-    const auto add = [&wrong](std::vector<std::string> more) { wrong.insert(wrong.end(), more.begin(), more.end()); };
-    const auto is = [&value](const std::string& type) {
-        if (type == "object") return value.is_object();
-        if (type == "array") return value.is_array();
-        if (type == "string") return value.is_string();
-        if (type == "integer") return value.is_number_integer();
-        if (type == "number") return value.is_number();
-        if (type == "boolean") return value.is_boolean();
-        return type == "null" && value.is_null();
-    };
-    for (const auto& [key, rule] : schema.items()) {
-        if (key == "$ref") {
-            add(violations(value, report_schema().at(Json::json_pointer(rule.get<std::string>().substr(1))), where));
-        } else if (key == "type") {
-            bool any = false;
-            for (const auto& type : rule.is_array() ? rule : Json::array({rule})) any |= is(type);
-            if (!any) wrong.push_back(where + " is not of type " + rule.dump());
-        } else if (key == "const") {
-            if (value != rule) wrong.push_back(where + " is not " + rule.dump());
-        } else if (key == "enum") {
-            if (std::find(rule.begin(), rule.end(), value) == rule.end())
-                wrong.push_back(where + " is none of " + rule.dump());
-        } else if (key == "required") {
-            for (const auto& name : rule)
-                if (!value.contains(name.get<std::string>())) wrong.push_back(where + " lacks " + name.dump());
-        } else if (key == "properties") {
-            for (const auto& [name, inner] : rule.items())
-                if (value.is_object() && value.contains(name)) add(violations(value[name], inner, where + "/" + name));
-        } else if (key == "additionalProperties") {
-            for (const auto& [name, inner] : value.items()) add(violations(inner, rule, where + "/" + name));
-        } else if (key == "items") {
-            for (size_t i = 0; i < value.size(); ++i) add(violations(value[i], rule, where + "/" + std::to_string(i)));
-        } else if (key == "minItems") {
-            if (value.size() < rule.get<size_t>()) wrong.push_back(where + " is too short");
-        } else if (key == "maxItems") {
-            if (value.size() > rule.get<size_t>()) wrong.push_back(where + " is too long");
-        } else if (key == "anyOf") {
-            bool any = false;
-            for (const auto& choice : rule) any |= violations(value, choice, where).empty();
-            if (!any) wrong.push_back(where + " fits no choice");
-        } else if (key != "$schema" && key != "title" && key != "description" && key != "$defs") {
-            wrong.push_back("the schema uses " + key + ", which this test does not know");
-        }
-    }
-    return wrong;
-}
-
 TEST(ReportJson, FitsItsSchema) {
-    EXPECT_THAT(violations(sample(), report_schema()), ::testing::IsEmpty());
+    EXPECT_THAT(schema_violations(sample(), report_schema()), ::testing::IsEmpty());
 }
 
 TEST(ReportJson, TheSchemaNoticesWhatIsWrong) {
@@ -86,7 +38,7 @@ TEST(ReportJson, TheSchemaNoticesWhatIsWrong) {
     report.erase("pareto");
     report["runs"][0]["stages"][3]["measurement"]["figures"]["macs"]["provenance"] = "guessed";
     report["runs"][0]["stages"][4]["measurement"]["figures"]["macs"]["interval"] = {1, 2, 3};
-    const auto wrong = violations(report, report_schema());
+    const auto wrong = schema_violations(report, report_schema());
     EXPECT_EQ(wrong.size(), 3u) << ::testing::PrintToString(wrong);
 }
 
@@ -245,6 +197,9 @@ TEST(Golden, TerminalTable) {
 }
 TEST(Golden, Markdown) {
     expect_golden("sample.md", markdown(sample()));
+}
+TEST(Golden, ModelCard) {
+    expect_golden("sample-card.md", model_card(sample()));
 }
 TEST(Golden, Csv) {
     expect_golden("sample.csv", csv(sample()));
