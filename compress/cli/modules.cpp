@@ -5,6 +5,7 @@
 #include <coppice/eval.h>
 #include <coppice/lowrank.h>
 #include <coppice/prune.h>
+#include <coppice/qat.h>
 #include <coppice/quantize.h>
 #include <coppice/train.h>
 
@@ -61,6 +62,7 @@ const std::vector<Entry<Stage>>& all_stages() {
         append(all, prune::training_stages(all_losses()));
         append(all, lowrank::stages());
         append(all, quantize::stages());
+        append(all, quantize::training_stages(all_losses()));
         append(all, distill::stages(all_losses()));
         append(all, deploy_stages());
         return sorted(std::move(all));
@@ -83,6 +85,7 @@ std::vector<Family> all_families() {
             family("regulariser", "prune.sparse_learning: {regulariser: NAME}", prune::regularisers()),
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
             family("observer", "quantize.static: {observer: NAME}", quantize::observers()),
+            family("quantizer", "quantize.qat: {quantizer: NAME}", quantize::quantizers()),
             family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings()),
             family("sensitivity", "quantize.mixed: {sensitivity: NAME}", quantize::sensitivities()),
             family("precision allocation", "quantize.mixed: {allocation: NAME}", quantize::precision_allocations())};

@@ -234,6 +234,7 @@ private:
 
     void assign_parameters() {
         plan_.parameters.clear();
+        plan_.roots.clear();
         joined_ranges_.clear();
         const Roots roots(plan_.units);
         const auto head_of = join_cats(roots);
@@ -242,6 +243,7 @@ private:
             const auto head = head_of.find(root);
             const auto range = head == head_of.end() ? range_of(root) : joined_ranges_.at(head->second);
             plan_.parameters[value] = affine(range, levels_);
+            plan_.roots[value] = head == head_of.end() ? root : head->second;
         };
         for (const auto& unit : plan_.units) {
             if (!unit.int8 && !unit.island) continue;

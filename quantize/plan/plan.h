@@ -11,6 +11,8 @@ struct StaticPlan::Impl {
     std::vector<Unit> units;
     std::vector<std::string> unit_names;
     std::unordered_map<const torch::jit::Value*, Affine> parameters;
+    std::unordered_map<const torch::jit::Value*, const torch::jit::Value*>
+        roots;                                                        ///< whose range gives a value's parameters
     std::unordered_map<const torch::jit::Node*, at::Tensor> weights;  ///< qint8 [out, in, ...] of int8 anchors
     std::unordered_map<const torch::jit::Node*, at::Tensor> biases;   ///< corrected ones, float32 [out]
     std::set<const torch::jit::Node*> cats_with_one_scale;

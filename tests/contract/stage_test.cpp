@@ -17,7 +17,7 @@ Setting options_of(const std::string& stage) {
                              {"every_steps", Setting::scalar("1")},
                              {"autocast", Setting::scalar("off")}});
     if (stage == "train.finetune" || stage == "distill.logits" || stage == "prune.sparse_learning" ||
-        stage == "prune.movement")
+        stage == "prune.movement" || stage == "quantize.qat")
         return Setting::map({{"epochs", Setting::scalar("1")},
                              {"batch_size", Setting::scalar("8")},
                              {"autocast", Setting::scalar("off")}});

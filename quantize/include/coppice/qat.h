@@ -1,0 +1,171 @@
+/// Quantization-aware training: fake quantization with gradients, for C++ training loops and for the stage
+/// quantize.qat.
+///
+///     struct Net : torch::nn::Module {                          // in a torch::nn model
+///         FakeQuantize weights{FakeQuantize(weights_of(8))}, values{FakeQuantize(FakeQuantizeOptions())};
+///         ...  x = torch::conv2d(values(x), weights(conv->weight));
+///     };
+///
+///     auto training = coppice::quantize::prepare(model, example, calibration, options);   // a TorchScript model
+///     Trainer(settings).fit(*training.trainable(), data, loss);
+///     auto result = coppice::quantize::convert(training);       // int8, or simulated below 8 bits
+#pragma once
+
+#include <optional>
+
+#include <coppice/quantize.h>
+#include <coppice/train.h>
+
+namespace coppice::quantize {
+
+// --------------------------------------------------------------------------------------------------------- quantizers
+
+/// What one fake quantization knows: x' = scale * (clamp(round(x / scale) + zero_point, lowest, highest) - zero_point).
+struct QuantizerState {
+    int64_t lowest = 0, highest = 255;
+    int64_t channel = -1;  ///< dimension with a scale per index; -1: one scale
+    bool weight = false;   ///< values are a parameter: statistics are over all of it, not per example
+    bool affine = false;   ///< the zero point follows `offset`; else it is 0
+    at::Tensor learned;    ///< float32 [channels or 1]: the scale, or what the quantizer derives it from
+    at::Tensor offset;     ///< float32 [channels or 1]: affine: the real number that `lowest` stands for
+};
+
+/// How scales are found and what their gradients are. Gradients of values pass where they lie inside the range and are
+/// zero outside (the straight-through estimator, Bengio et al., arXiv 1308.3432).
+class Quantizer {
+public:
+    virtual ~Quantizer() = default;
+    /// True when scales follow the loss; else they follow the values.
+    virtual bool learns() const = 0;
+    /// False: weights take minmax() instead.
+    virtual bool for_weights() const { return true; }
+    /// True when its activations have a zero point of their own.
+    virtual bool offsets() const { return false; }
+    /// Sets state.learned and state.offset from the first values. A channel of zeros gets scale 1.
+    virtual void start(QuantizerState& state, const at::Tensor& values) const = 0;
+    /// Called with every training batch until frozen.
+    virtual void watch(QuantizerState& state, const at::Tensor& values) const { (void)state, (void)values; }
+    /// float32 [channels or 1], positive.
+    virtual at::Tensor scale(const QuantizerState& state) const = 0;
+    /// The rounded values, with gradients for them and, if learns(), for state.learned and state.offset.
+    virtual at::Tensor apply(const QuantizerState& state, const at::Tensor& values) const = 0;
+};
+
+/// Learned step size (Esser et al., arXiv 1902.08153): dx'/ds = round(x/s) - x/s inside, the end's integer outside;
+/// starts at 2 E|x| / sqrt(Q); the gradient is scaled by 1 / sqrt(N Q), N values of a channel of a weight or of one
+/// example of an activation, Q the highest integer. Affine: the offset is not learned, it stays where it started.
+std::unique_ptr<Quantizer> lsq();
+
+/// LSQ with a learned offset (Bhalgat et al., arXiv 2004.09576): affine activations learn the real number b that the
+/// lowest integer stands for, db = 1 outside the range and 0 inside. Weights start at max |mean +- 3 deviations| / Q,
+/// activations at the shrunken min-max range with the least squared error. The offset is rounded to a multiple of the
+/// scale, so that zero stays exact: padding needs it, and int8 kernels know no other.
+std::unique_ptr<Quantizer> lsq_plus();
+
+/// Learned clipping value a (Choi et al., arXiv 1805.06085) of activations: [0, a] behind a rectifier, else [-a, a];
+/// da = 1 where x >= a (-1 where x <= -a). The paper's L2 penalty on a is the trainer's weight decay with
+/// decay_vectors. Weights take minmax(). Starts at the largest |x|, shrunken to the least squared error.
+std::unique_ptr<Quantizer> pact();
+
+/// Ranges from the values themselves: a weight's largest |w| now; for activations a moving average of each training
+/// batch's ends (Jacob et al., arXiv 1712.05877). @param momentum  weight of the newest batch, in (0, 1]
+std::unique_ptr<Quantizer> minmax_range(double momentum = 0.01);
+
+/// Rows: lsq, lsq_plus, minmax, pact.
+const std::vector<Entry<Quantizer>>& quantizers();
+
+// ------------------------------------------------------------------------------------------------------ FakeQuantize
+
+struct FakeQuantizeOptions {
+    int64_t bits = 8;                            ///< [2, 8]
+    bool symmetric = true;                       ///< zero point 0: +-(2^(bits-1) - 1) for weights, for activations
+                                                 ///< 0 ... 2^bits - 1 if the first values are not negative, else
+                                                 ///< -2^(bits-1) ... 2^(bits-1) - 1; affine: 0 ... 2^bits - 1
+    bool weight = false;                         ///< the values are a parameter
+    std::optional<bool> negative;                ///< symmetric activations have negative values; unset: see the first
+    int64_t channel = -1;                        ///< dimension with a scale per index; -1: one scale
+    int64_t channels = 1;                        ///< its size
+    std::shared_ptr<const Quantizer> quantizer;  ///< null: lsq()
+    int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all
+};
+
+/// Symmetric weights of `bits` bits, one scale per output channel when `channels` > 0.
+FakeQuantizeOptions weights_of(int64_t bits, int64_t channels = 0);
+
+/// Fake quantization as a module. Starts with the first values that it sees, or by start(). Parameters: `learned` and
+/// `offset` where the quantizer learns them; they go into checkpoints with everything else, frozen state included.
+class FakeQuantizeImpl : public torch::nn::Module {
+public:
+    /// @throws InvalidArgument naming the option out of its range
+    explicit FakeQuantizeImpl(FakeQuantizeOptions options = {});
+    /// @param values  float32 @throws InvalidArgument when dimension `channel` is not of size `channels`
+    at::Tensor forward(const at::Tensor& values);
+    void start(const at::Tensor& values);
+    bool started() const;
+    /// Ranges do not follow the values any more.
+    void freeze();
+    /// float32 [channels or 1].
+    at::Tensor scale() const;
+    /// Of the unsigned integers 0 ... levels() - 1; one scale only.
+    Affine affine() const;
+    int64_t levels() const;
+    /// int8, symmetric weights: what convert() packs.
+    at::Tensor integers(const at::Tensor& values) const;
+    const FakeQuantizeOptions& options() const { return options_; }
+
+private:
+    QuantizerState state() const;
+    FakeQuantizeOptions options_;
+    at::Tensor learned_, offset_, counts_;  ///< counts: lowest, highest, batches watched, frozen
+};
+TORCH_MODULE(FakeQuantize);
+
+// ---------------------------------------------------------------------------------------------- prepare and convert
+
+struct QatOptions {
+    int64_t weight_bits = 8, activation_bits = 8;  ///< [2, 8]
+    int64_t first_last_bits = 8;                   ///< of the first and last layer's weights and inputs
+    std::shared_ptr<const Quantizer> quantizer;    ///< null: lsq()
+    bool per_channel = true;                       ///< one scale per output channel of a weight
+    int64_t watch_batches = 0;                     ///< training batches that ranges follow; 0: all
+    std::vector<std::string> ignore;               ///< as in StaticOptions
+};
+
+/// A model in training whose tensors are rounded at exactly the borders that plan_static() chooses. Copies share.
+class QatModel {
+public:
+    struct Impl;
+    explicit QatModel(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+    /// For the Trainer: the model's parameters and the quantizers', named quantizer.LAYER.weight and the like.
+    std::unique_ptr<Trainable> trainable() const;
+    c10::IValue forward(const Inputs& inputs) const;
+    /// The float model under training (batch norms folded), shared.
+    Model model() const;
+    /// Layers and reasons as plan_static() found them.
+    const StaticPlan& plan() const;
+    /// True when activations have fewer than 8 bits: convert() gives the simulated model.
+    bool simulated() const;
+    /// Fake quantizations by name.
+    std::vector<std::pair<std::string, FakeQuantize>> quantizers() const;
+    /// The plan with the trained weights, scales and zero points. @throws InvalidArgument when simulated()
+    StaticPlan trained_plan() const;
+    const Impl& impl() const { return *impl_; }
+
+private:
+    std::shared_ptr<Impl> impl_;
+};
+
+/// Folds batch norms (they are frozen from the beginning), plans as plan_static() does and starts all scales on the
+/// first calibration batch. Dropout is off, as the int8 model has it.
+/// @throws as plan_static()
+QatModel prepare(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
+                 const QatOptions& options = {});
+
+/// 8-bit activations: the int8 model, within a rounding of the fake-quantized one. Fewer: a float model with rounded
+/// weights and stock fake-quantization operators, which is neither smaller nor faster than the float model.
+Model convert(const QatModel& model);
+
+/// Stage quantize.qat. @param losses  what `loss:` may name
+std::vector<Entry<Stage>> training_stages(std::vector<Entry<Loss>> losses);
+
+}  // namespace coppice::quantize

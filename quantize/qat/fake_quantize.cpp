@@ -1,0 +1,129 @@
+// FakeQuantize: a quantizer with its state, as a module.
+#include <coppice/error.h>
+
+#include "qat/rounding.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.FakeQuantize";
+
+enum Count : int64_t { kLowest, kHighest, kWatched, kFrozen, kCounts };
+
+}  // namespace
+
+FakeQuantizeOptions weights_of(int64_t bits, int64_t channels) {
+    FakeQuantizeOptions options;
+    options.bits = bits;
+    options.weight = true;
+    if (channels > 0) {
+        options.channel = 0;
+        options.channels = channels;
+    }
+    return options;
+}
+
+FakeQuantizeImpl::FakeQuantizeImpl(FakeQuantizeOptions options) : options_(std::move(options)) {
+    if (options_.bits < 2 || options_.bits > 8)
+        throw InvalidArgument(kWhere, "bits is " + std::to_string(options_.bits) + ", must be in [2, 8]",
+                              "Use 8, 4, 3 or 2.");
+    if (options_.channels < 1 || (options_.channel < 0 && options_.channels != 1))
+        throw InvalidArgument(kWhere, "channels is " + std::to_string(options_.channels),
+                              "Give the size of dimension `channel`, or 1 for one scale.");
+    if (options_.watch_batches < 0)
+        throw InvalidArgument(kWhere, "watch_batches is " + std::to_string(options_.watch_batches), "0 means all.");
+    if (!options_.quantizer) options_.quantizer = lsq();
+    if (options_.weight && !options_.quantizer->for_weights()) options_.quantizer = minmax_range();
+    const auto make = [&](const char* name, bool learned) {
+        const auto values = at::ones({options_.channels});
+        return learned ? register_parameter(name, values) : register_buffer(name, values);
+    };
+    learned_ = make("learned", options_.quantizer->learns());
+    offset_ = make("offset", options_.quantizer->learns() && !options_.symmetric);
+    counts_ = register_buffer("counts", at::zeros({kCounts}, at::kLong));
+}
+
+bool FakeQuantizeImpl::started() const {
+    return counts_[kHighest].item<int64_t>() > 0;
+}
+
+void FakeQuantizeImpl::start(const at::Tensor& values) {
+    if (options_.channel >= 0 &&
+        (options_.channel >= values.dim() || values.size(options_.channel) != options_.channels))
+        throw InvalidArgument(
+            kWhere,
+            "dimension " + std::to_string(options_.channel) + " is not of size " + std::to_string(options_.channels),
+            "Give channel and channels of the values.");
+    torch::NoGradGuard no_grad;
+    const int64_t half = int64_t{1} << (options_.bits - 1);
+    int64_t lowest = 0, highest = 2 * half - 1;
+    if (options_.symmetric && options_.weight) {
+        lowest = 1 - half;
+        highest = half - 1;
+    } else if (options_.symmetric &&
+               options_.negative.value_or(values.numel() > 0 && values.min().item<double>() < 0)) {
+        lowest = -half;
+        highest = half - 1;
+    }
+    counts_[kLowest] = lowest;
+    counts_[kHighest] = highest;
+    auto now = state();
+    options_.quantizer->start(now, values.detach());
+}
+
+QuantizerState FakeQuantizeImpl::state() const {
+    QuantizerState state;
+    const auto* counts = counts_.const_data_ptr<int64_t>();
+    state.lowest = counts[kLowest];
+    state.highest = counts[kHighest];
+    state.channel = options_.channel;
+    state.weight = options_.weight;
+    state.affine = !options_.symmetric;
+    state.learned = learned_;
+    state.offset = offset_;
+    return state;
+}
+
+at::Tensor FakeQuantizeImpl::forward(const at::Tensor& given) {
+    const auto values = given.to(at::kFloat);  // autocast gives bfloat16
+    if (!started()) start(values);
+    auto now = state();
+    auto* counts = counts_.mutable_data_ptr<int64_t>();
+    if (is_training() && counts[kFrozen] == 0) {
+        torch::NoGradGuard no_grad;
+        options_.quantizer->watch(now, values.detach());
+        if (++counts[kWatched] == options_.watch_batches) counts[kFrozen] = 1;
+    }
+    return options_.quantizer->apply(now, values);
+}
+
+void FakeQuantizeImpl::freeze() {
+    counts_[kFrozen] = 1;
+}
+
+at::Tensor FakeQuantizeImpl::scale() const {
+    return options_.quantizer->scale(state());
+}
+
+int64_t FakeQuantizeImpl::levels() const {
+    const auto now = state();
+    return now.highest - now.lowest + 1;
+}
+
+Affine FakeQuantizeImpl::affine() const {
+    if (options_.channel >= 0) throw InvalidArgument(kWhere, "there is a scale per channel", "Use scale().");
+    const auto now = state();
+    const auto factor = options_.quantizer->scale(now);
+    return {factor.item<double>(), zero_point(now, factor).item<int64_t>() - now.lowest};
+}
+
+at::Tensor FakeQuantizeImpl::integers(const at::Tensor& values) const {
+    const auto now = state();
+    if (now.affine) throw InvalidArgument(kWhere, "integers with an offset are no int8 weight", "Use symmetric.");
+    torch::NoGradGuard no_grad;
+    const auto factor = options_.quantizer->scale(now);
+    const auto rounded = rounded_values(now, factor, zero_point(now, factor), values.detach());
+    return (rounded / beside(factor, values, now.channel)).round().to(at::kChar);
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,368 @@
+// A plan's model with fake quantizations at the plan's borders, and back: to int8, or to the simulated model.
+#include <coppice/error.h>
+
+#include "emit/operators.h"
+#include "plan/plan.h"
+#include "qat/rounding.h"
+
+namespace coppice::quantize {
+
+using namespace torch::jit;
+
+struct QatModel::Impl {
+    StaticPlan plan;
+    Model model;  ///< the plan's, shared
+    QatOptions options;
+    std::unordered_map<const Value*, FakeQuantize> values;  ///< by the value whose range is used
+    std::unordered_map<const Node*, FakeQuantize> weights;  ///< by anchor; a shared parameter has one
+    std::vector<std::pair<std::string, FakeQuantize>> named;
+    std::unordered_map<const Node*, const Unit*> first, last;  ///< by the node where a unit reads, and where it gives
+    std::set<const Value*> made;                               ///< outputs of int8 units: rounded where they are made
+    at::Tensor batches = at::zeros({1}, at::kLong);            ///< training batches seen
+
+    FakeQuantize& of(const Value* value) { return values.at(plan.impl().roots.at(value)); }
+
+    NodeHooks hooks() {
+        NodeHooks hooks;
+        hooks.before = [this](const Node* node, std::vector<c10::IValue>& stack) {
+            const auto found = first.find(node);
+            if (found == first.end()) return;
+            const auto& unit = *found->second;
+            const auto round = [&](c10::IValue& value, const Value* name) {
+                if (!made.count(name)) value = of(name)->forward(value.toTensor());
+            };
+            if (unit.anchor()) {
+                const auto place = anchor_inputs(node);
+                round(stack[place.tensor], unit.inputs[0]);
+                stack[place.weight] = weights.at(node)->forward(stack[place.weight].toTensor());
+            } else if (unit.kind == UnitKind::kCat) {
+                const auto list = stack[0].toTensorVector();
+                std::vector<at::Tensor> parts;
+                for (size_t i = 0; i < list.size(); ++i)
+                    parts.push_back(made.count(unit.inputs[i]) ? list[i] : of(unit.inputs[i])->forward(list[i]));
+                stack[0] = parts;
+            } else {
+                for (size_t i = 0; i < unit.inputs.size(); ++i) round(stack[i], unit.inputs[i]);
+            }
+        };
+        hooks.after = [this](const Node* node, std::vector<c10::IValue>& outputs) {
+            const auto found = last.find(node);
+            if (found == last.end()) return;
+            for (size_t i = 0; i < outputs.size(); ++i)
+                outputs[i] = of(found->second->outputs[i])->forward(outputs[i].toTensor());
+        };
+        return hooks;
+    }
+};
+
+namespace {
+
+class QatTrainable final : public Trainable {
+public:
+    explicit QatTrainable(std::shared_ptr<QatModel::Impl> impl)
+        : impl_(std::move(impl)), model_(coppice::trainable(impl_->model)), hooks_(impl_->hooks()) {}
+
+    at::Tensor forward(const Inputs& inputs) override {
+        auto result = first_tensor(run_nodes(impl_->model, inputs, hooks_));
+        if (training_) {
+            impl_->batches += 1;
+            freeze_when_due();
+        }
+        return result;
+    }
+
+    void train(bool on) override {
+        training_ = on;
+        model_->train(on);
+        for (auto& [name, quantizer] : impl_->named) quantizer->train(on);
+    }
+
+    std::vector<std::pair<std::string, at::Tensor>> parameters() override {
+        auto all = model_->parameters();
+        for (auto& [name, quantizer] : impl_->named)
+            for (const auto& own : quantizer->named_parameters())
+                all.emplace_back("quantizer." + name + "." + own.key(), own.value());
+        return all;
+    }
+
+    std::vector<std::pair<std::string, at::Tensor>> buffers() override {
+        auto all = model_->buffers();
+        for (auto& [name, quantizer] : impl_->named)
+            for (const auto& own : quantizer->named_buffers())
+                all.emplace_back("quantizer." + name + "." + own.key(), own.value());
+        all.emplace_back("quantizer.batches", impl_->batches);
+        return all;
+    }
+
+private:
+    void freeze_when_due() {
+        if (impl_->options.watch_batches == 0 || impl_->batches.item<int64_t>() != impl_->options.watch_batches) return;
+        for (auto& [name, quantizer] : impl_->named) quantizer->freeze();
+    }
+
+    const std::shared_ptr<QatModel::Impl> impl_;
+    const std::unique_ptr<Trainable> model_;
+    const NodeHooks hooks_;
+    bool training_ = false;
+};
+
+void check(const QatOptions& options) {
+    const auto bits = [](const char* name, int64_t value) {
+        if (value < 2 || value > 8)
+            throw InvalidArgument("quantize.qat",
+                                  std::string(name) + " is " + std::to_string(value) + ", must be in [2, 8]",
+                                  "Use 8, 4, 3 or 2.");
+    };
+    bits("weight_bits", options.weight_bits);
+    bits("activation_bits", options.activation_bits);
+    bits("first_last_bits", options.first_last_bits);
+    if (options.watch_batches < 0)
+        throw InvalidArgument("quantize.qat", "watch_batches is " + std::to_string(options.watch_batches),
+                              "0 means all.");
+}
+
+/// The parameter of an anchor as int8 operators take it: [out, in, ...].
+at::Tensor out_first(const Model& model, Node* node) {
+    const auto conv = as_conv(node);
+    const auto linear = as_linear(node);
+    const auto weight = parameter_of(model, conv ? conv->weight : linear->weight)->detach();
+    return !conv && linear->weight_transposed ? weight.t() : weight;
+}
+
+class Preparer {
+public:
+    explicit Preparer(QatModel::Impl& qat) : qat_(qat), plan_(qat.plan.impl()), names_(plan_.model) {
+        const auto& options = qat.options;
+        quantizer_ = options.quantizer ? options.quantizer : std::shared_ptr<const Quantizer>(lsq());
+        // Sums of two products of full 8-bit integers saturate in 16 bits, where the CPU has no other instruction.
+        widest_weight_ = options.activation_bits == 8 && !exact_int8_products() ? 7 : 8;
+        for (const auto& unit : plan_.units) {
+            if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
+            if (!first_) first_ = &unit;
+            last_ = &unit;
+        }
+        wide_.insert(plan_.roots.at(first_->inputs[0]));
+        wide_.insert(plan_.roots.at(last_->inputs[0]));
+        if (last_->int8) wide_.insert(plan_.roots.at(last_->outputs[0]));
+    }
+
+    void run() {
+        for (const auto& unit : plan_.units) {
+            if (!unit.int8 && !unit.island) continue;
+            const bool own_node = unit.anchor() || unit.kind == UnitKind::kCat || unit.kind == UnitKind::kAdd ||
+                                  unit.kind == UnitKind::kMul;
+            qat_.first[own_node ? unit.node : unit.nodes.front()] = &unit;
+            for (const auto* input : unit.inputs) add_value(input);
+            if (unit.anchor()) add_weight(unit);
+            if (!unit.int8) continue;
+            qat_.last[unit.nodes.back()] = &unit;
+            for (const auto* output : unit.outputs) {
+                add_value(output);
+                qat_.made.insert(output);
+            }
+        }
+    }
+
+private:
+    void add_value(const Value* value) {
+        const auto* root = plan_.roots.at(value);
+        if (qat_.values.count(root)) return;
+        FakeQuantizeOptions options;
+        options.bits = wide_.count(root) ? qat_.options.first_last_bits : qat_.options.activation_bits;
+        options.symmetric = !quantizer_->offsets();
+        options.negative = plan_.parameters.at(value).zero_point != 0;
+        options.quantizer = quantizer_;
+        FakeQuantize module(options);
+        qat_.values.emplace(root, module);
+        const auto* maker = root->node();
+        std::string name = maker->kind() == prim::Param ? root->debugName() : names_.of(maker) + ".output";
+        if (maker->outputs().size() > 1 && maker->kind() != prim::Param) name += std::to_string(root->offset());
+        qat_.named.emplace_back(name, module);
+    }
+
+    void add_weight(const Unit& unit) {
+        const auto weight = out_first(plan_.model, unit.node);
+        if (const auto shared = by_storage_.find(weight.data_ptr()); shared != by_storage_.end()) {
+            qat_.weights.emplace(unit.node, shared->second);
+            return;
+        }
+        const bool wide = &unit == first_ || &unit == last_;
+        const int64_t bits = wide ? qat_.options.first_last_bits : qat_.options.weight_bits;
+        auto options = weights_of(std::min(bits, widest_weight_), qat_.options.per_channel ? weight.size(0) : 0);
+        if (qat_.options.per_channel && anchor_inputs(unit.node).weight_transposed) options.channel = 1;
+        options.quantizer = quantizer_;
+        FakeQuantize module(options);
+        by_storage_.emplace(weight.data_ptr(), module);
+        qat_.weights.emplace(unit.node, module);
+        qat_.named.emplace_back(names_.of(unit.node) + ".weight", module);
+    }
+
+    QatModel::Impl& qat_;
+    const StaticPlan::Impl& plan_;
+    const LayerNames names_;
+    std::shared_ptr<const Quantizer> quantizer_;
+    int64_t widest_weight_ = 8;
+    const Unit *first_ = nullptr, *last_ = nullptr;
+    std::set<const Value*> wide_;
+    std::unordered_map<const void*, FakeQuantize> by_storage_;
+};
+
+/// The model with rounded weights and LibTorch's fake quantization where tensors are rounded.
+class Simulator {
+public:
+    explicit Simulator(const QatModel::Impl& qat)
+        : qat_(qat), plan_(qat.plan.impl()), model_(qat.model.clone()), graph_(model_.graph()) {
+        const auto old_nodes = all_nodes(*plan_.model.graph()), new_nodes = all_nodes(*graph_);
+        for (size_t i = 0; i < old_nodes.size(); ++i) {
+            nodes_[old_nodes[i]] = new_nodes[i];
+            for (size_t k = 0; k < old_nodes[i]->outputs().size(); ++k)
+                values_[old_nodes[i]->outputs()[k]] = new_nodes[i]->outputs()[k];
+        }
+        for (size_t i = 0; i < graph_->inputs().size(); ++i)
+            values_[plan_.model.graph()->inputs()[i]] = graph_->inputs()[i];
+    }
+
+    Model run() {
+        // Readers first: what reads a rounded output must not be found under its new name.
+        for (const auto& unit : plan_.units)
+            if (unit.int8 || unit.island) round_inputs(unit);
+        for (const auto& unit : plan_.units) {
+            if (unit.anchor() && (unit.int8 || unit.island)) round_weight(unit);
+            if (!unit.int8) continue;
+            for (const auto* output : unit.outputs) {
+                Value* value = values_.at(output);
+                Value* rounded = insert(value, output, nodes_.at(unit.nodes.back()));
+                value->replaceAllUsesAfterNodeWith(rounded->node(), rounded);
+            }
+        }
+        model_.refresh();
+        remove_unused_attributes(model_);
+        return model_;
+    }
+
+private:
+    /// @param behind  null: at the beginning
+    Value* insert(Value* value, const Value* old, Node* behind) {
+        const auto& quantizer = qat_.values.at(plan_.roots.at(old));
+        const auto parameters = quantizer->affine();
+        WithInsertPoint guard(behind ? behind->next() : *graph_->block()->nodes().begin());
+        return graph_->insert(aten::fake_quantize_per_tensor_affine,
+                              {value, parameters.scale, parameters.zero_point, int64_t{0}, quantizer->levels() - 1});
+    }
+
+    void round_inputs(const Unit& unit) {
+        for (const auto* input : unit.inputs) {
+            if (qat_.made.count(input)) continue;
+            Value* value = values_.at(input);
+            auto& rounded = rounded_[input];
+            if (!rounded) {
+                const bool argument = value->node()->kind() == prim::Param;
+                rounded = insert(value, input, argument ? nullptr : value->node());
+            }
+            const auto replace = [&](Node* node) { node->replaceInputWith(value, rounded); };
+            for (const auto* node : unit.nodes) replace(nodes_.at(node));
+            if (unit.kind == UnitKind::kCat) replace(nodes_.at(unit.node)->input(0)->node());
+        }
+    }
+
+    void round_weight(const Unit& unit) {
+        Node* node = nodes_.at(unit.node);
+        const auto conv = as_conv(node);
+        const auto linear = as_linear(node);
+        auto* weight = conv ? conv->weight : linear->weight;
+        const bool turned = !conv && linear->weight_transposed != anchor_inputs(node).weight_transposed;
+        auto quantizer = qat_.weights.at(unit.node);
+        const auto stored = parameter_of(model_, weight)->detach();
+        torch::NoGradGuard no_grad;
+        auto values = turned ? quantizer->forward(stored.t()).t() : quantizer->forward(stored);
+        if (const auto name = attribute_name(weight)) {
+            set_tensor(model_, *name, values.contiguous());
+        } else {
+            WithInsertPoint guard(node);
+            node->replaceInputWith(weight, graph_->insertConstant(values.contiguous()));
+        }
+    }
+
+    const QatModel::Impl& qat_;
+    const StaticPlan::Impl& plan_;
+    Model model_;
+    std::shared_ptr<Graph> graph_;
+    std::unordered_map<const Node*, Node*> nodes_;
+    std::unordered_map<const Value*, Value*> values_, rounded_;
+};
+
+}  // namespace
+
+std::unique_ptr<Trainable> QatModel::trainable() const {
+    return std::make_unique<QatTrainable>(impl_);
+}
+
+c10::IValue QatModel::forward(const Inputs& inputs) const {
+    return run_nodes(impl_->model, inputs, impl_->hooks());
+}
+
+Model QatModel::model() const {
+    return impl_->model;
+}
+
+const StaticPlan& QatModel::plan() const {
+    return impl_->plan;
+}
+
+bool QatModel::simulated() const {
+    return std::any_of(impl_->values.begin(), impl_->values.end(),
+                       [](const auto& entry) { return entry.second->options().bits < 8; });
+}
+
+std::vector<std::pair<std::string, FakeQuantize>> QatModel::quantizers() const {
+    return impl_->named;
+}
+
+StaticPlan QatModel::trained_plan() const {
+    if (simulated())
+        throw InvalidArgument("quantize.qat", "activations of fewer than 8 bits have no int8 kernels",
+                              "Use convert(), which gives the simulated model.");
+    torch::NoGradGuard no_grad;
+    auto trained = std::make_shared<StaticPlan::Impl>(impl_->plan.impl());
+    for (auto& [value, parameters] : trained->parameters) parameters = impl_->of(value)->affine();
+    for (auto& unit : trained->units) {
+        unit.sqnr_db = unit.clipped_ratio = 0;  // those were of the model before
+        if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
+        const auto& quantizer = impl_->weights.at(unit.node);
+        const auto weight = out_first(impl_->model, unit.node);
+        const bool turned = anchor_inputs(unit.node).weight_transposed;
+        const auto integers = turned ? quantizer->integers(weight.t()).t() : quantizer->integers(weight);
+        trained->weights[unit.node] = at::_make_per_channel_quantized_tensor(
+            integers.contiguous(), quantizer->scale().expand({weight.size(0)}).to(at::kDouble).contiguous(),
+            at::zeros({weight.size(0)}, at::kLong), 0);
+    }
+    trained->layers = layer_plans(trained->model, trained->facts, trained->units, &trained->parameters);
+    return StaticPlan(trained);
+}
+
+QatModel prepare(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
+                 const QatOptions& options) {
+    check(options);
+    StaticOptions planning;
+    planning.per_channel = options.per_channel;
+    planning.ignore = options.ignore;
+    planning.activation_levels = 256;
+    auto impl = std::make_shared<QatModel::Impl>();
+    impl->plan = plan_static(model, example, calibration, planning);
+    impl->model = impl->plan.model();
+    impl->options = options;
+    Preparer(*impl).run();
+    for (auto& [name, quantizer] : impl->named) quantizer->eval();
+    QatModel prepared(impl);
+    torch::NoGradGuard no_grad;
+    prepared.forward(calibration.front());  // every scale starts
+    return prepared;
+}
+
+Model convert(const QatModel& model) {
+    if (!model.simulated()) return convert(model.trained_plan());
+    for (auto& [name, quantizer] : model.quantizers()) quantizer->eval();
+    return Simulator(model.impl()).run();
+}
+
+}  // namespace coppice::quantize

@@ -1,0 +1,149 @@
+// Stage quantize.qat and the table of quantizers.
+#include <coppice/error.h>
+#include <coppice/training_task.h>
+
+#include "layers/layers.h"
+#include "plan/plan.h"
+#include "qat/rounding.h"
+
+namespace coppice::quantize {
+namespace {
+
+constexpr const char* kWhere = "quantize.qat";
+constexpr int64_t kCalibrationBatches = 8, kCalibrationBatchSize = 64;
+
+class Qat final : public Stage {
+public:
+    Qat(TrainingTask task, QatOptions options, Json quantizer, double freeze_epoch)
+        : task_(std::move(task)),
+          options_(std::move(options)),
+          quantizer_(std::move(quantizer)),
+          freeze_epoch_(freeze_epoch) {}
+
+    Needs needs() const override {
+        auto needs = task_.needs();
+        needs.calibration_data = true;
+        return needs;
+    }
+
+    void check(const Model& model, const Context& context) const override { task_.check(model, context); }
+
+    Model apply(const Model& model, Context& context) const override {
+        if (!context.data.train) throw InvalidArgument(kWhere, "there is no training data", "Give data a train split.");
+        const auto calibration = batches_of(context, kCalibrationBatches, kCalibrationBatchSize, kWhere);
+        if (calibration.empty())
+            throw InvalidArgument(kWhere, "there is no calibration data", "Give data a calibration or train split.");
+        auto options = options_;
+        const auto batch = task_.options().batch_size, size = context.data.train->size();
+        const auto steps = task_.options().drop_last ? size / batch : (size + batch - 1) / batch;
+        if (freeze_epoch_ > 0)
+            options.watch_batches = std::max<int64_t>(1, std::llround(freeze_epoch_ * static_cast<double>(steps)));
+        const auto training = prepare(model, context.example, calibration, options);
+        if (training.simulated())
+            context.log->warning(
+                "quantize.qat: the result is simulated: it computes in float what integers of so few bits would give, "
+                "and is neither smaller nor faster for them");
+        {
+            EvaluateConverted evaluating(context, training);
+            Model trained = training.model();
+            const auto module = training.trainable();
+            task_.run(trained, *module, context);
+            module->train(false);
+        }
+        record(training, context);
+        return convert(training);
+    }
+
+private:
+    /// While it lives, the metric after each epoch is that of the quantized model.
+    class EvaluateConverted {
+    public:
+        EvaluateConverted(Context& context, const QatModel& training) : context_(context), before_(context.evaluate) {
+            if (before_)
+                context.evaluate = [evaluate = before_, training](const Model&) { return evaluate(convert(training)); };
+        }
+        ~EvaluateConverted() { context_.evaluate = before_; }
+        EvaluateConverted(const EvaluateConverted&) = delete;
+
+    private:
+        Context& context_;
+        const std::function<double(const Model&)> before_;
+    };
+
+    void record(const QatModel& training, Context& context) const {
+        const bool simulated = training.simulated();
+        for (const auto& change : training.plan().impl().folded) context.record(change);
+        Json rows = Json::array();
+        for (const auto& [name, quantizer] : training.quantizers()) {
+            const auto scale = quantizer->scale();
+            rows.push_back({{"name", name},
+                            {"bits", quantizer->options().bits},
+                            {"least_scale", scale.min().item<double>()},
+                            {"largest_scale", scale.max().item<double>()}});
+        }
+        int64_t layers = 0, float_layers = 0;
+        for (const auto& layer : training.plan().layers()) {
+            if (!layer.int8) {
+                context.record({layer.layer, "kept", "float32", "float32", layer.reason});
+                float_layers += layer.parameters > 0;
+                continue;
+            }
+            layers += layer.parameters > 0;
+            context.record({layer.layer, simulated ? "simulated" : "int8", "float32",
+                            simulated ? "float32, rounded as if in few bits" : "int8", ""});
+        }
+        auto& facts = context.facts;
+        facts["simulated"] = simulated;
+        facts["quantizer"] = quantizer_;
+        facts["weight_bits"] = options_.weight_bits;
+        facts["activation_bits"] = options_.activation_bits;
+        facts["first_last_bits"] = options_.first_last_bits;
+        facts["quantizers"] = rows;
+        facts["quantized_layers"] = layers;
+        facts["float_layers"] = float_layers;
+        if (!simulated) facts["engine"] = "x86";
+    }
+
+    const TrainingTask task_;
+    const QatOptions options_;
+    const Json quantizer_;
+    const double freeze_epoch_;
+};
+
+std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& losses) {
+    TrainingTask task(o, losses);
+    QatOptions options;
+    options.weight_bits = o.integer("weight_bits", options.weight_bits, 2, 8, "of weights; fewer than 8 stay int8");
+    options.activation_bits = o.integer("activation_bits", options.activation_bits, 2, 8,
+                                        "8: the result is int8; fewer: it is simulated in float, no gain in speed");
+    options.first_last_bits =
+        o.integer("first_last_bits", options.first_last_bits, 2, 8, "of the first and last layer's weights and inputs");
+    options.quantizer = make(o, "quantizer", "lsq", quantizers(), "how scales are found");
+    Json quantizer = o.resolved().at("quantizer");
+    options.per_channel = o.boolean("per_channel", options.per_channel, "one scale per output channel of a weight");
+    options.ignore = o.texts("ignore", {}, "regular expressions: layers that stay in float");
+    const double freeze = o.number_in("freeze_epoch", 0, 0, static_cast<double>(task.options().epochs),
+                                      "when ranges of minmax stop following the values; 0: never");
+    return std::make_unique<Qat>(std::move(task), std::move(options), std::move(quantizer), freeze);
+}
+
+}  // namespace
+
+const std::vector<Entry<Quantizer>>& quantizers() {
+    static const std::vector<Entry<Quantizer>> table = {
+        {"lsq", "learned scales (arXiv 1902.08153)", [](Options&) { return lsq(); }},
+        {"lsq_plus", "learned scales and offsets of activations (arXiv 2004.09576)",
+         [](Options&) { return lsq_plus(); }},
+        {"minmax", "ranges follow the values (arXiv 1712.05877)",
+         [](Options& o) { return minmax_range(o.number("momentum", 0.01, "weight of the newest batch")); }},
+        {"pact", "learned clipping of activations, minmax weights (arXiv 1805.06085)", [](Options&) { return pact(); }},
+    };
+    return table;
+}
+
+std::vector<Entry<Stage>> training_stages(std::vector<Entry<Loss>> losses) {
+    return {{"quantize.qat", "trains with rounding: int8 at 8 bits, simulated in float below (arXiv 1902.08153)",
+             [losses](Options& o) { return make_qat(o, losses); }}};
+}
+
+}  // namespace coppice::quantize

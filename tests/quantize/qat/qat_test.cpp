@@ -1,0 +1,406 @@
+// Fake quantization against plain loops, and the way from a float model through training to int8 or simulated.
+#include <coppice/qat.h>
+
+#include <fstream>
+
+#include "../layer_check.h"
+#include "reference/qat.h"
+
+namespace coppice::quantize {
+namespace {
+
+using namespace coppice::testing;
+
+std::vector<double> doubles(const at::Tensor& tensor) {
+    const auto flat = tensor.detach().to(at::kDouble).contiguous();
+    return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
+}
+
+void expect_near(const std::vector<double>& found, const std::vector<double>& expected, double tolerance) {
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i) EXPECT_NEAR(found[i], expected[i], tolerance) << i;
+}
+
+/// Irregular enough that no value lies at a tie or at an end of the range.
+at::Tensor values_of(at::IntArrayRef shape) {
+    return sine(shape, 1.3) + 0.37 * sine(shape, 0.9).square();
+}
+
+at::Tensor named(FakeQuantize& module, const std::string& name) {
+    for (const auto& parameter : module->named_parameters())
+        if (parameter.key() == name) return parameter.value();
+    return {};
+}
+
+constexpr double kSums = 1e-5;  // sums of a few dozen float32 products of size 1
+
+TEST(Lsq, GradientsOfAnActivationAreThoseOfThePlainLoop) {
+    for (const bool negative : {false, true}) {
+        FakeQuantizeOptions options;
+        options.bits = 3;
+        options.negative = negative;
+        FakeQuantize module(options);
+        const auto x = values_of({4, 3, 5}).requires_grad_();
+        const auto g = sine({4, 3, 5}, 0.7);
+        auto y = module->forward(x);
+        {
+            torch::NoGradGuard no_grad;
+            named(module, "learned").fill_(0.23);
+        }
+        y = module->forward(x);
+        y.backward(g);
+        const auto expected =
+            step_loop(doubles(x), doubles(g), 0.23, 0, negative ? -4 : 0, negative ? 3 : 7, /*of one example*/ 15);
+        expect_near(doubles(y), expected.values, 1e-6);
+        expect_near(doubles(x.grad()), expected.by_value, 0);
+        EXPECT_NEAR(named(module, "learned").grad().item<double>(), expected.by_scale, kSums);
+    }
+}
+
+TEST(Lsq, EveryChannelOfAWeightHasItsOwnGradient) {
+    for (const int64_t channel : {0, 1}) {
+        auto options = weights_of(4, channel == 0 ? 3 : 5);
+        options.channel = channel;
+        FakeQuantize module(options);
+        const auto w = values_of({3, 5, 2}).requires_grad_();
+        const auto g = sine({3, 5, 2}, 0.7);
+        module->start(w);
+        const auto start = doubles(module->scale());
+        {
+            torch::NoGradGuard no_grad;
+            named(module, "learned").mul_(0.61);
+        }
+        const auto y = module->forward(w);
+        y.backward(g);
+        for (int64_t c = 0; c < options.channels; ++c) {
+            const auto part = doubles(w.select(channel, c)), gradient = doubles(g.select(channel, c));
+            double mean = 0;
+            for (const double value : part) mean += std::abs(value) / static_cast<double>(part.size());
+            EXPECT_NEAR(start[static_cast<size_t>(c)], 2 * mean / std::sqrt(7.0), 1e-6);
+            const double scale = module->scale()[c].item<double>();
+            const auto expected = step_loop(part, gradient, scale, 0, -7, 7, static_cast<double>(part.size()));
+            expect_near(doubles(y.select(channel, c)), expected.values, 1e-6);
+            expect_near(doubles(w.grad().select(channel, c)), expected.by_value, 0);
+            EXPECT_NEAR(named(module, "learned").grad()[c].item<double>(), expected.by_scale, kSums);
+        }
+    }
+}
+
+TEST(LsqPlus, LearnsScaleAndOffsetByThePlainLoopsGradients) {
+    FakeQuantizeOptions options;
+    options.bits = 3;
+    options.symmetric = false;
+    options.quantizer = lsq_plus();
+    FakeQuantize module(options);
+    const auto x = values_of({4, 15}).requires_grad_();
+    const auto g = sine({4, 15}, 0.7);
+    module->start(x);
+    {
+        torch::NoGradGuard no_grad;
+        named(module, "learned").fill_(0.21);
+        named(module, "offset").fill_(-0.65);  // 3.095 steps: zero is the integer 3
+    }
+    const auto y = module->forward(x);
+    y.backward(g);
+    const auto expected = step_loop(doubles(x), doubles(g), 0.21, -3 * 0.21, 0, 7, 15);
+    expect_near(doubles(y), expected.values, 1e-6);
+    expect_near(doubles(x.grad()), expected.by_value, 0);
+    EXPECT_NEAR(named(module, "learned").grad().item<double>(), expected.by_scale, kSums);
+    EXPECT_NEAR(named(module, "offset").grad().item<double>(), expected.by_offset, kSums);
+    EXPECT_EQ(module->affine().zero_point, 3);
+}
+
+TEST(Pact, TheClippingValueLearnsByThePlainLoopsGradient) {
+    for (const bool negative : {false, true}) {
+        FakeQuantizeOptions options;
+        options.bits = 4;
+        options.negative = negative;
+        options.quantizer = pact();
+        FakeQuantize module(options);
+        const auto x = values_of({4, 15}).requires_grad_();
+        const auto g = sine({4, 15}, 0.7);
+        module->start(x);
+        {
+            torch::NoGradGuard no_grad;
+            named(module, "learned").fill_(0.83);
+        }
+        const auto y = module->forward(x);
+        y.backward(g);
+        const auto expected = pact_loop(doubles(x), doubles(g), 0.83, negative ? 7 : 15, negative);
+        EXPECT_NE(expected.by_scale, 0);
+        expect_near(doubles(x.grad()), expected.by_value, 0);
+        EXPECT_NEAR(named(module, "learned").grad().item<double>(), expected.by_scale, kSums);
+        if (negative) continue;  // the integer -8, which symmetric int8 kernels have, lies beyond -a
+        expect_near(doubles(y), expected.values, 1e-6);
+    }
+}
+
+TEST(MinMaxRange, FollowsTheBatchesUntilItIsFrozen) {
+    FakeQuantizeOptions options;
+    options.symmetric = false;
+    options.quantizer = minmax_range(0.25);
+    options.watch_batches = 2;
+    FakeQuantize module(options);
+    module->start(at::tensor({-1.0f, 3.0f}));
+    module->train();
+    const auto batch = at::tensor({-2.0f, 5.0f});
+    module->forward(batch);
+    EXPECT_NEAR(module->scale().item<double>(), (0.75 * 4 + 0.25 * 7) / 255, 1e-7);
+    module->forward(batch);
+    const double second = 0.75 * (0.75 * 4 + 0.25 * 7) + 0.25 * 7;
+    EXPECT_NEAR(module->scale().item<double>(), second / 255, 1e-7);
+    module->forward(batch);
+    EXPECT_NEAR(module->scale().item<double>(), second / 255, 1e-7);
+    module->eval();
+    EXPECT_LE(max_difference(module->forward(at::zeros({3})), at::zeros({3})), 0);
+}
+
+class EveryQuantizer : public ::testing::TestWithParam<std::string> {
+protected:
+    std::shared_ptr<const Quantizer> make() const {
+        Options options(GetParam(), std::vector<std::pair<std::string, std::string>>{});
+        return find_entry(quantizers(), "quantizer", GetParam(), "test").make(options);
+    }
+};
+
+TEST_P(EveryQuantizer, RoundsByAtMostHalfAStepAndKeepsAChannelOfZeros) {
+    for (const int64_t bits : {2, 3, 4, 8}) {
+        auto options = weights_of(bits, 4);
+        options.quantizer = make();
+        FakeQuantize module(options);
+        auto weight = values_of({4, 3, 3});
+        weight[2].zero_();
+        const auto rounded = module->forward(weight).detach();
+        const auto scale = module->scale().reshape({4, 1, 1});
+        const double highest = static_cast<double>((int64_t{1} << (bits - 1)) - 1);
+        const auto clipped = at::minimum(at::maximum(weight, -scale * highest), scale * highest);
+        EXPECT_TRUE(((rounded - clipped).abs() <= 0.5001 * scale).all().item<bool>()) << bits;
+        EXPECT_TRUE(rounded[2].eq(0).all().item<bool>());
+        EXPECT_GT(module->scale()[2].item<double>(), 0);
+        EXPECT_LE(max_difference(module->integers(weight).to(at::kFloat) * scale, rounded), 1e-6);
+    }
+}
+
+TEST_P(EveryQuantizer, AFileHoldsAllThatItsModuleKnows) {
+    FakeQuantizeOptions options;
+    options.bits = 4;
+    options.quantizer = make();
+    options.symmetric = !options.quantizer->offsets();
+    FakeQuantize module(options), other(options);
+    const auto x = values_of({4, 15});
+    module->forward(x);
+    std::stringstream file;
+    torch::save(module, file);
+    torch::load(other, file);
+    EXPECT_TRUE(at::equal(other->forward(0.5 * x), module->forward(0.5 * x)));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EveryQuantizer, ::testing::ValuesIn(names_of(quantizers())),
+                         [](const auto& info) { return info.param; });
+
+TEST(FakeQuantize, NamesTheOptionOutOfItsRange) {
+    FakeQuantizeOptions options;
+    options.bits = 9;
+    EXPECT_THROW(FakeQuantize{options}, InvalidArgument);
+    EXPECT_THROW(FakeQuantize(weights_of(4, 3))->forward(at::zeros({4, 2})), InvalidArgument);
+}
+
+struct Net : torch::nn::Module {
+    torch::nn::Linear layer{nullptr};
+    FakeQuantize weights{nullptr}, values{nullptr};
+    Net() {
+        layer = register_module("layer", torch::nn::Linear(6, 3));
+        weights = register_module("weights", FakeQuantize(weights_of(3, 3)));
+        FakeQuantizeOptions options;
+        options.bits = 3;
+        values = register_module("values", FakeQuantize(options));
+    }
+    at::Tensor forward(const at::Tensor& x) {
+        return torch::linear(values->forward(x), weights->forward(layer->weight), layer->bias);
+    }
+};
+
+TEST(FakeQuantize, ATorchNnModuleLearnsWithIt) {
+    torch::manual_seed(3);
+    auto net = std::make_shared<Net>();
+    const auto x = values_of({64, 6}), target = at::linear(x, sine({3, 6}, 0.8));
+    net->forward(x);  // scales start
+    const auto module = trainable(net, [&](const Inputs& inputs) { return net->forward(inputs[0].toTensor()); });
+    TrainOptions options;
+    options.epochs = 8;
+    options.batch_size = 8;
+    options.lr = 0.05;
+    options.weight_decay = 0;
+    const auto before = net->values->scale().item<double>();
+    const auto result = Trainer(options).fit(*module, *tensor_dataset({x}, target, "lines"), *mean_squared_error());
+    EXPECT_LT(result.epochs.back().train_loss, 0.5 * result.epochs.front().train_loss);
+    EXPECT_NE(net->values->scale().item<double>(), before);
+}
+
+Context small_context(const std::shared_ptr<Dataset>& data) {
+    Context context;
+    context.example = {sine({2, 3, 8, 8})};
+    context.data.train = context.data.calibration = data;
+    return context;
+}
+
+std::shared_ptr<Dataset> small_data() {
+    return tensor_dataset({(at::arange(32 * 3 * 8 * 8, at::kDouble) * 0.7).sin().to(at::kFloat).reshape({32, 3, 8, 8})},
+                          at::arange(32).remainder(10), "smooth images");
+}
+
+QatModel trained(const Model& model, QatOptions options) {
+    const auto data = small_data();
+    const auto images = data->batch({0, 1, 2, 3, 4, 5, 6, 7}).inputs;
+    const auto training = prepare(model, {sine({2, 3, 8, 8})}, std::vector<Inputs>(1, images), options);
+    TrainOptions settings;
+    settings.epochs = 2;
+    settings.batch_size = 8;
+    settings.lr = 0.02;
+    const auto module = training.trainable();
+    Trainer(settings).fit(*module, *data, *cross_entropy());
+    module->train(false);
+    return training;
+}
+
+class QatOf : public ::testing::TestWithParam<std::string> {
+protected:
+    QatOptions options(int64_t bits) const {
+        Options none(GetParam(), std::vector<std::pair<std::string, std::string>>{});
+        QatOptions options;
+        options.weight_bits = options.activation_bits = bits;
+        options.quantizer = find_entry(quantizers(), "quantizer", GetParam(), "test").make(none);
+        return options;
+    }
+};
+
+TEST_P(QatOf, EightBitsTrainWhatTheInt8ModelComputes) {
+    for (const bool per_channel : {true, false}) {
+        auto settings = options(8);
+        settings.per_channel = per_channel;
+        const auto training = trained(residual_model(), settings);
+        torch::NoGradGuard no_grad;
+        const Inputs inputs = {sine({4, 3, 8, 8}, 1.1)};
+        const auto plan = training.trained_plan();
+        // The plan's own simulation is another walk over other parameters: those that the kernels get.
+        EXPECT_LE(max_difference(fake_quantized(plan, inputs).toTensor(), training.forward(inputs).toTensor()), 1e-6);
+        const auto int8 = convert(training);
+        const auto checked = testing::check_every_layer(int8, inputs);
+        EXPECT_GT(checked["quantized::conv2d"] + checked["quantized::conv2d_relu"], 0);
+        EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+    }
+}
+
+TEST_P(QatOf, FewerBitsGiveAModelOfStockOperatorsThatComputesWhatWasTrained) {
+    const auto training = trained(residual_model(), options(3));
+    EXPECT_TRUE(training.simulated());
+    const auto simulated = convert(training);
+    TemporaryFolder folder;
+    simulated.save(folder / "model.pt");
+    auto loaded = torch::jit::load((folder / "model.pt").string());
+    torch::NoGradGuard no_grad;
+    const Inputs inputs = {sine({4, 3, 8, 8}, 1.1)};
+    EXPECT_LE(max_difference(first_tensor(loaded.forward(inputs)), training.forward(inputs).toTensor()), 1e-6);
+    int roundings = 0;
+    for (const auto* node : all_nodes(*simulated.graph())) {
+        const std::string op = node->kind().toQualString();
+        EXPECT_EQ(op.rfind("quantized::", 0), std::string::npos);
+        roundings += op == "aten::fake_quantize_per_tensor_affine";
+    }
+    EXPECT_GT(roundings, 3);
+    EXPECT_THROW(training.trained_plan(), InvalidArgument);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, QatOf, ::testing::ValuesIn(names_of(quantizers())),
+                         [](const auto& info) { return info.param; });
+
+TEST(Qat, InnerWeightsHaveFewValuesAndTheFirstAndLastLayerEightBits) {
+    QatOptions options;
+    options.weight_bits = options.activation_bits = 2;
+    const auto training = trained(residual_model(), options);
+    int wide = 0, narrow = 0;
+    for (const auto& [name, quantizer] : training.quantizers()) {
+        if (!quantizer->options().weight) continue;
+        (quantizer->options().bits == 8 ? wide : narrow) += 1;
+    }
+    EXPECT_EQ(wide, 2);
+    EXPECT_GT(narrow, 0);
+    int coarse = 0;
+    for (const auto& tensor : named_tensors(convert(training)))
+        if (tensor.tensor.dim() == 4 && std::get<0>(at::_unique(tensor.tensor[0])).numel() <= 3) ++coarse;
+    EXPECT_EQ(coarse, narrow);  // -1, 0 and 1 times the channel's scale
+}
+
+TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
+    for (const std::string quantizer : {"lsq_plus", "minmax"}) {
+        Setting settings = Setting::map({{"epochs", Setting::scalar("3")},
+                                         {"batch_size", Setting::scalar("8")},
+                                         {"weight_bits", Setting::scalar("4")},
+                                         {"activation_bits", Setting::scalar("4")},
+                                         {"freeze_epoch", Setting::scalar("1.5")},
+                                         {"quantizer", Setting::scalar(quantizer)}});
+        const auto run = [&](Context& context) {
+            Options options("quantize.qat", settings);
+            const auto stages = training_stages(builtin_losses());
+            const auto stage = stages.front().make(options);
+            options.done();
+            return stage->apply(residual_model(), context);
+        };
+        auto whole = small_context(small_data());
+        const auto expected = run(whole);
+        EXPECT_TRUE(whole.facts["simulated"].get<bool>());
+        TemporaryFolder folder;
+        auto first = small_context(small_data());
+        first.work_dir = folder.path();
+        int evaluated = 0;
+        first.evaluate = [&](const Model& model) {
+            int roundings = 0;
+            for (const auto* node : all_nodes(*model.graph()))
+                roundings += std::string(node->kind().toQualString()) == "aten::fake_quantize_per_tensor_affine";
+            EXPECT_GT(roundings, 0);  // the metric is that of the quantized model
+            ++evaluated;
+            return 0.0;
+        };
+        first.interrupted = [&] { return evaluated == 2; };
+        EXPECT_THROW(run(first), Interrupted);
+        auto second = small_context(small_data());
+        second.work_dir = folder.path();
+        const auto resumed = run(second);
+        EXPECT_TRUE(second.facts["resumed"].get<bool>());
+        torch::NoGradGuard no_grad;
+        EXPECT_TRUE(
+            at::equal(first_tensor(resumed.forward(second.example)), first_tensor(expected.forward(second.example))));
+    }
+}
+
+TEST(Qat, ResNet20IsTrainedAsItsInt8KernelsCompute) {
+    SKIP_WITHOUT_DATA("cifar10/resnet20.pt");
+    torch::set_num_threads(1);
+    std::ifstream file(data_path("cifar10/train.bin"), std::ios::binary);
+    auto bytes = at::empty({64, 3073}, at::kByte);
+    file.read(static_cast<char*>(bytes.data_ptr()), bytes.numel());
+    const auto mean = at::tensor({0.485f, 0.456f, 0.406f}).reshape({1, 3, 1, 1});
+    const auto deviation = at::tensor({0.229f, 0.224f, 0.225f}).reshape({1, 3, 1, 1});
+    const auto images = (bytes.slice(1, 1).reshape({64, 3, 32, 32}).to(at::kFloat) / 255 - mean) / deviation;
+    const auto data = tensor_dataset({images}, bytes.select(1, 0).to(at::kLong), "images");
+    const auto training = prepare(Model::load(data_path("cifar10/resnet20.pt")), {images.slice(0, 0, 1)},
+                                  std::vector<Inputs>(1, Inputs{images}), QatOptions());
+    TrainOptions settings;
+    settings.batch_size = 32;
+    settings.lr = 0.001;
+    const auto module = training.trainable();
+    Trainer(settings).fit(*module, *data, *cross_entropy());
+    module->train(false);
+    torch::NoGradGuard no_grad;
+    const Inputs inputs = {images.slice(0, 0, 8)};
+    const auto fake = training.forward(inputs).toTensor();
+    EXPECT_LE(max_difference(fake_quantized(training.trained_plan(), inputs).toTensor(), fake), 1e-5);
+    const auto int8 = convert(training);
+    const auto checked = testing::check_every_layer(int8, inputs);
+    EXPECT_EQ(checked["quantized::conv2d"] + checked["quantized::conv2d_relu"], 21);
+    EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+    EXPECT_TRUE(at::equal(int8.forward(inputs).toTensor().argmax(1), fake.argmax(1)));
+}
+
+}  // namespace
+}  // namespace coppice::quantize
