@@ -147,6 +147,21 @@ TEST(CollectReport, ReportsTheIntactStagesOfAHalfWrittenRunAndNamesTheRest) {
     for (const auto& render : {html, csv, markdown, terminal_table}) EXPECT_FALSE(render(report).empty());
 }
 
+TEST(CollectReport, ModelsSideBySideHaveNoFinalOneAndNoPayback) {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    edit(folder / "run-a" / "manifest.json", [](Json& json) { json["kind"] = "eval"; });
+    const Json report = collect_report({folder / "run-a"});
+    EXPECT_EQ(
+        report["summary"],
+        "9 models beside baseline: Top-1 accuracy 69.31 % to 87.82 % (baseline 88.70 %), 0.15 to 0.55 of its file, "
+        "0.24 "
+        "to 0.64 of its time at batch 128, 0.24 to 0.64 of its energy per inference. Measured on Intel Xeon Platinum "
+        "8481C CPU @ 2.70GHz, 2 threads.");
+    EXPECT_TRUE(report["runs"][0]["cost"]["payback_inferences"]["value"].is_null());
+    for (const auto& render : {html, csv, markdown, terminal_table, svg}) EXPECT_FALSE(render(report).empty());
+}
+
 TEST(CollectReport, SaysThatOnlyTheBaselineIsFinished) {
     TemporaryFolder folder;
     write_sample_run(folder / "run-a");
