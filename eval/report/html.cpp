@@ -322,6 +322,9 @@ std::string stage_table(const View& view, const Detail& detail) {
         if (stage.is_final && !stage.is_baseline) classes = "final";
         out += "<tr data-i=" + std::to_string(row) + (classes.empty() ? "" : " class=" + classes) +
                "><th scope=row data-v=" + std::to_string(row) + "><a href=\"#" + anchor_of(stage) + "\">" +
+               (stage.run->side_by_side && !stage.position.empty()  // where the picture has numbers in place of names
+                    ? "<span class=narrow>" + stage.position + " </span>"
+                    : "") +
                breakable(stage.label) + "</a>";
         if (!stage.kept)
             out += "<span class=sub>not kept</span>";
@@ -519,10 +522,11 @@ std::string stage_details(const View& view, const Detail& detail) {
                "</span><span class=said>" +
                e(stage.verdict.empty() && stage.is_baseline ? "The model as it was given." : stage.verdict) +
                "</span><span class=\"tag" + (stage.is_final ? " final" : "") + "\">" +
-               (!stage.kept         ? "not kept"
-                : stage.is_final    ? "final"
-                : stage.is_baseline ? "baseline"
-                                    : "kept") +
+               (!stage.kept               ? "not kept"
+                : stage.is_final          ? "final"
+                : stage.is_baseline       ? "baseline"
+                : stage.run->side_by_side ? "model"
+                                          : "kept") +
                "</span></summary><div class=body>";
         for (const auto& warning : stage.warnings()) out += "<p class=note>Note: " + e(warning) + "</p>";
         const std::string options = pairs(member(*stage.stage, "options")),
