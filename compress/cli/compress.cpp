@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 
 #include <cmath>
-#include <ctime>
 #include <iostream>
 
 #include "commands.h"
@@ -15,27 +14,6 @@ namespace coppice::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string iso_time() {
-    const std::time_t now = std::time(nullptr);
-    std::tm utc{};
-    ::gmtime_r(&now, &utc);
-    char text[32];
-    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    return text;
-}
-
-Json data_manifest(const DataSplits& data) {
-    Json splits = Json::object();
-    const std::vector<std::pair<std::string, std::shared_ptr<const Dataset>>> all = {
-        {"train", data.train}, {"validation", data.validation}, {"test", data.test}, {"calibration", data.calibration}};
-    for (const auto& [name, dataset] : all)
-        if (dataset)
-            splits[name] = {{"description", dataset->description()},
-                            {"examples", dataset->size()},
-                            {"sha256", dataset->fingerprint()}};
-    return splits;
-}
 
 std::string cpu_of(const Json& manifest) {
     if (!manifest.contains("environment") || !manifest["environment"].is_object()) return {};
@@ -111,7 +89,11 @@ int run_compress(const Arguments& arguments) {
     line.add()("o,out", "run directory (default: runs/<name of the recipe>)", cxxopts::value<std::string>(), "DIR")(
         "resume", "continue the run in that directory after a crash or Ctrl-C")(
         "set", "change a value of the recipe; may be given several times", cxxopts::value<std::vector<std::string>>(),
-        "KEY=VALUE")("dry-run", "check everything and print the recipe with all defaults; run and write nothing");
+        "KEY=VALUE")("project", "noted in the run, to sum costs by (coppice report --group-by)",
+                     cxxopts::value<std::string>(),
+                     "NAME")("user", "the same: on whose account", cxxopts::value<std::string>(), "NAME")(
+        "tag", "the same; may be given several times", cxxopts::value<std::vector<std::string>>(), "TAG")(
+        "dry-run", "check everything and print the recipe with all defaults; run and write nothing");
     if (!line.parse(arguments, "recipe")) return kDone;
     const auto files = line.texts("recipe");
     if (files.size() != 1)
@@ -163,20 +145,10 @@ int run_compress(const Arguments& arguments) {
     }
 
     const fs::path out = line.given("out") ? fs::path(line.text("out")) : fs::path("runs") / fs::path(files[0]).stem();
-    const Json manifest = {
-        {"format", "coppice-run"},
-        {"version", 1},
-        {"coppice", version()},
-        {"libtorch", TORCH_VERSION},
-        {"recipe_sha256", sha256_of(to_yaml(recipe.resolved))},
-        {"model", {{"path", recipe.model.string()}, {"sha256", sha256_of_file(recipe.model.string())}}},
-        {"data", data_manifest(data)},
-        {"seed", recipe.seed},
-        {"environment", eval::environment().to_json()},
-        {"task", recipe.resolved["task"]["type"]},
-        {"metric", recipe.metric},
-        {"created", iso_time()},
-        {"recipe", recipe.resolved}};
+    Json manifest = run_manifest(recipe, data, recipe.model);
+    for (const char* name : {"project", "user"})
+        if (line.given(name)) manifest[name] = line.text(name);
+    if (line.given("tag")) manifest["tags"] = line.texts("tag");
     auto run = RunDirectory::open(out, manifest, line.given("resume"));
     if (line.given("resume") && !run.resumed()) log.info(out.string() + " holds no run yet: a new one is started");
     if (run.resumed() && cpu_of(run.manifest()) != cpu_of(manifest))

@@ -1,14 +1,19 @@
 // coppice eval: TorchScript files against each other on the same data and in the same interleaved timing.
 #include <coppice/data.h>
+#include <coppice/report.h>
 
+#include <algorithm>
 #include <cmath>
 #include <iostream>
+#include <set>
 
 #include "commands.h"
 #include "recipe.h"
 
 namespace coppice::cli {
 namespace {
+
+namespace fs = std::filesystem;
 
 std::optional<double> value_at(const Json& json, const std::string& pointer) {
     const Json::json_pointer place(pointer);
@@ -34,6 +39,52 @@ std::string ratio_text(const Json& row) {
     return text;
 }
 
+// A run directory stands for its result.
+fs::path model_of(const std::string& given) {
+    std::error_code ignored;
+    if (!fs::is_directory(given, ignored)) return given;
+    const fs::path file = fs::path(given) / "model.pt";
+    if (!fs::is_regular_file(file, ignored))
+        throw IoError(given, "the folder holds no model.pt",
+                      "Give a TorchScript file, or the folder of a finished run.");
+    return file;
+}
+
+// What tells the models apart: the file's name, or the folder's where the file is called model.pt. Twins are numbered.
+std::vector<std::string> names_of(const std::vector<fs::path>& files) {
+    std::vector<std::string> names;
+    std::set<std::string> taken;
+    for (const auto& file : files) {
+        const fs::path path = fs::absolute(file).lexically_normal();
+        const std::string base =
+            path.filename() == "model.pt" ? path.parent_path().filename().string() : path.stem().string();
+        std::string name = base;
+        for (int n = 2; !taken.insert(name).second; ++n) name = base + "-" + std::to_string(n);
+        names.push_back(name);
+    }
+    return names;
+}
+
+// The folder that `coppice report` reads: the models stand side by side, none is the result of another.
+void write_run(RunDirectory& run, const std::vector<fs::path>& files, const std::vector<Json>& measurements) {
+    const auto names = names_of(files);
+    for (size_t i = 0; i < files.size(); ++i) {
+        const auto folder = RunDirectory::folder_name(i, names[i]);
+        const auto partial = run.partial(folder);
+        const Json stage = {{"format", "coppice-stage"},
+                            {"version", 1},
+                            {"stage", names[i]},
+                            {"kept", true},
+                            {"model_file", files[i].string()},
+                            {"model_sha256", sha256_of_file(files[i].string())},
+                            {"changes", Json::array()},
+                            {"warnings", Json::array()}};
+        write_atomically(partial / "measurement.json", measurements[i].dump(2) + "\n");
+        write_atomically(partial / "stage.json", stage.dump(2) + "\n");
+        run.commit(folder);
+    }
+}
+
 }  // namespace
 
 int run_eval(const Arguments& arguments) {
@@ -51,13 +102,18 @@ int run_eval(const Arguments& arguments) {
         "i,input", "shape of an input where no data are given, see coppice inspect --help",
         cxxopts::value<std::vector<std::string>>(),
         "SHAPE")("set", "change a value of the recipe", cxxopts::value<std::vector<std::string>>(), "KEY=VALUE")(
-        "json", "as JSON: one measurement per model, as in measurement.json");
+        "json", "as JSON: one measurement per model, as in measurement.json")(
+        "o,out", "folder for a report (HTML, JSON, CSV, Markdown), for which coppice report knows other forms",
+        cxxopts::value<std::string>(), "DIR")("title", "heading of the report", cxxopts::value<std::string>(), "TEXT");
     if (!line.parse(arguments, "model")) return kDone;
-    auto files = line.texts("model");
+    std::vector<fs::path> files;
+    for (const auto& text : line.texts("model")) files.push_back(model_of(text));
     if (line.given("baseline")) {
-        files.erase(std::remove(files.begin(), files.end(), line.text("baseline")), files.end());
-        files.insert(files.begin(), line.text("baseline"));
+        const fs::path baseline = model_of(line.text("baseline"));
+        files.erase(std::remove(files.begin(), files.end(), baseline), files.end());
+        files.insert(files.begin(), baseline);
     }
+    if (line.given("title") && !line.given("out")) line.fail("--title is the report's", "Add --out FOLDER.");
     if (files.empty()) line.fail("no model is given", "Write coppice eval baseline.pt smaller.pt --data recipe.yaml.");
     if (line.given("data") && line.given("recipe")) line.fail("--data and --recipe are the same", "Give one of them.");
     const std::string file = line.given("data") ? line.text("data") : line.given("recipe") ? line.text("recipe") : "";
@@ -75,18 +131,36 @@ int run_eval(const Arguments& arguments) {
     }
     set_threads(recipe.threads);
     DataSplits data;
-    if (recipe.data.kind == Setting::Kind::kMap) data = open_data(recipe.data, recipe.base.string());
+    if (recipe.data.kind == Setting::Kind::kMap) {
+        Json resolved = Json::object();
+        data = open_data(recipe.data, recipe.base.string(), &resolved);
+        recipe.resolved["data"] = resolved;
+    }
     const auto example = example_inputs(recipe, data);
     const auto dataset = data.test ? data.test : data.validation ? data.validation : data.train;
     const std::string split = data.test ? "test" : data.validation ? "validation" : "train";
     // The baseline in canonical form: a clear error for what is no TorchScript, or does not run on this input.
-    load_checked(files[0], example, files[0]);
+    load_checked(files[0], example, files[0].string());
+    std::optional<RunDirectory> run;
+    if (line.given("out")) {
+        Json manifest = run_manifest(recipe, data, files[0]);
+        manifest["kind"] = "eval";
+        // A comparison has no stages; what is left is what was measured, on what and how.
+        for (const char* section : {"model", "stages", "deploy", "gate", "report"}) manifest["recipe"].erase(section);
+        run.emplace(RunDirectory::open(line.text("out"), manifest, /*resume=*/false));
+    }
 
     eval::Measurer measurer(example, dataset, dataset ? split : "", recipe.task, recipe.metric, recipe.measure);
     measurer.log = &log;
     measurer.interrupted = interrupted;
-    const auto measurements = measurer.compare({files.begin(), files.end()}, 0);
+    const auto measurements = measurer.compare(files, 0);
     log.clear();
+    std::vector<fs::path> written;
+    if (run) {
+        write_run(*run, files, measurements);
+        const auto report = eval::collect_report({run->path()}, line.given("title") ? line.text("title") : "");
+        written = eval::write_report(report, run->path(), eval::default_report_formats());
+    }
     if (line.given("json")) {
         std::cout << Json(measurements).dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
         return kDone;
@@ -104,7 +178,7 @@ int run_eval(const Arguments& arguments) {
         const auto bytes = value_at(measurement, "/figures/file_bytes/value"),
                    parameters = value_at(measurement, "/figures/parameters/value"),
                    macs = value_at(measurement, "/figures/macs/value");
-        std::vector<std::string> cells = {files[i],
+        std::vector<std::string> cells = {files[i].string(),
                                           number_text("%.4f", value_at(measurement, "/quality/value")),
                                           i && points && baseline_points
                                               ? number_text("%+.2f", *points - *baseline_points)
@@ -136,6 +210,8 @@ int run_eval(const Arguments& arguments) {
                   << " examples); points are differences to the baseline, higher is better.\n";
     else
         std::cout << "\nNo data were given: quality was not measured.\n";
+    for (size_t i = 0; i < written.size(); ++i)
+        std::cout << (i ? "" : "\n") << "report  " << written[i].string() << "\n";
     return kDone;
 }
 

@@ -72,4 +72,9 @@ Recipe recipe_from_settings(Setting root, const std::vector<std::string>& overri
 Inputs example_inputs(const Recipe& recipe, const DataSplits& data);
 Inputs example_inputs(const std::vector<InputSpec>& specs);
 
+/// Every split that there is, with its number of examples and the SHA-256 of its content.
+Json data_manifest(const DataSplits& data);
+/// manifest.json of a run that begins with `model`. The recipe's `resolved` is complete once the data are open.
+Json run_manifest(const Recipe& recipe, const DataSplits& data, const std::filesystem::path& model);
+
 }  // namespace coppice::cli

@@ -1,10 +1,12 @@
-// coppice report: runs to HTML, JSON, CSV, Markdown; two of them against each other.
+// coppice report: runs to HTML, JSON, CSV, Markdown; two of them against each other; what many cost, by project.
+#include <coppice/allocation.h>
 #include <coppice/eval.h>
 #include <coppice/pipeline.h>
 #include <coppice/report.h>
 
 #include <cmath>
 #include <iostream>
+#include <map>
 #include <sstream>
 
 #include "commands.h"
@@ -63,7 +65,7 @@ int compare(const CommandLine& line, const std::vector<std::string>& runs) {
         line.fail(
             "--compare takes two runs, " + std::to_string(runs.size()) + (runs.size() == 1 ? " is" : " are") + " given",
             "Write coppice report --compare runs/a runs/b.");
-    for (const char* other : {"format", "out", "title", "load", "regions"})
+    for (const char* other : {"format", "out", "title", "load", "regions", "x", "y"})
         if (line.given(other)) line.fail("--compare and --" + std::string(other) + " do not go together");
     const auto comparison = eval::compare_runs(runs[0], runs[1]);
     if (line.given("json"))
@@ -73,9 +75,45 @@ int compare(const CommandLine& line, const std::vector<std::string>& runs) {
     return kDone;
 }
 
+double price(const CommandLine& line, const char* name) {
+    const double value = line.values()[name].as<double>();
+    if (!(value >= 0) || !std::isfinite(value)) line.fail("--" + std::string(name) + " must be 0 or more");
+    return value;
+}
+
+// What many runs and tracked programs took, by project, user or tag.
+int allocate(const CommandLine& line, const std::vector<std::string>& sources) {
+    for (const char* other : {"format", "out", "title", "load", "regions", "compare", "x", "y"})
+        if (line.given(other)) line.fail("--group-by and --" + std::string(other) + " do not go together");
+    eval::AllocationOptions options;
+    options.group_by = line.text("group-by");
+    options.currency = line.text("currency");
+    if (line.given("price")) options.price_per_kwh = price(line, "price");
+    if (line.given("carbon-price")) {
+        if (!line.given("price"))
+            line.fail("--carbon-price alone gives no cost", "Add --price, that of a kWh; it may be 0.");
+        options.price_per_tonne = price(line, "carbon-price");
+    }
+    const auto allocation = eval::allocate({sources.begin(), sources.end()}, options);
+    for (const auto& warning : allocation["warnings"]) std::cerr << "warning: " << warning.get<std::string>() << "\n";
+    if (line.given("json"))
+        std::cout << allocation.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
+    else
+        std::cout << eval::allocation_text(allocation);
+    return kDone;
+}
+
 }  // namespace
 
-int run_report(const Arguments& arguments) {
+int run_report(const Arguments& given) {
+    // cxxopts takes an option of one letter with one dash alone.
+    Arguments arguments = given;
+    for (auto& argument : arguments)
+        if (argument == "--x" || argument == "--y" || argument.rfind("--x=", 0) == 0 ||
+            argument.rfind("--y=", 0) == 0) {
+            argument.erase(0, 1);
+            if (argument.size() > 2) argument.erase(2, 1);
+        }
     CommandLine line(
         "report", "RUN... [options]",
         "Makes one report of one or several run directories: quality against run time, size, operations, power,\n"
@@ -83,28 +121,42 @@ int run_report(const Arguments& arguments) {
         "  coppice report runs/resnet20\n"
         "  coppice report runs/a runs/b --format html,csv --out comparison --title \"a or b\"\n"
         "  coppice report --compare runs/a runs/b\n"
-        "  coppice report --compare runs/a/00-baseline runs/a/02-train.finetune --json\n");
+        "  coppice report --compare runs/a/00-baseline runs/a/02-train.finetune --json\n"
+        "  coppice report runs/a --format svg --x file_bytes --y latency_b1_t2\n"
+        "  coppice report --group-by project runs/* tracked.json emissions.csv --price 0.3 --carbon-price 80\n");
     line.add()("o,out", "folder to write to (default: the run's own, for several runs the current one)",
-               cxxopts::value<std::string>(),
-               "DIR")("format", "html, json, csv, md, card (a model card): one or several, with commas between",
-                      cxxopts::value<std::string>(), "LIST")(
+               cxxopts::value<std::string>(), "DIR")(
+        "format", "html, json, csv, md, card (a model card), svg (the picture): one or several, with commas between",
+        cxxopts::value<std::string>(), "LIST")(
         "load", "inferences a day: after how many days compressing has paid for itself", cxxopts::value<double>(), "N")(
         "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
         "FILE")("compare", "is the second run (or stage) better than the first, in what, and how sure")(
-        "json", "with --compare: the answer as JSON")("schema", "print the JSON schema of report or comparison and end",
-                                                      cxxopts::value<std::string>(), "NAME")(
+        "group-by", "what runs and tracked programs took, summed by project, user or tag",
+        cxxopts::value<std::string>(), "WHAT")("price", "with --group-by: of a kWh", cxxopts::value<double>(), "PRICE")(
+        "carbon-price", "with --group-by: of a tonne of CO2e", cxxopts::value<double>(), "PRICE")(
+        "currency", "of the prices", cxxopts::value<std::string>()->default_value("EUR"), "NAME")(
+        "json", "with --compare or --group-by: the answer as JSON")(
+        "schema", "print the JSON schema of report, comparison or allocation and end", cxxopts::value<std::string>(),
+        "NAME")("x", "axis of the picture, across: quality, file_bytes, latency_b1_t2, ...",
+                cxxopts::value<std::string>(),
+                "NAME")("y", "the same, up (default: quality)", cxxopts::value<std::string>(), "NAME")(
         "title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
     if (!line.parse(arguments, "run")) return kDone;
     if (line.given("schema")) {
-        const auto name = line.text("schema");
-        if (name != "report" && name != "comparison")
-            throw_unknown("--schema", "schema", name, {"comparison", "report"});
-        std::cout << (name == "report" ? eval::report_schema() : eval::comparison_schema()).dump(2) << "\n";
+        const std::map<std::string, const Json& (*)()> schemas = {{"allocation", eval::allocation_schema},
+                                                                  {"comparison", eval::comparison_schema},
+                                                                  {"report", eval::report_schema}};
+        const auto found = schemas.find(line.text("schema"));
+        if (found == schemas.end())
+            throw_unknown("--schema", "schema", line.text("schema"), {"allocation", "comparison", "report"});
+        std::cout << found->second().dump(2) << "\n";
         return kDone;
     }
     const auto runs = line.texts("run");
+    if (line.given("group-by")) return allocate(line, runs);
     if (line.given("compare")) return compare(line, runs);
-    if (line.given("json")) line.fail("--json belongs to --compare", "For report.json write --format json.");
+    if (line.given("json"))
+        line.fail("--json belongs to --compare and --group-by", "For report.json write --format json.");
     if (runs.empty())
         line.fail("no run directory is given", "Write coppice report runs/name; see coppice report --help.");
 
@@ -123,7 +175,11 @@ int run_report(const Arguments& arguments) {
         }
     }
     const std::filesystem::path out = line.given("out") ? line.text("out") : runs.size() == 1 ? runs[0] : ".";
-    const auto report = eval::collect_report({runs.begin(), runs.end()}, line.text("title"));
+    eval::ReportOptions options;
+    options.title = line.text("title");
+    if (line.given("x")) options.x = line.text("x");
+    if (line.given("y")) options.y = line.text("y");
+    const auto report = eval::collect_report({runs.begin(), runs.end()}, options);
     std::error_code error;
     std::filesystem::create_directories(out, error);
     if (error)

@@ -7,7 +7,8 @@
 #include <coppice/pipeline.h>
 #include <coppice/report.h>
 
-#include "report/view.h"
+#include "report/label.h"
+#include "report/picture.h"
 
 namespace coppice::eval {
 namespace {
@@ -63,6 +64,10 @@ Json collect_run(const fs::path& given, std::vector<std::string>& warnings) {
         const std::string name = entry.path().filename().string();
         const size_t digits = name.find_first_not_of("0123456789");
         if (!entry.is_directory() || digits == 0 || digits > 9 || name[digits] != '-') continue;
+        if (name.find(".aside-") != std::string::npos) {
+            warnings.push_back(folder + "/" + name + " was set aside as damaged or out of date and is left out.");
+            continue;
+        }
         folders.emplace_back(std::stoll(name.substr(0, digits)), name);
     }
     std::sort(folders.begin(), folders.end());
@@ -99,131 +104,64 @@ const char* name_of(ParetoStatus status) {
     return "dominated";
 }
 
-struct Candidate {
-    const Stage* stage;
-    Uncertain x, y;  // x: the measure, lower is better; y: quality in points, higher is better
-    Figure figure;   // what x is
-};
-
-// Where a stage stands on a measure. Times and energies of different stages were taken minutes apart; each one's ratio
-// to the baseline was taken in interleaved pairs. So within a run the ratio, scaled by the baseline's figure, places
-// the point, and drift cancels.
-std::optional<Candidate> candidate(const Stage& stage, const Measure& measure, bool single_run) {
-    Candidate result{&stage, {}, stage.quality.points, stage.on(measure)};
-    Figure& x = result.figure;
-    if (!x.value || !stage.quality.available) return std::nullopt;
-    if (stage.baseline) {
-        const Figure base = stage.baseline->on(measure), ratio = paired_ratio(stage, measure);
-        if (measure.batch != 0 && stage.is_baseline && single_run) x.interval.reset();  // the reference of all ratios
-        if (!stage.is_baseline && base.value && ratio.value) {
-            x.value = *ratio.value * *base.value;
-            x.provenance = weakest(weakest(ratio.provenance, base.provenance), "derived");
-            x.method = "paired ratio to the baseline × the baseline's figure";
-            x.interval = ratio.interval;
-            if (x.interval) x.interval = std::pair(x.interval->first * *base.value, x.interval->second * *base.value);
-        }
-    }
-    result.x = Uncertain(*x.value);
-    if (x.interval)
-        result.x = Uncertain(*x.value, std::min(x.interval->first, *x.value), std::max(x.interval->second, *x.value));
-    return result;
-}
-
 Json interval_json(const Uncertain& number) {
     return {number.low, number.high};
 }
 
-Json pareto_of(const Measure& measure, const std::vector<Candidate>& candidates) {
-    std::vector<ParetoPoint> points;
-    for (const auto& c : candidates) points.push_back({c.x, Uncertain(-c.y.value, -c.y.high, -c.y.low)});
-    const auto status = pareto_status(points);
+Json pareto_of(const Picture& picture) {
+    const auto& points = picture.points;
+    const Measure& measure = *picture.x.measure;
     Json json = {{"key", measure.key}, {"name", measure.name}, {"unit", measure.unit}, {"points", Json::array()}};
-    std::vector<size_t> front;
-    for (size_t i = 0; i < candidates.size(); ++i) {
-        const Candidate& c = candidates[i];
-        Json point = {{"stage", c.stage->id},
-                      {"status", name_of(status[i])},
-                      {"x", c.x.value},
-                      {"x_interval", interval_json(c.x)},
-                      {"x_provenance", c.figure.provenance},
-                      {"x_method", c.figure.method},
-                      {"y", c.y.value},
-                      {"y_interval", interval_json(c.y)},
-                      {"y_provenance", c.stage->quality.provenance}};
-        if (status[i] == ParetoStatus::kDominated)
-            for (size_t a = 0; a < candidates.size(); ++a)
-                if (dominates(points[a], points[i])) point["dominated_by"].push_back(candidates[a].stage->id);
+    for (const Point& p : points) {
+        Json point = {{"stage", p.stage->id},
+                      {"status", name_of(p.status)},
+                      {"x", p.x.value},
+                      {"x_interval", interval_json(p.x)},
+                      {"x_provenance", p.x_figure.provenance},
+                      {"x_method", p.x_figure.method},
+                      {"y", p.y.value},
+                      {"y_interval", interval_json(p.y)},
+                      {"y_provenance", p.y_figure.provenance}};
+        for (const size_t a : p.dominated_by) point["dominated_by"].push_back(points[a].stage->id);
         json["points"].push_back(std::move(point));
-        if (status[i] == ParetoStatus::kFront) front.push_back(i);
     }
-    std::stable_sort(front.begin(), front.end(),
-                     [&](size_t a, size_t b) { return candidates[a].x.value < candidates[b].x.value; });
     json["front"] = Json::array();
-    for (const size_t i : front) json["front"].push_back(candidates[i].stage->id);
-
-    // The knee as it is seen in the picture: the axis across is logarithmic.
-    std::vector<std::pair<double, double>> seen;
-    bool positive = true;
-    for (const auto& c : candidates) positive &= c.x.value > 0;
-    for (const size_t i : front)
-        seen.emplace_back(positive ? std::log10(candidates[i].x.value) : candidates[i].x.value, -candidates[i].y.value);
-    const auto at = knee(seen);
-    json["knee"] = at ? Json(candidates[front[*at]].stage->id) : Json();
-
-    double unit = 0, worst_x = 0, worst_y = candidates[0].y.value, best_y = candidates[0].y.value;
-    for (const auto& c : candidates) {
-        if (unit == 0 && c.stage->is_baseline) unit = c.x.value;
-        worst_x = std::max(worst_x, c.x.value);
-        worst_y = std::min(worst_y, c.y.value);
-        best_y = std::max(best_y, c.y.value);
-    }
-    if (!(unit > 0)) unit = worst_x > 0 ? worst_x : 1;
-    const double reference_x = 1.1 * worst_x / unit;
-    const double reference_y = worst_y - (best_y > worst_y ? 0.1 * (best_y - worst_y) : 1.0);
-    std::vector<std::vector<double>> scaled;
-    for (const auto& c : candidates) scaled.push_back({c.x.value / unit, -c.y.value});
+    for (const size_t i : picture.front) json["front"].push_back(points[i].stage->id);
+    json["knee"] = picture.knee ? Json(points[*picture.knee].stage->id) : Json();
     json["hypervolume"] = {
-        {"value", hypervolume(scaled, {reference_x, -reference_y})},
+        {"value", picture.hypervolume},
         {"unit", "points × share of the baseline"},
-        {"reference", {{"x", reference_x}, {"y", reference_y}}},
+        {"reference", {{"x", picture.reference_x}, {"y", picture.reference_y}}},
         {"method",
          "x: 1.1 times the largest, as a share of the baseline; y: the worst quality less a tenth of the range"}};
     return json;
 }
 
 // Points of different metrics or data cannot share an axis: those unlike the first are left out, and named.
-Json pareto_of(const View& view, std::vector<std::string>& warnings) {
-    const Stage* first = nullptr;
-    for (const auto& stage : view.stages)
-        if (!first && stage.quality.available) first = &stage;
-    Json json = {{"quality", Json()}, {"default", Json()}, {"measures", Json::array()}};
-    if (!first) {
-        if (!view.stages.empty()) warnings.push_back("No stage has a quality; there is no Pareto picture.");
-        return json;
-    }
-    json["quality"] = {{"metric", first->quality.metric},
-                       {"name", first->quality.name},
-                       {"unit", first->quality.unit},
-                       {"higher_is_better", !first->quality.loss}};
-    std::set<std::string> left_out;
+Json pareto_of(const View& view, const ReportOptions& options, std::vector<std::string>& warnings) {
+    const Stage* first = first_with_quality(view);
+    Json json = {{"quality", Json()}, {"default", Json()}, {"default_y", "quality"}, {"measures", Json::array()}};
     size_t most = 0;
-    for (const auto& measure : view.measures) {
-        std::vector<Candidate> candidates;
-        for (const auto& stage : view.stages) {
-            if (stage.quality.available &&
-                (stage.quality.metric != first->quality.metric || stage.quality.data != first->quality.data)) {
-                left_out.insert(stage.label);
-                continue;
-            }
-            if (auto c = candidate(stage, measure, view.runs.size() == 1)) candidates.push_back(*c);
+    if (first) {
+        json["quality"] = {{"metric", first->quality.metric},
+                           {"name", first->quality.name},
+                           {"unit", first->quality.unit},
+                           {"higher_is_better", !first->quality.loss}};
+        const Axis quality = axis_of(view, "quality", "report");
+        for (const auto& measure : view.measures) {
+            const Picture picture = picture_of(view, axis_of(view, measure.key, "report"), quality);
+            if (picture.points.empty()) continue;
+            json["measures"].push_back(pareto_of(picture));
+            most = std::max(most, picture.points.size());
         }
-        if (candidates.empty()) continue;
-        json["measures"].push_back(pareto_of(measure, candidates));
-        most = std::max(most, candidates.size());
+        for (const auto& stage : view.stages)
+            if (!comparable_quality(*first, stage))
+                warnings.push_back(
+                    stage.label +
+                    " has another metric or other data than the first stage and is not in the Pareto picture.");
+    } else if (!view.stages.empty()) {
+        warnings.push_back("No stage has a quality; there is no Pareto picture.");
     }
-    for (const auto& label : left_out)
-        warnings.push_back(label +
-                           " has another metric or other data than the first stage and is not in the Pareto picture.");
     // Energy where it is known for as many stages as anything else; else the time of a large batch; else what there is.
     std::vector<std::string> wanted = {"energy_per_inference_j"};
     if (view.large_batch) wanted.push_back(view.large_batch->key);
@@ -233,6 +171,14 @@ Json pareto_of(const View& view, std::vector<std::string>& warnings) {
             if (json["default"].is_null() && measure["key"] == key && measure["points"].size() == most)
                 json["default"] = key;
     if (json["default"].is_null() && !json["measures"].empty()) json["default"] = json["measures"][0]["key"];
+    // Without a quality the two best-known costs stand against each other.
+    if (!first)
+        for (const auto& key : wanted)
+            if (view.measure(key)) json[json["default"].is_null() ? "default" : "default_y"] = key;
+    if (!options.x.empty()) json["default"] = axis_of(view, options.x, "--x").key;
+    if (!options.y.empty()) json["default_y"] = axis_of(view, options.y, "--y").key;
+    if (json["default"] == json["default_y"])
+        throw InvalidArgument("report", "both axes are " + text_of(json["default"]), "Choose two with --x and --y.");
     return json;
 }
 
@@ -248,9 +194,15 @@ std::string fingerprint(const Stage& stage) {
 }  // namespace
 
 Json collect_report(const std::vector<fs::path>& runs, const std::string& title) {
+    ReportOptions options;
+    options.title = title;
+    return collect_report(runs, options);
+}
+
+Json collect_report(const std::vector<fs::path>& runs, const ReportOptions& options) {
     if (runs.empty()) throw InvalidArgument("report", "no run is given", "Name one or more run directories.");
     std::vector<std::string> warnings;
-    Json report = {{"format", "coppice-report"}, {"version", 1},  {"title", title},
+    Json report = {{"format", "coppice-report"}, {"version", 1},  {"title", options.title},
                    {"generated_by", "coppice"},  {"summary", ""}, {"warnings", Json::array()},
                    {"runs", Json::array()}};
     size_t stages = 0;
@@ -267,7 +219,7 @@ Json collect_report(const std::vector<fs::path>& runs, const std::string& title)
     const Json& manifest = report["runs"][0]["manifest"];
     if (const auto version = text_member(manifest, "coppice"); !version.empty())
         report["generated_by"] = "coppice " + version;
-    if (title.empty()) {
+    if (options.title.empty()) {
         std::set<std::string> models;
         for (const auto& run : report["runs"])
             models.insert(base_name(text_member(member(run["manifest"], "model"), "path")));
@@ -293,10 +245,21 @@ Json collect_report(const std::vector<fs::path>& runs, const std::string& title)
                          {"energy_j", to_json(total_compression(run, "energy_j"))},
                          {"carbon_g", to_json(total_compression(run, "carbon_g"))},
                          {"payback_inferences", to_json(payback(run))}});
-    Json pareto = pareto_of(view, warnings);
+    std::vector<std::vector<Json>> classes;
+    for (const auto& run : view.runs) {
+        classes.emplace_back();
+        for (const Stage* stage : run.stages) {
+            const auto energy = energy_class(*stage);
+            classes.back().push_back(energy ? to_json(*energy) : Json());
+        }
+    }
+    Json pareto = pareto_of(view, options, warnings);
     std::string summary = summary_sentence(report);
     // The view points into the report: nothing is changed before it is done with.
-    for (size_t r = 0; r < costs.size(); ++r) report["runs"][r]["cost"] = costs[r];
+    for (size_t r = 0; r < costs.size(); ++r) {
+        report["runs"][r]["cost"] = costs[r];
+        for (size_t i = 0; i < classes[r].size(); ++i) report["runs"][r]["stages"][i]["energy_class"] = classes[r][i];
+    }
     report["pareto"] = std::move(pareto);
     report["summary"] = std::move(summary);
     for (const auto& warning : warnings) report["warnings"].push_back(warning);

@@ -8,9 +8,10 @@
 
 #include <coppice/report.h>
 
+#include "report/label.h"
 #include "report/page_script.h"
 #include "report/page_style.h"
-#include "report/view.h"
+#include "report/picture.h"
 
 namespace coppice::eval {
 namespace {
@@ -52,13 +53,6 @@ std::string anchor_of(const Stage& stage) {
     // Ids of the page are made from positions: folder names may hold anything.
     const size_t run = std::strtoul(stage.id.c_str(), nullptr, 10);
     return "stage-" + std::to_string(run) + "-" + std::to_string(stage.index);
-}
-
-std::string position_of(const Stage& stage) {
-    if (stage.is_baseline) return "";
-    const size_t digits = stage.label.find(' ', stage.run->name.empty() ? 0 : stage.run->name.size() + 4);
-    const size_t begin = stage.run->name.empty() ? 0 : std::min(stage.label.size(), stage.run->name.size() + 4);
-    return stage.label.substr(begin, digits == std::string::npos ? digits : digits - begin);
 }
 
 double difference(const Stage& stage) {
@@ -120,7 +114,7 @@ Json picture_data(const View& view, const Detail& detail) {
         const auto bytes = stage.figure("file_bytes").value;
         const Uncertain& y = stage.quality.points;
         Json point = {{"label", stage.label},
-                      {"number", position_of(stage)},
+                      {"number", stage.position},
                       {"anchor", anchor_of(stage)},
                       {"baseline", stage.is_baseline},
                       {"kept", stage.kept},
@@ -203,80 +197,38 @@ std::string embedded(const Json& json) {
 // -------------------------------------------------------------------------------------------------------------------------
 // picture
 
-std::string px(double value) {
-    return fixed(value, 1);
-}
-
-// What remains without script: the default measure, numbered points, drawn for 720 x 380.
-std::string static_picture(const Json& data, const std::string& key) {
-    const Json* measure = nullptr;
-    for (const auto& candidate : data["measures"])
-        if (!measure || candidate["key"] == key) measure = &candidate;
-    if (!measure) return "<p class=note>There is nothing to draw.</p>";
-    double x0 = std::numeric_limits<double>::infinity(), x1 = -x0, y0 = x0, y1 = -x0;
-    for (const auto& point : (*measure)["points"]) {
-        const double x = point[2], y = data["points"][point[0].get<size_t>()]["y"][0];
-        x0 = std::min(x0, x), x1 = std::max(x1, x), y0 = std::min(y0, y), y1 = std::max(y1, y);
-    }
-    const bool log = x0 > 0;
-    const auto across = [&](double x) {
-        const double a = log ? std::log(x0) : x0, b = log ? std::log(x1) : x1;
-        return b > a ? 90 + 580 * ((log ? std::log(x) : x) - a) / (b - a) : 380.0;
-    };
-    const auto up = [&](double y) { return y1 > y0 ? 310 - 250 * (y - y0) / (y1 - y0) : 185.0; };
-    const std::string unit = (*measure)["unit"];
-    Quality quality;
-    quality.unit = data["quality"]["unit"];
-    quality.loss = data["quality"]["loss"];
-    std::string out = "<svg viewBox=\"0 0 720 380\" role=img aria-label=\"" + e(data["quality"]["name"]) + " against " +
-                      e((*measure)["name"]) + "\">";
-    out += "<path class=grid d=\"M60 20V340H710\" fill=none />";
-    out += "<text x=66 y=16>↑ " + e(data["quality"]["name"]) + "</text><text x=710 y=374 text-anchor=end>← " +
-           e((*measure)["name"]) + "</text>";
-    out += "<text x=56 y=" + px(up(y1) + 4) + " text-anchor=end>" + e(shown_points(quality, y1)) + "</text>";
-    if (y1 > y0)
-        out += "<text x=56 y=" + px(up(y0) + 4) + " text-anchor=end>" + e(shown_points(quality, y0)) + "</text>";
-    out += "<text x=" + px(across(x0)) + " y=358 text-anchor=middle>" + e(quantity(x0, unit)) + "</text>";
-    if (x1 > x0) out += "<text x=" + px(across(x1)) + " y=358 text-anchor=middle>" + e(quantity(x1, unit)) + "</text>";
-    std::string line;
-    for (const auto& at : (*measure)["front"])
-        for (const auto& point : (*measure)["points"])
-            if (point[0] == at) {
-                const double y = data["points"][at.get<size_t>()]["y"][0];
-                line += px(across(point[2])) + "," + px(up(y)) + " ";
-            }
-    out += "<polyline class=frontline points=\"" + line + "\"/>";
-    static const char* const kStatus[] = {"front", "tied", "dominated"};
-    // Dominated ones first, so that the front lies on top.
-    for (size_t status : {2, 1, 0})
-        for (const auto& point : (*measure)["points"]) {
-            if (point[1] != status) continue;
-            const Json& stage = data["points"][point[0].get<size_t>()];
-            const double x = across(point[2]), y = up(stage["y"][0]);
-            const std::string name = stage["baseline"] ? stage["label"] : stage["number"];
-            out += std::string("<g class=") + kStatus[status] + "><circle class=mark cx=" + px(x) + " cy=" + px(y) +
-                   " r=6 /><text class=name x=" + px(x > 600 ? x + 6 : x + 8) + " y=" + px(y - 9) +
-                   (x > 600 ? " text-anchor=end>" : ">") + e(name) + "</text></g>";
-        }
-    return out + "</svg>";
-}
-
 std::string picture(const View& view, const Json& data) {
-    std::string key = text_member(member(*view.report, "pareto"), "default");
+    // The script has measures across alone; a picture with quality there, where the report was made for one, stands
+    // below.
+    const Picture chosen = chosen_picture(view);
+    const bool usual = chosen.x.measure != nullptr;
+    const std::string key =
+        usual || data["measures"].empty() ? chosen.x.key : data["measures"][0]["key"].get<std::string>();
     std::string out =
         "<section id=pareto aria-labelledby=pareto-title><div class=bar-top><h2 id=pareto-title>Quality against "
         "cost</h2>";
     if (data["measures"].empty())
-        return out +
-               "</div><p class=note>No stage has both a quality and a measure; there is nothing to "
-               "compare.</p></section>";
+        return out + "</div>" +
+               (chosen.points.size() > 1 ? "<figure>" + drawn(view, chosen, false) + "</figure>"
+                                         : "<p class=note>No stage has both a quality and a measure; there is nothing "
+                                           "to compare.</p>") +
+               "</section>";
+    const std::string up = usual ? chosen.y.key : "quality";
     out += "<div class=\"controls needs-script\" hidden><label>Across <select id=measure>";
     for (const auto& measure : data["measures"])
         out += "<option value=\"" + e(measure["key"]) + "\"" + (measure["key"] == key ? " selected" : "") + ">" +
                e(measure["name"]) + "</option>";
+    out += "</select></label><label>Up <select id=up><option value=quality>" + e(data["quality"]["name"]) + "</option>";
+    for (const auto& measure : data["measures"])
+        out += "<option value=\"" + e(measure["key"]) + "\"" + (measure["key"] == up ? " selected" : "") + ">" +
+               e(measure["name"]) + "</option>";
     out += "</select></label>";
     if (data["zoom"] != 0) out += "<button type=button class=plain id=zoom aria-pressed=false>Show all models</button>";
-    out += "</div></div><figure><div id=plot>" + static_picture(data, key) + "</div><figcaption><ul class=legend>";
+    out +=
+        "</div></div><figure><div id=plot>" +
+        drawn(view, usual ? chosen : picture_of(view, axis_of(view, key, "report"), axis_of(view, "quality", "report")),
+              false) +
+        "</div><figcaption><ul class=legend>";
     const auto sample = [](const std::string& shape, const std::string& text) {
         return "<li><svg viewBox=\"0 0 22 16\" aria-hidden=true>" + shape + "</svg>" + text + "</li>";
     };
@@ -291,7 +243,9 @@ std::string picture(const View& view, const Json& data) {
     out += "<li>Area: file size</li><li>Bars: 95 % intervals</li></ul><span id=plot-note>";
     for (const auto& measure : data["measures"])
         if (measure["key"] == key) out += e(measure["note"]);
-    return out + "</span></figcaption></figure></section>";
+    out += "</span></figcaption></figure>";
+    if (!usual) out += "<figure id=chosen>" + drawn(view, chosen, false) + "</figure>";
+    return out + "</section>";
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
@@ -307,7 +261,9 @@ std::string warnings(const View& view) {
 }
 
 std::string tiles(const View& view) {
-    if (view.runs.size() != 1 || !view.runs[0].baseline || view.runs[0].final == view.runs[0].baseline) return {};
+    if (view.runs.size() != 1 || !view.runs[0].baseline || !view.runs[0].final ||
+        view.runs[0].final == view.runs[0].baseline)
+        return {};
     const Stage &before = *view.runs[0].baseline, &after = *view.runs[0].final;
     std::string out = "<dl class=tiles>";
     const auto tile = [&out](const std::string& name, bool good, const std::string& big, const std::string& small) {
@@ -341,7 +297,10 @@ std::string stage_table(const View& view, const Detail& detail) {
     std::string out =
         "<section id=stages aria-labelledby=stages-title><h2 id=stages-title>Stages</h2><p class=note>Differences are "
         "to the baseline. Latency is the median of one batch; its difference is the paired ratio, as is that of energy "
-        "where it was taken in pairs.<span class=wide> The line below a value is its share of the "
+        "where it was taken in pairs. Energy classes go by its share of the baseline's: A to 20 %, B to 35 %, C to 50 "
+        "%, "
+        "D to 70 %, E to 90 %, F to 110 %, G above; two where the interval spans them.<span class=wide> The line below "
+        "a value is its share of the "
         "baseline.</span><span class=narrow> The table scrolls sideways.</span></p><div "
         "class=scroll tabindex=0 role=region aria-labelledby=stages-title><table "
         "id=stage-table><thead><tr>";
@@ -351,6 +310,9 @@ std::string stage_table(const View& view, const Detail& detail) {
     };
     head("stage", "Stage", false, false);
     head("quality", metric, true, true);
+    const bool with_class = std::any_of(view.stages.begin(), view.stages.end(),
+                                        [](const Stage& stage) { return energy_class(stage).has_value(); });
+    if (with_class) head("energy_class", "Energy class", true, false);
     for (const auto& measure : view.measures) head(measure.key, measure.name, true, false);
     out += "</tr></thead><tbody>";
     size_t row = 0;
@@ -360,6 +322,9 @@ std::string stage_table(const View& view, const Detail& detail) {
         if (stage.is_final && !stage.is_baseline) classes = "final";
         out += "<tr data-i=" + std::to_string(row) + (classes.empty() ? "" : " class=" + classes) +
                "><th scope=row data-v=" + std::to_string(row) + "><a href=\"#" + anchor_of(stage) + "\">" +
+               (stage.run->side_by_side && !stage.position.empty()  // where the picture has numbers in place of names
+                    ? "<span class=narrow>" + stage.position + " </span>"
+                    : "") +
                breakable(stage.label) + "</a>";
         if (!stage.kept)
             out += "<span class=sub>not kept</span>";
@@ -377,6 +342,13 @@ std::string stage_table(const View& view, const Detail& detail) {
             out += "<td class=n data-v=\"\"><span title=\"" + e(quality.reason) + "\">–</span>" + mark("unavailable");
         }
         out += "</td>";
+        if (const auto energy = energy_class(stage); energy)
+            out += "<td class=n data-v=" + exact(*energy->ratio.value) + " title=\"" +
+                   fixed(100 * *energy->ratio.value, 1) + " % of the baseline's energy; bands version " +
+                   std::to_string(kClassVersion) + "\"><b>" + class_text(*energy) + "</b>" +
+                   mark(energy->ratio.provenance) + "</td>";
+        else if (with_class)
+            out += "<td class=n data-v=\"\">–" + mark("unavailable") + "</td>";
         for (const auto& measure : view.measures) {
             const Figure figure = stage.on(measure), ratio = relative(stage, measure);
             out +=
@@ -550,10 +522,11 @@ std::string stage_details(const View& view, const Detail& detail) {
                "</span><span class=said>" +
                e(stage.verdict.empty() && stage.is_baseline ? "The model as it was given." : stage.verdict) +
                "</span><span class=\"tag" + (stage.is_final ? " final" : "") + "\">" +
-               (!stage.kept         ? "not kept"
-                : stage.is_final    ? "final"
-                : stage.is_baseline ? "baseline"
-                                    : "kept") +
+               (!stage.kept               ? "not kept"
+                : stage.is_final          ? "final"
+                : stage.is_baseline       ? "baseline"
+                : stage.run->side_by_side ? "model"
+                                          : "kept") +
                "</span></summary><div class=body>";
         for (const auto& warning : stage.warnings()) out += "<p class=note>Note: " + e(warning) + "</p>";
         const std::string options = pairs(member(*stage.stage, "options")),

@@ -42,6 +42,16 @@ constexpr const char* kSchema = R"json({
       }
     },
     "pair": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    "energy_class": {
+      "type": "object",
+      "required": ["best", "worst", "bands", "ratio"],
+      "properties": {
+        "best": {"enum": ["A", "B", "C", "D", "E", "F", "G"]},
+        "worst": {"enum": ["A", "B", "C", "D", "E", "F", "G"]},
+        "bands": {"const": "energy-class-1"},
+        "ratio": {"$ref": "#/$defs/figure"}
+      }
+    },
     "run": {
       "type": "object",
       "required": ["folder", "manifest", "stages", "cost"],
@@ -68,6 +78,10 @@ constexpr const char* kSchema = R"json({
       "properties": {
         "folder": {"type": "string"},
         "name": {"type": "string"},
+        "energy_class": {
+          "description": "A to G; worst differs from best where the ratio's interval spans classes; null without energy",
+          "anyOf": [{"type": "null"}, {"$ref": "#/$defs/energy_class"}]
+        },
         "measurement": {
           "type": "object",
           "required": ["format", "version", "quality", "figures"],
@@ -126,7 +140,8 @@ constexpr const char* kSchema = R"json({
       "required": ["quality", "default", "measures"],
       "properties": {
         "quality": {"type": ["object", "null"]},
-        "default": {"type": ["string", "null"]},
+        "default": {"description": "key of the axis across", "type": ["string", "null"]},
+        "default_y": {"description": "key of the axis up", "type": "string"},
         "measures": {
           "type": "array",
           "items": {
@@ -151,7 +166,7 @@ constexpr const char* kSchema = R"json({
                     "y": {"description": "quality in points, higher is better", "type": "number"},
                     "y_interval": {"$ref": "#/$defs/pair"},
                     "y_provenance": {"enum": ["measured", "derived", "modelled", "assumed"]},
-                    "dominated_by": {"type": "array", "items": {"type": "string"}}
+                    "dominated_by": {"description": "the first ones, at most four", "type": "array", "items": {"type": "string"}}
                   }
                 }
               },
@@ -252,11 +267,10 @@ std::string dumped(const Json& report) {
 }
 
 const std::vector<Format>& formats_known() {
-    static const std::vector<Format> table = {{"card", "model-card.md", model_card, false},
-                                              {"csv", "report.csv", csv, true},
-                                              {"html", "report.html", html, true},
-                                              {"json", "report.json", dumped, true},
-                                              {"md", "report.md", markdown, true}};
+    static const std::vector<Format> table = {
+        {"card", "model-card.md", model_card, false}, {"csv", "report.csv", csv, true},
+        {"html", "report.html", html, true},          {"json", "report.json", dumped, true},
+        {"md", "report.md", markdown, true},          {"svg", "report.svg", svg, false}};
     return table;
 }
 

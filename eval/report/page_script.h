@@ -69,12 +69,56 @@ function logTicks(low, high, room) {
 }
 
 // ---- the picture
-var plot = document.getElementById("plot"), select = document.getElementById("measure"), zoomButton = document.getElementById("zoom");
+var plot = document.getElementById("plot"), select = document.getElementById("measure"), upSelect = document.getElementById("up"), zoomButton = document.getElementById("zoom");
 var caption = document.getElementById("plot-note"), tip = null, zoomed = !!zoomButton;
 
+function measureOf(key) {
+  for (var i = 0; i < data.measures.length; i++) if (data.measures[i].key === key) return data.measures[i];
+  return null;
+}
+// What is drawn: a measure across and, up, quality or another measure. A point is [model, status, x, its low, high and
+// provenance, models that dominate it, y, its low, high and provenance]. Against quality the report itself says who is on
+// the front; for two measures the same rules are applied here.
 function current() {
-  for (var i = 0; i < data.measures.length; i++) if (data.measures[i].key === select.value) return data.measures[i];
-  return data.measures[0];
+  var across = measureOf(select.value) || data.measures[0], up = upSelect && measureOf(upSelect.value);
+  if (!up || up === across)
+    return Object.assign({}, across, { up: null, points: across.points.map(function (p) {
+      var point = data.points[p[0]];
+      return p.concat([point.y[0], point.y[1], point.y[2], point.py]);
+    }) });
+  var byModel = {};
+  up.points.forEach(function (p) { byModel[p[0]] = p; });
+  var points = across.points.filter(function (p) { return byModel[p[0]]; }).map(function (p) {
+    var y = byModel[p[0]];
+    return [p[0], 0, p[2], p[3], p[4], p[5], [], y[2], y[3], y[4], y[5]];
+  });
+  points.forEach(function (b) {
+    points.forEach(function (a) {
+      if (a[4] <= b[3] && a[9] <= b[8] && (a[4] < b[3] || a[9] < b[8])) { b[1] = 2; b[6].push(a[0]); }
+      else if (b[1] === 0 && a[2] <= b[2] && a[7] <= b[7] && (a[2] < b[2] || a[7] < b[7])) b[1] = 1;
+    });
+    b[6] = b[6].slice(0, 4);
+  });
+  var front = points.filter(function (p) { return p[1] === 0; }).sort(function (a, b) { return a[2] - b[2]; });
+  var at = kneeOf(front, points);
+  return { key: across.key, name: across.name, unit: across.unit, better: across.better, worse: across.worse, up: up, points: points,
+    front: front.map(function (p) { return p[0]; }), knee: at === null ? null : front[at][0],
+    note: front.length + (front.length === 1 ? " model is" : " models are") + " on the front" + (at === null ? "." : "; its knee, the best exchange of one for the other, is " + data.points[front[at][0]].label + ".") };
+}
+// The point of the front farthest below the line between its ends; an axis of positive values counts as it is drawn.
+function kneeOf(front, points) {
+  function seen(at) {
+    var log = points.every(function (p) { return p[at] > 0; });
+    return front.map(function (p) { return log ? Math.log10(p[at]) : p[at]; });
+  }
+  var x = seen(2), y = seen(7), n = front.length;
+  if (n < 3 || !(x[n - 1] > x[0]) || !(y[0] > y[n - 1])) return null;
+  var best = null, depth = 1e-9;
+  for (var i = 0; i < n; i++) {
+    var below = 1 - (x[i] - x[0]) / (x[n - 1] - x[0]) - (y[i] - y[n - 1]) / (y[0] - y[n - 1]);
+    if (below > depth) { depth = below; best = i; }
+  }
+  return best;
 }
 function star(x, y, r) {
   var d = "";
@@ -87,8 +131,9 @@ function star(x, y, r) {
 function describe(measure, p) {
   var point = data.points[p[0]], lines = [], q = data.quality;
   var head = point.label + (point.final ? " (final)" : point.kept ? "" : " (not kept)");
-  var y = q.name + " " + points(point.y[0]) + (point.y[2] > point.y[1] ? ", " + points(Math.min(point.y[1], point.y[2])) + " to " + points(Math.max(point.y[1], point.y[2])) : "");
-  lines.push(["fact", y], ["", MARKS[point.py] + " " + NAMES[point.py]]);
+  function shown(v) { return measure.up ? quantity(v, measure.up.unit) : points(v); }
+  var y = (measure.up ? measure.up.name : q.name) + " " + shown(p[7]) + (p[9] > p[8] ? ", " + shown(p[8]) + " to " + shown(p[9]) : "");
+  lines.push(["fact", y], ["", MARKS[p[10]] + " " + NAMES[p[10]]]);
   var base = null;
   if (point.base !== null) measure.points.forEach(function (o) { if (o[0] === point.base) base = o; });
   var x = measure.name + " " + quantity(p[2], measure.unit) + (p[4] > p[3] ? ", " + quantity(p[3], measure.unit) + " to " + quantity(p[4], measure.unit) : "");
@@ -97,10 +142,10 @@ function describe(measure, p) {
     x += Math.abs(r - 1) < 0.005 ? "; the same as the baseline" : "; " + (r > 1 ? factor(r) + " " + measure.better : factor(1 / r) + " " + measure.worse);
   }
   lines.push(["fact", x], ["", MARKS[p[5]] + " " + NAMES[p[5]]]);
-  if (point.bytes !== null && measure.key !== "file_bytes") lines.push(["fact", "File " + quantity(point.bytes, "B")]);
+  if (point.bytes !== null && measure.key !== "file_bytes" && (!measure.up || measure.up.key !== "file_bytes")) lines.push(["fact", "File " + quantity(point.bytes, "B")]);
   var verdict = measure.knee === p[0] ? "On the front, and its knee" : p[1] === 0 ? "On the front" :
     p[1] === 1 ? "Tied: another model is better in value, but not beyond the uncertainty" :
-    "Dominated by " + p[6].map(function (i) { return data.points[i].label; }).slice(0, 3).join(", ") + (p[6].length > 3 ? " and " + (p[6].length - 3) + " more" : "");
+    "Dominated by " + p[6].map(function (i) { return data.points[i].label; }).slice(0, 3).join(", ") + (p[6].length > 3 ? " and others" : "");
   lines.push(["fact", verdict]);
   return { head: head, lines: lines };
 }
@@ -122,29 +167,33 @@ function draw() {
   if (!data.measures.length) return;
   var measure = current(), W = Math.max(280, plot.clientWidth), H = Math.round(Math.max(330, Math.min(480, W * 0.5)));
   var narrow = W < 560, m = { l: 58, r: 14, t: 30, b: 58 };
-  var shown = measure.points.filter(function (p) { return !zoomed || data.points[p[0]].y[0] >= data.zoom; });
+  var shown = measure.points.filter(function (p) { return !zoomed || measure.up || data.points[p[0]].y[0] >= data.zoom; });
   var hidden = measure.points.length - shown.length;
   if (!shown.length) shown = measure.points;
   var log = shown.every(function (p) { return p[2] > 0 && p[3] > 0; });
+  var logUp = measure.up && shown.every(function (p) { return p[7] > 0 && p[8] > 0; });
   var x0 = Infinity, x1 = -Infinity, y0 = Infinity, y1 = -Infinity;
   shown.forEach(function (p) {
-    var y = data.points[p[0]].y;
-    x0 = Math.min(x0, p[3]); x1 = Math.max(x1, p[4]); y0 = Math.min(y0, y[1]); y1 = Math.max(y1, y[2]);
+    x0 = Math.min(x0, p[3]); x1 = Math.max(x1, p[4]); y0 = Math.min(y0, p[8]); y1 = Math.max(y1, p[9]);
   });
-  var f = log ? Math.log10 : function (v) { return v; }, g = log ? function (v) { return Math.pow(10, v); } : f;
+  function same(v) { return v; }
+  function tenTo(v) { return Math.pow(10, v); }
+  var f = log ? Math.log10 : same, g = log ? tenTo : same, h = logUp ? Math.log10 : same;
   var span = f(x1) - f(x0), padding = span > 0 ? span * (narrow ? 0.11 : 0.08) : log ? 0.15 : Math.abs(x0) * 0.2 || 1;
   if (log && span + 2 * padding < 0.12) padding = (0.12 - span) / 2;
   x0 = g(f(x0) - padding); x1 = g(f(x1) + padding);
-  span = y1 - y0; padding = span > 0 ? span * 0.09 : Math.abs(y0) * 0.02 || 1; y0 -= padding; y1 += padding;
-  if (data.quality.unit === "%") { y1 = Math.min(y1, 100 + padding * 0.4); }
+  span = h(y1) - h(y0); padding = span > 0 ? span * 0.09 : logUp ? 0.15 : Math.abs(y0) * 0.02 || 1;
+  if (logUp && span + 2 * padding < 0.12) padding = (0.12 - span) / 2;
+  y0 = (logUp ? tenTo : same)(h(y0) - padding); y1 = (logUp ? tenTo : same)(h(y1) + padding);
+  if (!measure.up && data.quality.unit === "%") { y1 = Math.min(y1, 100 + padding * 0.4); }
   function X(v) { return m.l + (f(v) - f(x0)) / (f(x1) - f(x0)) * (W - m.l - m.r); }
-  function Y(v) { return m.t + (y1 - v) / (y1 - y0) * (H - m.t - m.b); }
+  function Y(v) { return m.t + (h(y1) - h(v)) / (h(y1) - h(y0)) * (H - m.t - m.b); }
 
   var root = svg("svg", { viewBox: "0 0 " + W + " " + H, role: "group", "aria-labelledby": "plot-title" });
-  root.appendChild(svg("title", { id: "plot-title" }, [data.quality.name + " against " + measure.name.toLowerCase() + ", " + shown.length + " models"]));
-  niceTicks(y0, y1, 6).forEach(function (t) {
+  root.appendChild(svg("title", { id: "plot-title" }, [(measure.up ? measure.up.name : data.quality.name) + " against " + measure.name.toLowerCase() + ", " + shown.length + " models"]));
+  (logUp ? logTicks(y0, y1, 6) : niceTicks(y0, y1, 6)).forEach(function (t) {
     root.appendChild(svg("line", { "class": "grid", x1: m.l, x2: W - m.r, y1: Y(t), y2: Y(t) }));
-    root.appendChild(svg("text", { x: m.l - 8, y: Y(t) + 4, "text-anchor": "end" }, [points(t, true)]));
+    root.appendChild(svg("text", { x: m.l - 8, y: Y(t) + 4, "text-anchor": "end" }, [measure.up ? quantity(t, measure.up.unit, true) : points(t, true)]));
   });
   var ticks = log ? logTicks(x0, x1, Math.max(3, Math.floor((W - m.l) / 78))) : niceTicks(x0, x1, Math.max(3, Math.floor((W - m.l) / 110)));
   ticks.forEach(function (t) {
@@ -153,7 +202,7 @@ function draw() {
     var anchor = X(t) + half > W ? "end" : "middle";
     root.appendChild(svg("text", { x: anchor === "end" ? W : X(t), y: H - m.b + 18, "text-anchor": anchor }, [quantity(t, measure.unit, true)]));
   });
-  root.appendChild(svg("text", { x: 0, y: 13 }, ["↑ " + data.quality.name + (data.quality.loss ? ", lower is better" : "")]));
+  root.appendChild(svg("text", { x: 0, y: 13 }, [measure.up ? "↓ " + measure.up.name + (logUp ? ", log scale" : "") : "↑ " + data.quality.name + (data.quality.loss ? ", lower is better" : "")]));
   root.appendChild(svg("text", { x: W - m.r, y: H - 12, "text-anchor": "end" }, ["← " + measure.name + (log ? ", log scale" : "")]));
 
   // Bubbles: area by file size.
@@ -163,24 +212,24 @@ function draw() {
   var byPoint = {};
   shown.forEach(function (p) { byPoint[p[0]] = p; });
   var line = measure.front.filter(function (i) { return byPoint[i]; }).map(function (i) {
-    return X(byPoint[i][2]).toFixed(1) + "," + Y(data.points[i].y[0]).toFixed(1);
+    return X(byPoint[i][2]).toFixed(1) + "," + Y(byPoint[i][7]).toFixed(1);
   });
   if (line.length > 1) root.appendChild(svg("polyline", { "class": "frontline", points: line.join(" ") }));
 
   // Large and dominated ones first, so that nothing hides a small one on the front.
   var order = shown.slice().sort(function (a, b) { return b[1] - a[1] || radius(data.points[b[0]]) - radius(data.points[a[0]]) || a[0] - b[0]; });
   var boxes = order.map(function (p) {
-    var point = data.points[p[0]], r = point.baseline ? 11 : radius(point), x = X(p[2]), y = Y(point.y[0]);
+    var point = data.points[p[0]], r = point.baseline ? 11 : radius(point), x = X(p[2]), y = Y(p[7]);
     return { x0: x - r - 1, x1: x + r + 1, y0: y - r - 1, y1: y + r + 1 };
   });
   var marks = {};
   order.forEach(function (p) {
-    var point = data.points[p[0]], x = X(p[2]), y = Y(point.y[0]), r = point.baseline ? 10 : radius(point);
+    var point = data.points[p[0]], x = X(p[2]), y = Y(p[7]), r = point.baseline ? 10 : radius(point);
     var text = describe(measure, p);
     var node = svg("g", { "class": "pt " + STATUS[p[1]] + (point.kept ? "" : " undone"), tabindex: "0", role: "link",
       "aria-label": text.head + ". " + text.lines.map(function (l) { return l[1]; }).join(". ") + "." });
     if (p[4] > p[3]) node.appendChild(svg("line", { "class": "err", x1: X(p[3]), x2: X(p[4]), y1: y, y2: y }));
-    if (point.y[2] > point.y[1]) node.appendChild(svg("line", { "class": "err", x1: x, x2: x, y1: Y(point.y[1]), y2: Y(point.y[2]) }));
+    if (p[9] > p[8]) node.appendChild(svg("line", { "class": "err", x1: x, x2: x, y1: Y(p[8]), y2: Y(p[9]) }));
     if (measure.knee === p[0]) node.appendChild(svg("circle", { "class": "knee", cx: x, cy: y, r: r + 5 }));
     node.appendChild(point.baseline ? svg("path", { "class": "mark", d: star(x, y, r + 1) }) : svg("circle", { "class": "mark", cx: x, cy: y, r: r }));
     node.appendChild(svg("circle", { "class": "halo", cx: x, cy: y, r: Math.max(r + 3, 12) }));
@@ -300,12 +349,14 @@ function remember(change) {
 function restore() {
   var now = state();
   if (now.measure && data.measures.some(function (m) { return m.key === now.measure; })) select.value = now.measure;
+  if (now.up && upSelect && (now.up === "quality" || measureOf(now.up))) upSelect.value = now.up;
   if (now.zoom && zoomButton) { zoomed = now.zoom === "1"; zoomButton.setAttribute("aria-pressed", "" + !zoomed); }
   if (now.sort) sortBy(now.sort.replace(/^-/, ""), now.sort.charAt(0) === "-");
   if (/^#stage-/.test(location.hash)) open(location.hash.slice(1));
 }
 if (select) {
   select.addEventListener("change", function () { draw(); remember({ measure: select.value }); });
+  if (upSelect) upSelect.addEventListener("change", function () { draw(); remember({ up: upSelect.value }); });
   if (zoomButton) zoomButton.addEventListener("click", function () {
     zoomed = !zoomed;
     zoomButton.setAttribute("aria-pressed", "" + !zoomed);

@@ -1,6 +1,7 @@
 // The sentence on top, and the table at the end of a run.
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include "report/view.h"
 
@@ -47,6 +48,41 @@ std::string sentence_of(const Run& run, const View& view) {
     return text;
 }
 
+// Of models that stand side by side none is the result: the range that they span, against the baseline.
+std::string range_of(const Run& run, const View& view) {
+    const Stage& before = *run.baseline;
+    std::string text = run.name.empty() ? "" : run.name + ": ";
+    text += plural(run.stages.size() - 1, "model", "models") + " beside " + before.name;
+    const auto range = [&run](auto&& value) {
+        std::optional<std::pair<double, double>> result;
+        for (const Stage* stage : run.stages)
+            if (const std::optional<double> v = stage->is_baseline ? std::nullopt : value(*stage))
+                result =
+                    result ? std::pair(std::min(result->first, *v), std::max(result->second, *v)) : std::pair(*v, *v);
+        return result;
+    };
+    if (const auto points = range([&before](const Stage& stage) {
+            return stage.quality.available && stage.quality.metric == before.quality.metric
+                       ? std::optional(stage.quality.points.value)
+                       : std::nullopt;
+        });
+        points && before.quality.available)
+        text += ": " + before.quality.name + " " + shown_points(before.quality, points->first) + " to " +
+                shown_points(before.quality, points->second) + " (baseline " +
+                shown_points(before.quality, before.quality.points.value) + ")";
+    const std::pair<const Measure*, std::string> told[] = {
+        {view.measure("file_bytes"), "of its file"},
+        {view.large_batch, "of its time"},
+        {view.measure("energy_per_inference_j"), "of its energy per inference"}};
+    for (const auto& [measure, words] : told)
+        if (measure)
+            if (const auto share =
+                    range([&measure = measure](const Stage& stage) { return relative(stage, *measure).value; }))
+                text += ", " + number(share->first, 2) + " to " + number(share->second, 2) + " " + words +
+                        (measure->batch ? " at batch " + std::to_string(measure->batch) : "");
+    return text;
+}
+
 }  // namespace
 
 std::string summary_sentence(const Json& json) {
@@ -57,7 +93,9 @@ std::string summary_sentence(const Json& json) {
         if (!text.empty()) text += " ";
         if (!run.baseline)
             text += (run.name.empty() ? "" : run.name + ": ") + std::string("The baseline is missing.");
-        else if (run.final == run.baseline)
+        else if (run.side_by_side && run.stages.size() > 1)
+            text += range_of(run, view) + ".";
+        else if (run.final == run.baseline || run.side_by_side)
             text += (run.name.empty() ? "" : run.name + ": ") +
                     (run.stages.size() == 1 ? "Only the baseline is finished so far."
                                             : "No stage was kept: the baseline remains the best model.");

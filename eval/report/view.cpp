@@ -226,6 +226,7 @@ View make_view(const Json& report) {
             std::string position = digits ? stage.folder.substr(0, digits) : std::to_string(s);
             position.erase(0, std::min(position.find_first_not_of('0'), position.size() - 1));
             stage.is_baseline = stage.name == "baseline" || position == "0";
+            stage.position = stage.is_baseline ? "" : position;
             stage.label = stage.is_baseline || run.side_by_side ? stage.name : position + " " + stage.name;
             if (!run.name.empty()) stage.label = run.name + " · " + stage.label;
             const Json& kept = member(*stage.stage, "kept");

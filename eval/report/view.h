@@ -47,6 +47,7 @@ struct Stage {
     const Stage* baseline = nullptr;  // of the same run; null when that is missing
     size_t index = 0;                 // within the run
     std::string id;                   // "0/01-prune.channel"
+    std::string position;             // "1": what stands for the name where there is no room; empty for the baseline
     std::string folder, name;
     std::string label;  // "1 prune.channel"; with several runs "run-a · 1 prune.channel"
     bool is_baseline = false, kept = true, is_final = false;  // final: the last kept one

@@ -212,6 +212,46 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_EQ(measurements[0]["quality"]["points"], 100.0);
     const auto table = run({"eval", "net.pt", "runs/small/model.pt", "--data", "small.yaml"});
     EXPECT_THAT(table.out, HasSubstr("runs/small/model.pt"));
+
+    // A run stands for its model; the report of any models is a folder like that of a run.
+    const std::vector<std::string> side_by_side = {"eval",       "runs/small", "runs/small/01-prune.channel/model.pt",
+                                                   "--baseline", "net.pt",     "--data",
+                                                   "small.yaml", "--out",      "side",
+                                                   "--title",    "Two of them"};
+    const auto written = run(side_by_side);
+    ASSERT_EQ(written.code, 0) << written.err;
+    EXPECT_THAT(written.out, HasSubstr("report  side/report.html"));
+    const auto side = read_json(folder / "side" / "report.json");
+    EXPECT_EQ(side["title"], "Two of them");
+    EXPECT_EQ(side["runs"][0]["manifest"]["kind"], "eval");
+    ASSERT_EQ(side["runs"][0]["stages"].size(), 3u);
+    EXPECT_EQ(side["runs"][0]["stages"][0]["name"], "net");
+    EXPECT_EQ(side["runs"][0]["stages"][1]["name"], "small");
+    EXPECT_EQ(side["runs"][0]["stages"][2]["name"], "01-prune.channel");
+    EXPECT_THAT(coppice::testing::schema_violations(side, Json::parse(run({"report", "--schema", "report"}).out)),
+                ::testing::IsEmpty());
+    EXPECT_EQ(run(side_by_side).code, 1);  // it is not overwritten
+    EXPECT_EQ(run({"report", "side", "--format", "svg", "--x", "file_bytes", "--y", "macs"}).code, 0);
+    EXPECT_THAT(read_text(folder / "side" / "report.svg"), HasSubstr("File size, log scale"));
+    EXPECT_THAT(run({"report", "side", "--x", "file_byte"}).err, HasSubstr("Did you mean \"file_bytes\"?"));
+    EXPECT_THAT(run({"eval", "runs", "--input", "1,3,8,8"}).err, HasSubstr("runs: the folder holds no model.pt"));
+}
+
+TEST_F(ProgramTest, CostsAreSummedByProject) {
+    write_model_and_data(folder.path());
+    write("recipe.yaml", recipe("deploy: off\nstages: [lowrank.svd: {min_size: 1}]\n"));
+    ASSERT_EQ(run({"compress", "recipe.yaml", "--out", "a", "--project", "vision", "--tag", "nightly"}).code, 0);
+    const auto table = run({"report", "--group-by", "project", "a", "--price", "0.3"});
+    EXPECT_EQ(table.code, 0) << table.err;
+    EXPECT_THAT(table.out, StartsWith("project  records"));
+    const auto json = run({"report", "--group-by", "tag", "a", "--json"});
+    const auto allocation = Json::parse(json.out);
+    EXPECT_EQ(allocation["groups"][0]["name"], "nightly");
+    EXPECT_THAT(
+        coppice::testing::schema_violations(allocation, Json::parse(run({"report", "--schema", "allocation"}).out)),
+        ::testing::IsEmpty());
+    EXPECT_EQ(run({"report", "--group-by", "team", "a"}).code, 2);
+    EXPECT_EQ(run({"report", "--group-by", "project", "a", "--carbon-price", "80"}).code, 2);
 }
 
 TEST_F(ProgramTest, AMissedGateIsCodeThreeAndKeepsTheModelBefore) {

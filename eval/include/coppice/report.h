@@ -64,6 +64,15 @@ std::optional<size_t> knee(const std::vector<std::pair<double, double>>& front);
 /// @throws IoError when a folder does not exist or no run holds an intact stage; InvalidArgument when `runs` is empty
 Json collect_report(const std::vector<std::filesystem::path>& runs, const std::string& title = {});
 
+struct ReportOptions {
+    std::string title;
+    /// Axes of the picture: "quality", or the key of a measure ("file_bytes", "latency_b1_t2"). Empty: energy or the
+    /// next best measure that all stages have, across; quality, up.
+    std::string x, y;
+};
+/// @throws InvalidArgument for an axis that no stage has, naming those there are
+Json collect_report(const std::vector<std::filesystem::path>& runs, const ReportOptions& options);
+
 /// The renderings. Each is a pure function of the JSON: same report, same bytes; everything that came from a file is
 /// escaped.
 /// @throws InvalidArgument when `report` is not a coppice-report of a version that is known here
@@ -71,6 +80,8 @@ std::string html(const Json& report);  ///< one page without any outside referen
 std::string csv(
     const Json& report);  ///< RFC 4180; one row per stage; value, unit, provenance, low, high of each figure
 std::string markdown(const Json& report);  ///< a section for a README or a model card
+/// The picture by itself, for papers and README files: any two measures or quality, as the report was made for.
+std::string svg(const Json& report);
 /// A model card of a run's final model: YAML front matter that hubs read (model-index, co2_eq_emissions in grams), what
 /// was done, quality, cost, use, limits. @throws InvalidArgument where the report is not about one model
 std::string model_card(const Json& report);
@@ -100,7 +111,7 @@ Json compare_runs(const std::filesystem::path& a, const std::filesystem::path& b
 std::string comparison_text(const Json& comparison);
 const Json& comparison_schema();
 
-/// The formats write_report() knows: card, csv, html, json, md.
+/// The formats write_report() knows: card, csv, html, json, md, svg.
 std::vector<std::string> report_formats();
 /// Those written where none is asked for: csv, html, json, md.
 std::vector<std::string> default_report_formats();
