@@ -84,6 +84,7 @@ std::vector<Family> all_families() {
             family("rank rule", "lowrank.svd: {rank: NAME}", lowrank::rank_rules()),
             family("observer", "quantize.static: {observer: NAME}", quantize::observers()),
             family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings()),
+            family("centroid init", "quantize.codebook: {init: NAME}", quantize::centroid_inits()),
             family("sensitivity", "quantize.mixed: {sensitivity: NAME}", quantize::sensitivities()),
             family("precision allocation", "quantize.mixed: {allocation: NAME}", quantize::precision_allocations())};
 }
