@@ -35,6 +35,16 @@ const std::vector<Entry<Rounding>>& roundings() {
     return table;
 }
 
+const std::vector<Entry<CentroidInit>>& centroid_inits() {
+    static const std::vector<Entry<CentroidInit>> table = {
+        {"density", "quantiles of the weights", [](Options&) { return density_init(); }},
+        {"kmeans++", "weights far from those drawn before", [](Options&) { return plus_plus_init(); }},
+        {"linear", "equal steps from the smallest to the largest weight", [](Options&) { return linear_init(); }},
+        {"random", "weights drawn at random", [](Options&) { return random_init(); }},
+    };
+    return table;
+}
+
 const std::vector<Entry<Sensitivity>>& sensitivities() {
     static const std::vector<Entry<Sensitivity>> table = {
         {"hessian", "mean Hessian trace times squared change of the weights (arXiv 1911.03852)",
@@ -90,6 +100,17 @@ const std::vector<Entry<Stage>>& stages() {
              options.forms = o.texts("forms", options.forms, "tried: bf16, dynamic, fp16, int4, int8, static");
              read_layer_options(o, options);
              return auto_precision(options);
+         }},
+        {"quantize.codebook", "few distinct weights per layer by k-means, for a small file (arXiv 1510.00149)",
+         [](Options& o) {
+             CodebookOptions options;
+             options.bits = o.integer("bits", options.bits, 2, 8, "of an index: 2^bits values per layer");
+             options.init = make(o, "init", "linear", centroid_inits(), "where k-means starts");
+             options.iterations = o.integer("iterations", options.iterations, 0, INT64_MAX, "of k-means, at most");
+             options.storage = o.choice("storage", options.storage, {"indices", "weights"},
+                                        "float32 weights that deflate well, or bytes that are expanded in every call");
+             read_layer_options(o, options);
+             return codebook_sharing(options);
          }},
         {"quantize.dynamic", "int8 weights, activations rounded to int8 in each call; no data needed",
          [](Options& o) {

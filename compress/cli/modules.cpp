@@ -87,6 +87,7 @@ std::vector<Family> all_families() {
             family("observer", "quantize.static: {observer: NAME}", quantize::observers()),
             family("quantizer", "quantize.qat: {quantizer: NAME}", quantize::quantizers()),
             family("rounding", "quantize.static: {rounding: NAME}", quantize::roundings()),
+            family("centroid init", "quantize.codebook: {init: NAME}", quantize::centroid_inits()),
             family("sensitivity", "quantize.mixed: {sensitivity: NAME}", quantize::sensitivities()),
             family("precision allocation", "quantize.mixed: {allocation: NAME}", quantize::precision_allocations())};
 }

@@ -18,17 +18,18 @@ const double kLeastGain = 0.01;
 
 struct Form {
     std::string name;
-    bool fold, fuse, channels_last, bf16;
+    bool fold, fuse, channels_last, bf16, attention;
 };
 
 // From simple to complex; "auto" moves on only for a gain.
 const std::vector<Form> kForms = {
-    {"as_is", false, false, false, false},
-    {"folded", true, false, false, false},
-    {"fused", true, true, false, false},
-    {"channels_last", true, false, true, false},
-    {"fused_channels_last", true, true, true, false},
-    {"bf16", true, true, true, true},
+    {"as_is", false, false, false, false, false},
+    {"folded", true, false, false, false, false},
+    {"fused", true, true, false, false, false},
+    {"attention", true, true, false, false, true},
+    {"channels_last", true, false, true, false, false},
+    {"fused_channels_last", true, true, true, false, false},
+    {"bf16", true, true, true, true, false},
 };
 
 struct Candidate {
@@ -36,11 +37,11 @@ struct Candidate {
     Model model;
     Module stock;                      // saved and loaded, as a user will run it
     std::vector<LayerChange> changes;  // of fold_batch_norm
-    int folded = 0, fused = 0, channels_last = 0, bf16 = 0;
+    int folded = 0, fused = 0, channels_last = 0, bf16 = 0, attention = 0;
     std::string rejected;  // why it is not measured
     double error = 0;      // largest relative difference of an output
 
-    std::vector<int> rewrites() const { return {folded, fused, channels_last, bf16}; }
+    std::vector<int> rewrites() const { return {folded, fused, channels_last, bf16, attention}; }
 };
 
 Module reloaded(const Model& model) {
@@ -56,6 +57,7 @@ Candidate make_candidate(const Model& base, const Form& form, const Inputs& exam
     candidate.name = form.name;
     candidate.model = base.clone();
     if (form.fold) candidate.folded = fold_batch_norm(candidate.model, example, &candidate.changes);
+    if (form.attention) candidate.attention = fuse_attention(candidate.model, example);
     if (form.fuse) candidate.fused = fuse_elementwise(candidate.model, example);
     if (form.channels_last) candidate.channels_last = to_channels_last(candidate.model, example);
     if (form.bf16) candidate.bf16 = to_bfloat16(candidate.model, example);
@@ -270,6 +272,7 @@ private:
             Json row = {{"name", candidate.name},
                         {"folded", candidate.folded},
                         {"fused", candidate.fused},
+                        {"attention", candidate.attention},
                         {"channels_last", candidate.channels_last},
                         {"error_ratio", rounded(candidate.error)}};
             return row;

@@ -8,7 +8,7 @@ shift 3
 mkdir -p "$out"
 
 resnet20_head='model: {path: '$data'/cifar10/resnet20.pt}
-data: {format: cifar10, train: '$data'/cifar10/train.bin, test: '$data'/cifar10/test.bin, calibration: 512}
+data: {format: cifar10, train: '$data'/cifar10/train.bin, test: {path: '$data'/cifar10/test.bin, rows: [0, 2000]}, calibration: 512}
 task: {type: classification, metric: top1}'
 minilm_l6_head='model: {path: '$data'/stsb/minilm_l6.pt}
 data: {format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: '$data'/stsb/train.pt, test: '$data'/stsb/test.pt, calibration: 128}

@@ -44,6 +44,16 @@ int to_channels_last(Model& model, const Inputs& example);
 /// @return the number of operators replaced
 int fuse_elementwise(Model& model, const Inputs& example);
 
+/// Attention written out becomes LibTorch's fused operator, which never holds the scores of all pairs:
+///
+///     before  matmul(softmax(matmul(q, k^T) * c + mask, -1), v)
+///     after   scaled_dot_product_attention(q, k, v, mask, scale=c)
+///
+/// It fires for 4-d float tensors where nothing else reads what lies between, with or without the constant factor (or
+/// divisor) and the added mask. Values stay the same up to rounding.
+/// @return the number of attentions replaced
+int fuse_attention(Model& model, const Inputs& example);
+
 /// float32 parameters, buffers and inputs in bfloat16, float outputs back in float32. 8 bits of precision remain.
 /// @return the number of tensors converted
 int to_bfloat16(Model& model, const Inputs& example);
@@ -57,8 +67,8 @@ int64_t zero_subnormals(Model& model);
 struct DeployOptions {
     /// "auto" measures and takes the fastest. A name applies that form without measuring (then the same model gives the
     /// same bits, which a choice by the clock cannot promise): as_is, folded (batch norm), fused (folded +
-    /// fuse_elementwise), channels_last (folded + to_channels_last), fused_channels_last, bf16 (fused_channels_last +
-    /// to_bfloat16).
+    /// fuse_elementwise), attention (fused + fuse_attention), channels_last (folded + to_channels_last),
+    /// fused_channels_last, bf16 (fused_channels_last + to_bfloat16).
     std::string form = "auto";
     bool bf16 = false;                  ///< let "auto" try bf16
     double tolerance = 1e-4;            ///< largest difference of an output, relative to its largest magnitude

@@ -390,8 +390,61 @@ struct MixedOptions {
 /// LibTorch's operators compute with: weights expanded to float count as 32 bits in bops.
 std::unique_ptr<Stage> mixed_precision(MixedOptions options = {});
 
-/// Rows of this module, by recipe name: quantize.auto, quantize.dynamic, quantize.mixed, quantize.static,
-/// quantize.weight_only.
+// ----------------------------------------------------------------------------------------------------------- codebooks
+
+/// Where k-means starts.
+class CentroidInit {
+public:
+    virtual ~CentroidInit() = default;
+    /// @param sorted  weights in ascending order, at least `count`
+    /// @return `count` centroids in ascending order
+    virtual std::vector<double> centroids(const std::vector<double>& sorted, int64_t count, uint64_t seed) const = 0;
+};
+
+/// Quantiles of the weights.
+std::unique_ptr<CentroidInit> density_init();
+/// Equal steps from the smallest to the largest weight: what the paper found best.
+std::unique_ptr<CentroidInit> linear_init();
+/// Weights drawn far from those drawn before (k-means++).
+std::unique_ptr<CentroidInit> plus_plus_init();
+/// Weights drawn at random.
+std::unique_ptr<CentroidInit> random_init();
+
+/// Rows: density, kmeans++, linear, random.
+const std::vector<Entry<CentroidInit>>& centroid_inits();
+
+/// Weights that share few values.
+struct Codebook {
+    at::Tensor values;           ///< float [entries], ascending
+    at::Tensor indices;          ///< uint8, the weight's shape
+    at::Tensor weights() const;  ///< values[indices]
+};
+
+/// 1-D k-means of a weight by Lloyd's algorithm. Weights that are exactly zero keep a zero of their own where they are
+/// at least 1 / count of all. A weight with no more than `count` distinct values is kept exactly.
+/// @param count  entries, 2 to 256
+Codebook cluster(const at::Tensor& weight, int64_t count, const CentroidInit& init, int64_t iterations = 100,
+                 uint64_t seed = 0);
+
+struct CodebookOptions {
+    int64_t bits = 4;                          ///< of an index, 2 to 8
+    std::shared_ptr<const CentroidInit> init;  ///< null: linear_init()
+    int64_t iterations = 100;                  ///< of Lloyd's algorithm, at most
+    /// weights: float32 with repetitions that deflate finds, no change at run time. indices: bytes and a table, smaller
+    /// in the file and in memory, expanded in every call.
+    std::string storage = "weights";
+    std::vector<std::string> ignore;
+    double min_sqnr_db = 10;               ///< layers whose own signal-to-noise ratio is below stay float
+    int64_t batches = 4, batch_size = 16;  ///< on which layers are measured
+    Fallback fallback;
+};
+
+/// Stage quantize.codebook: weight sharing per layer (Deep Compression, Han et al., arXiv 1510.00149).
+/// @throws UnsupportedModel with the reasons when no layer can be treated
+std::unique_ptr<Stage> codebook_sharing(CodebookOptions options = {});
+
+/// Rows of this module, by recipe name: quantize.auto, quantize.codebook, quantize.dynamic, quantize.mixed,
+/// quantize.static, quantize.weight_only.
 const std::vector<Entry<Stage>>& stages();
 
 }  // namespace coppice::quantize

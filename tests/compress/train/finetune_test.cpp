@@ -147,6 +147,58 @@ TEST(FineTune, KeepsTheZerosOfASparseModelWhenAskedTo) {
     }
 }
 
+TEST(FineTune, ASharedWeightMovesByTheSumOfTheGradientsOfItsUses) {
+    // One step of plain gradient descent on mean((x w^T - t)^2): dL/dw = 2 / (N C) (x w^T - t)^T x.
+    const auto x = sine({16, 4}), target = sine({16, 2}, 2.0);
+    const auto weight = at::tensor({0.5f, -0.25f, 0.5f, 0.f, -0.25f, 0.5f, 0.f, -0.25f}).view({2, 4});
+    auto context = context_with(tensor_dataset({x}, target, "values"));
+    context.task = Task::kRegression;
+    const auto model = build_model({{"w", weight}}, "def forward(self, x):\n    return torch.linear(x, self.w)\n");
+    const auto trained = stage({{"epochs", "1"},
+                                {"lr", "0.1"},
+                                {"batch_size", "16"},
+                                {"momentum", "0"},
+                                {"weight_decay", "0"},
+                                {"schedule", "constant"},
+                                {"keep_shared", "true"}})
+                             ->apply(model, context);
+    const auto gradient = (at::linear(x, weight) - target).t().mm(x) * (2.0 / (16 * 2));
+    auto expected = weight.clone();
+    for (const float value : {0.5f, -0.25f})  // zeros stay
+        expected.masked_fill_(weight == value,
+                              value - 0.1 * gradient.masked_select(weight == value).sum().item<double>());
+    const auto after = get_attribute(trained, "w").toTensor().detach();
+    EXPECT_LE(max_difference(after, expected), 1e-6);  // float32 sums of 16 terms
+    EXPECT_EQ(std::get<0>(at::_unique2(after)).numel(), 3);
+    EXPECT_EQ(context.facts["shared_parameters"], 1);
+}
+
+TEST(FineTune, KeepsEqualWeightsEqualWithEveryOptimizerAndSaysWhenThereAreNone) {
+    const auto data = stripes(60);
+    auto model = small_model();
+    auto context = context_with(data);
+    EXPECT_ERROR(stage({{"epochs", "1"}, {"keep_shared", "true"}})->apply(model, context), UnsupportedModel,
+                 "at most 256 distinct");
+    const auto weight = get_attribute(model, "fc.weight").toTensor().detach();
+    set_tensor(model, "fc.weight", at::where(weight > 0, 0.1, -0.2).to(at::kFloat));
+    for (const char* optimizer : {"sgd", "adamw"}) {
+        context = context_with(data);
+        const auto trained = stage({{"epochs", "2"},
+                                    {"lr", "0.001"},
+                                    {"batch_size", "16"},
+                                    {"optimizer", optimizer},
+                                    {"keep_shared", "true"}})
+                                 ->apply(model, context);
+        const auto after = get_attribute(trained, "fc.weight").toTensor().detach();
+        const auto upper = after.masked_select(weight > 0), lower = after.masked_select(weight <= 0);
+        EXPECT_TRUE((upper == upper[0]).all().item<bool>()) << optimizer;
+        EXPECT_TRUE((lower == lower[0]).all().item<bool>()) << optimizer;
+        EXPECT_NE(upper[0].item<float>(), 0.1f) << optimizer;
+        EXPECT_NE(get_attribute(trained, "conv.weight").toTensor()[0][0][0][0].item<float>(),
+                  get_attribute(model, "conv.weight").toTensor()[0][0][0][0].item<float>());
+    }
+}
+
 TEST(FineTune, SaysWhichLayersATracedModelCannotTrain) {
     struct Recorder final : Log {
         void write(const std::string& level, const std::string& message) override {
