@@ -92,7 +92,7 @@ button.sort:hover{color:var(--ink)}
 button.sort::after{content:"↕";display:inline-block;width:1em;margin-left:.15em;text-align:center;opacity:.35}
 th[aria-sort=ascending] button.sort::after{content:"↑";opacity:1;color:var(--accent)}
 th[aria-sort=descending] button.sort::after{content:"↓";opacity:1;color:var(--accent)}
-.pv{color:var(--faint);font-size:.625rem;margin-left:.25rem;cursor:help;display:inline-block;width:.75rem;text-align:center;vertical-align:.08em;white-space:nowrap}.pv.modelled{font-size:.875rem;line-height:1;vertical-align:-.02em}
+.pv{color:var(--muted);font-size:.625rem;margin-left:.25rem;cursor:help;display:inline-block;width:.75rem;text-align:center;vertical-align:.08em;white-space:nowrap}.pv.modelled{font-size:.875rem;line-height:1;vertical-align:-.02em}
 .share{display:block;height:2px;margin:.3rem 1rem .1rem auto;background:var(--line);width:4.2rem}
 .share i{display:block;height:2px;background:var(--accent)}
 #stage-table td.n .sub{margin-right:1rem}

@@ -162,6 +162,22 @@ TEST(CollectReport, ModelsSideBySideHaveNoFinalOneAndNoPayback) {
     for (const auto& render : {html, csv, markdown, terminal_table, svg}) EXPECT_FALSE(render(report).empty());
 }
 
+// A resumed run moves what it cannot use aside: neither a finished stage nor a begun one counts twice.
+TEST(CollectReport, LeavesOutWhatAResumedRunSetAside) {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    for (const char* name : {"04-prune.weight", "05-quantize.dynamic"})
+        fs::copy(folder / "run-a" / name, folder / "run-a" / (std::string(name) + ".aside-1"),
+                 fs::copy_options::recursive);
+    fs::copy(folder / "run-a" / "05-quantize.dynamic", folder / "run-a" / "06-prune.channel.partial.aside-2",
+             fs::copy_options::recursive);
+    const Json report = collect_report({folder / "run-a"});
+    EXPECT_EQ(report["runs"][0]["stages"].size(), 10u);
+    EXPECT_THAT(warnings_of(report),
+                Contains("run-a/04-prune.weight.aside-1 was set aside as damaged or out of date and is left out."));
+    EXPECT_EQ(warnings_of(report).size(), 3u);
+}
+
 TEST(CollectReport, SaysThatOnlyTheBaselineIsFinished) {
     TemporaryFolder folder;
     write_sample_run(folder / "run-a");

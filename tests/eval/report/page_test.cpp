@@ -146,9 +146,10 @@ struct Seen {
 };
 
 // Opens the page in headless Chromium. @param fragment  "#sort=file_bytes"
-Seen open_page(const Json& report, const std::string& fragment, int width = 1280) {
+Seen open_html(const std::string& text, const std::string& fragment, int width = 1280) {
     TemporaryFolder folder;
-    const fs::path page = write_report(report, folder.path(), {"html"})[0];
+    const fs::path page = folder / "report.html";
+    write_atomically(page, text);
     const fs::path dom = folder / "dom.html", log = folder / "log.txt", profile = folder / "profile";
     const std::string command =
         browser() +
@@ -163,6 +164,10 @@ Seen open_page(const Json& report, const std::string& fragment, int width = 1280
         if (line.find(":CONSOLE") != std::string::npos || line.find("INFO:CONSOLE") != std::string::npos)
             seen.console += line + "\n";
     return seen;
+}
+
+Seen open_page(const Json& report, const std::string& fragment) {
+    return open_html(html(report), fragment);
 }
 
 std::vector<std::string> all(const std::string& text, const std::string& pattern) {
@@ -244,6 +249,20 @@ TEST(ReportPageInChromium, AReportWithOneStageAndWithoutQualityStillOpens) {
     EXPECT_THAT(seen.dom, HasSubstr("there is nothing to compare"));
 }
 
+// Opens `outer`, a page that looks into frames, beside report.html; returns what it wrote into its paragraph "result".
+std::string look_into(const TemporaryFolder& folder, const std::string& outer) {
+    write_atomically(folder / "outer.html", outer);
+    const std::string command =
+        "timeout 120 " + browser() +
+        " --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --allow-file-access-from-files "
+        "--virtual-time-budget=20000 --user-data-dir=" +
+        (folder / "profile").string() + " --dump-dom 'file://" + (folder / "outer.html").string() + "' >" +
+        (folder / "dom.html").string() + " 2>/dev/null";
+    EXPECT_EQ(std::system(command.c_str()), 0);
+    const auto result = all(read_text(folder / "dom.html"), "<p id=\"result\">([^<]*)</p>");
+    return result.size() == 1 ? result[0] : "the script did not end";
+}
+
 // Lays the page out at phone and desktop width for every measure, and asks the browser itself for boxes. A window of
 // headless Chromium is never narrower than 500 pixels; a frame is.
 TEST(ReportPageInChromium, NothingOverlapsOrSticksOutAtPhoneAndDesktopWidth) {
@@ -253,7 +272,7 @@ TEST(ReportPageInChromium, NothingOverlapsOrSticksOutAtPhoneAndDesktopWidth) {
     write_report(report, folder.path(), {"html"});
     std::string keys;
     for (const auto& measure : report["pareto"]["measures"]) keys += (keys.empty() ? "" : ",") + measure["key"].dump();
-    write_atomically(folder / "outer.html", R"(<!doctype html><body><p id=result></p><script>
+    const std::string result = look_into(folder, R"(<!doctype html><body><p id=result></p><script>
 const keys = [)" + keys + R"(], lines = [];
 let left = keys.length * 4;
 for (const width of [375, 1280]) for (const zoom of [0, 1]) for (const key of keys) {
@@ -276,16 +295,135 @@ for (const width of [375, 1280]) for (const zoom of [0, 1]) for (const key of ke
   document.body.appendChild(frame);
 }
 </script>)");
-    const std::string command =
-        "timeout 120 " + browser() +
-        " --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --allow-file-access-from-files "
-        "--virtual-time-budget=20000 --user-data-dir=" +
-        (folder / "profile").string() + " --dump-dom 'file://" + (folder / "outer.html").string() + "' >" +
-        (folder / "dom.html").string() + " 2>/dev/null";
-    EXPECT_EQ(std::system(command.c_str()), 0);
-    const auto result = all(read_text(folder / "dom.html"), "<p id=\"result\">([^<]*)</p>");
-    ASSERT_EQ(result.size(), 1u);
-    EXPECT_EQ(result[0], "checked " + std::to_string(4 * report["pareto"]["measures"].size()) + ". ");
+    EXPECT_EQ(result, "checked " + std::to_string(4 * report["pareto"]["measures"].size()) + ". ");
+}
+
+// Every text against the first opaque background behind it, at WCAG's 4.5 : 1, in both colour schemes; every control by
+// name and keyboard.
+constexpr const char* kInspection = R"js(
+const lines = [];
+function luminance(c) {
+  const f = c.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4); });
+  return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2];
+}
+function parse(text) {
+  const n = (text.match(/[\d.]+/g) || []).map(Number);
+  return n.length < 3 ? null : { rgb: n.slice(0, 3), a: n.length > 3 ? n[3] : 1 };
+}
+function ratio(a, b) {
+  const x = luminance(a), y = luminance(b);
+  return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
+}
+function check(frame, where) {
+  const page = frame.contentDocument, win = frame.contentWindow;
+  page.querySelectorAll("details").forEach(d => { d.open = true; });
+  const seen = new Set();
+  let texts = 0;
+  const walker = page.createTreeWalker(page.body, 4);
+  for (let node; (node = walker.nextNode());) {
+    const element = node.parentElement;
+    if (!node.data.trim() || element.closest("script, style, .sr, .skip, [hidden]") || !element.getClientRects().length) continue;
+    const style = win.getComputedStyle(element);
+    const color = parse(element.ownerSVGElement ? style.fill : style.color);
+    let behind = null;
+    for (let up = element; up && !behind; up = up.parentElement) {
+      const own = parse(win.getComputedStyle(up).backgroundColor);
+      if (own && own.a === 1) behind = own;
+    }
+    if (!color || !behind) { lines.push(where + "no colour at " + node.data); continue; }
+    texts++;
+    const r = ratio(color.rgb, behind.rgb);
+    const name = (element.className.baseVal ?? element.className) + "/" + element.tagName;
+    if (r < 4.5 && !seen.has(name)) { seen.add(name); lines.push(where + name + " '" + node.data.trim().slice(0, 20) + "' has contrast " + r.toFixed(2)); }
+  }
+  if (texts < 200) lines.push(where + "only " + texts + " texts");
+}
+function keys(frame, where) {
+  const page = frame.contentDocument, win = frame.contentWindow, say = text => lines.push(where + text);
+  const press = (node, key) => node.dispatchEvent(new win.KeyboardEvent("keydown", { key: key, bubbles: true }));
+  page.querySelectorAll("details.stage").forEach(d => { d.open = false; });
+  const points = [...page.querySelectorAll("#plot .pt")];
+  if (points.length < 3) say("only " + points.length + " points");
+  for (const point of points) {
+    point.focus();
+    if (page.activeElement !== point) say("a point takes no focus");
+    const tip = page.querySelector(".tip");
+    if (!tip || !point.getAttribute("aria-label").startsWith(tip.querySelector("strong").textContent)) say("focus shows no tip of its point");
+    press(point, "Escape");
+    if (page.querySelector(".tip")) say("Escape leaves the tip");
+  }
+  press(points[1], "Enter");
+  const opened = [...page.querySelectorAll("details.stage")].filter(d => d.open);
+  if (opened.length !== 1 || page.activeElement !== opened[0].querySelector("summary")) say("Enter opens " + opened.length + " stages");
+  const reach = [...page.querySelectorAll("a[href], button, select, summary, [tabindex]")].filter(n => n.getClientRects().length && !n.closest("details:not([open]) > :not(summary)"));
+  for (const node of reach) {
+    node.focus();
+    if (page.activeElement !== node) say(node.outerHTML.slice(0, 60) + " cannot be focused");
+    if (!(node.textContent.trim() || node.getAttribute("aria-label") || node.labels?.length || node.getAttribute("aria-labelledby"))) say(node.outerHTML.slice(0, 60) + " has no name");
+  }
+  const button = page.querySelector('#stage-table th[data-key="file_bytes"] button'), head = button.closest("th");
+  const column = [...head.parentNode.cells].indexOf(head);
+  for (const direction of ["ascending", "descending"]) {
+    button.click();
+    const values = [...page.querySelectorAll("#stage-table tbody tr")].map(r => +r.cells[column].getAttribute("data-v"));
+    const sorted = values.slice().sort((a, b) => direction === "ascending" ? a - b : b - a);
+    if (head.getAttribute("aria-sort") !== direction || values.join() !== sorted.join()) say("sorting " + direction + " gives " + values.join());
+    if (!page.getElementById("live").textContent.includes(direction)) say("sorting is not announced");
+  }
+  const up = page.getElementById("up");
+  up.value = "file_bytes"; up.dispatchEvent(new win.Event("change"));
+  if (!page.querySelector("#plot svg").textContent.includes("\u2193 File size")) say("the axis up does not follow its choice");
+}
+
+let left = 2;
+for (const file of ["report.html", "dark.html"]) {
+  const frame = document.createElement("iframe");
+  frame.style = "width:1280px;height:900px;border:0";
+  frame.src = file;
+  frame.onload = () => {
+    try { keys(frame, file + ": "); check(frame, file + ": "); } catch (e) { lines.push(e.toString()); }
+    if (--left === 0) document.getElementById("result").textContent = "checked. " + lines.join("; ");
+  };
+  document.body.appendChild(frame);
+}
+)js";
+
+std::string inspect(const std::string& page) {
+    TemporaryFolder folder;
+    write_atomically(folder / "report.html", page);
+    std::string dark = page;
+    const std::string query = "@media (prefers-color-scheme:dark)";
+    dark.replace(dark.find(query), query.size(), "@media all");
+    write_atomically(folder / "dark.html", dark);
+    return look_into(folder, std::string("<!doctype html><body><p id=result></p><script>") + kInspection + "</script>");
+}
+
+TEST(ReportPageInChromium, CanBeReadInBothColourSchemesAndUsedByKeyboardAlone) {
+    SKIP_WITHOUT_BROWSER();
+    EXPECT_EQ(inspect(html(sample())), "checked. ");
+}
+
+// The page's own policy refuses every request, loudly: a silent console (above) means that none was made.
+TEST(ReportPageInChromium, ARequestWouldBeRefusedAndNoticed) {
+    SKIP_WITHOUT_BROWSER();
+    std::string page = html(sample());
+    page.replace(page.find("<footer>"), 8, "<footer><img src=picture.png alt=x>");
+    EXPECT_THAT(open_html(page, "").console, HasSubstr("picture.png"));
+}
+
+// The inspection must be able to fail: pale marks, a key that does nothing.
+TEST(ReportPageInChromium, ItsInspectionNoticesPaleTextAndDeadKeys) {
+    SKIP_WITHOUT_BROWSER();
+    std::string page = html(sample());
+    const auto replace = [&page](const std::string& what, const std::string& with) {
+        ASSERT_NE(page.find(what), std::string::npos) << what;
+        page.replace(page.find(what), what.size(), with);
+    };
+    replace(".pv{color:var(--muted)", ".pv{color:var(--faint)");
+    replace("if (e.key === \"Enter\") open", "if (e.key === \"Q\") open");
+    const std::string found = inspect(page);
+    EXPECT_THAT(found, HasSubstr("has contrast 3.0"));
+    EXPECT_THAT(found, HasSubstr("Enter opens 0 stages"));
 }
 
 // The checks for console messages must be able to fail: a page whose script throws does leave a message.
