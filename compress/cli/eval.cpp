@@ -204,7 +204,7 @@ int run_eval(const Arguments& arguments) {
     }
     std::cout << table.text();
     const auto& quality = measurements[0].contains("quality") ? measurements[0]["quality"] : Json();
-    if (quality.is_object() && quality.contains("examples") && quality["examples"].is_number())
+    if (dataset && quality.is_object() && quality.contains("examples") && quality["examples"].is_number())
         std::cout << "\nQuality on " << quality.value("data", std::string("the data")) << " ("
                   << quality.value("split", split) << ", " << quality["examples"]
                   << " examples); points are differences to the baseline, higher is better.\n";

@@ -237,6 +237,15 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_THAT(run({"eval", "runs", "--input", "1,3,8,8"}).err, HasSubstr("runs: the folder holds no model.pt"));
 }
 
+TEST_F(ProgramTest, ModelsAreComparedWithoutData) {
+    write_model_and_data(folder.path());
+    const auto outcome =
+        run({"eval", "net.pt", "--input", "1,3,8,8", "--set", "measure.profile=off", "--out", "sizes"});
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_THAT(outcome.out, HasSubstr("No data were given: quality was not measured."));
+    EXPECT_TRUE(exists("sizes/report.html"));
+}
+
 TEST_F(ProgramTest, CostsAreSummedByProject) {
     write_model_and_data(folder.path());
     write("recipe.yaml", recipe("deploy: off\nstages: [lowrank.svd: {min_size: 1}]\n"));
