@@ -239,6 +239,8 @@ const std::map<std::string, double>& elementwise_flops() {
                                                          {"quantized::sigmoid", 4},
                                                          {"quantized::layer_norm", 5},
                                                          {"quantized::batch_norm2d", 2},
+                                                         {"quantized::embedding_bag_4bit_unpack", 2},
+                                                         {"quantized::embedding_bag_byte_unpack", 2},
                                                          {"quantized::cat", 0}};
     return kFlops;
 }

@@ -25,9 +25,12 @@ bool is_weight(const at::Tensor& tensor, Place place) {
             return true;
         case Place::kConstant:
             return tensor.is_quantized() || (tensor.is_floating_point() && tensor.numel() > 1);
-        case Place::kBuffer:
-            return tensor.is_quantized() ||
-                   ((tensor.scalar_type() == at::kChar || tensor.scalar_type() == at::kByte) && tensor.dim() > 1);
+        case Place::kBuffer: {
+            // Weights that no longer train are buffers; statistics and biases of such layers have one dimension.
+            const auto type = tensor.scalar_type();
+            return tensor.is_quantized() || (tensor.dim() > 1 && (type == at::kChar || type == at::kByte ||
+                                                                  type == at::kBFloat16 || type == at::kHalf));
+        }
     }
     return false;
 }
