@@ -4,6 +4,7 @@
 #include <cmath>
 #include <iostream>
 
+#include "accounts.h"
 #include "commands.h"
 #include "recipe.h"
 
@@ -52,6 +53,7 @@ int run_eval(const Arguments& arguments) {
         cxxopts::value<std::vector<std::string>>(),
         "SHAPE")("set", "change a value of the recipe", cxxopts::value<std::vector<std::string>>(), "KEY=VALUE")(
         "json", "as JSON: one measurement per model, as in measurement.json");
+    Accounts::add_options(line, /*job=*/false);
     if (!line.parse(arguments, "model")) return kDone;
     auto files = line.texts("model");
     if (line.given("baseline")) {
@@ -65,6 +67,7 @@ int run_eval(const Arguments& arguments) {
         line.fail("neither data nor an input is given",
                   "Add --data recipe.yaml to compare quality, or --input 1,3,224,224 for size and time.");
 
+    const Accounts accounts(line, /*job=*/false);
     watch_signals();
     TerminalLog log(line.level());
     Recipe recipe = file.empty() ? recipe_from_settings(Setting::map({}), line.texts("set"))
@@ -85,8 +88,10 @@ int run_eval(const Arguments& arguments) {
     eval::Measurer measurer(example, dataset, dataset ? split : "", recipe.task, recipe.metric, recipe.measure);
     measurer.log = &log;
     measurer.interrupted = interrupted;
-    const auto measurements = measurer.compare({files.begin(), files.end()}, 0);
+    auto measurements = measurer.compare({files.begin(), files.end()}, 0);
     log.clear();
+    if (accounts.asked())
+        for (auto& measurement : measurements) measurement["accounts"] = accounts.of_measurement(measurement);
     if (line.given("json")) {
         std::cout << Json(measurements).dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
         return kDone;
@@ -130,12 +135,16 @@ int run_eval(const Arguments& arguments) {
     }
     std::cout << table.text();
     const auto& quality = measurements[0].contains("quality") ? measurements[0]["quality"] : Json();
-    if (quality.is_object() && quality.contains("examples") && quality["examples"].is_number())
+    if (quality.is_object() && value_at(quality, "/examples").value_or(0) > 0)
         std::cout << "\nQuality on " << quality.value("data", std::string("the data")) << " ("
                   << quality.value("split", split) << ", " << quality["examples"]
                   << " examples); points are differences to the baseline, higher is better.\n";
     else
         std::cout << "\nNo data were given: quality was not measured.\n";
+    if (accounts.asked()) std::cout << "\nCost and Green Algorithms for a million inferences, SCI for one\n";
+    for (size_t i = 0; i < measurements.size() && accounts.asked(); ++i)
+        for (const auto& [name, text] : accounts.lines(measurements[i]["accounts"]))
+            std::cout << "  " << wrapped(files[i] + ", " + name + ": " + text, 100, 4) << "\n";
     return kDone;
 }
 
