@@ -159,7 +159,7 @@ Json Accounts::of(Work work) const {
     return accounts;
 }
 
-Json Accounts::of_measurement(const Json& measurement) const {
+Accounts::Work Accounts::inference(const Json& measurement) {
     Work work;
     work.energy_j = figure_at(measurement, "/figures/energy_per_inference_j", "J");
     work.carbon_g = figure_at(measurement, "/figures/carbon_per_inference_g", "g");
@@ -180,7 +180,11 @@ Json Accounts::of_measurement(const Json& measurement) const {
         work.cores = row->value("threads", 1.0);
         work.core_usage = row->value("cpu_share", 1.0);
     }
-    Json accounts = of(work);
+    return work;
+}
+
+Json Accounts::of_measurement(const Json& measurement) const {
+    Json accounts = of(inference(measurement));
     const auto million = [&](Json& figure, const char* unit) {
         const auto one = Figure::from_json(figure);
         figure = eval::product(one, Figure::measured(kMillion, "1", "inferences"), one.unit.empty() ? unit : one.unit,

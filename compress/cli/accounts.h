@@ -39,7 +39,9 @@ public:
     };
     /// {"cost", "sci_g", "green_algorithms": {"energy_j", "carbon_g"}}: figures, as far as they are asked for.
     Json of(Work work) const;
-    /// The same per million inferences (the SCI per inference) of a measurement.json; what it lacks is unavailable.
+    /// One inference, as measurement.json has it; what it lacks is unavailable.
+    static Work inference(const Json& measurement);
+    /// The same per million inferences (the SCI per inference) of a measurement.json.
     Json of_measurement(const Json& measurement) const;
     /// One line per figure of such an object: name and text.
     std::vector<std::pair<std::string, std::string>> lines(const Json& accounts) const;

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "accounts.h"
 #include "commands.h"
 
 namespace coppice::cli {
@@ -57,6 +58,32 @@ std::string payback_text(const Json& run, double per_day) {
     return line + ", " + eval::name_of(days.provenance);
 }
 
+// What compressing cost, and what a million inferences cost before and after it, from the stored energies.
+void print_accounts(const Json& report, const Accounts& accounts) {
+    std::cout << "Cost and Green Algorithms for a compression and for a million inferences, SCI for one of each\n";
+    const auto print = [&](const std::string& name, const Json& values) {
+        for (const auto& [account, text] : accounts.lines(values))
+            std::cout << "  " << wrapped(name + ", " + account + ": " + text, 100, 4) << "\n";
+    };
+    for (const auto& run : report.at("runs")) {
+        const auto& stages = run.at("stages");
+        if (stages.empty()) continue;
+        const auto folder = run.at("folder").get<std::string>();
+        if (stages.size() > 1) {
+            auto compression = Accounts::inference(stages.back().at("measurement"));
+            compression.energy_j = figure_at(run, "/cost/energy_j");
+            compression.carbon_g = figure_at(run, "/cost/carbon_g");
+            compression.seconds = figure_at(run, "/cost/seconds");
+            compression.core_usage = 1;
+            compression.unit = "compression";
+            print(folder, accounts.of(compression));
+        }
+        for (const auto& stage : stages)
+            print(folder + "/" + stage.at("folder").get<std::string>(),
+                  accounts.of_measurement(stage.at("measurement")));
+    }
+}
+
 }  // namespace
 
 int run_report(const Arguments& arguments) {
@@ -72,11 +99,13 @@ int run_report(const Arguments& arguments) {
         "load", "inferences a day: after how many days compressing has paid for itself", cxxopts::value<double>(), "N")(
         "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
         "FILE")("title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
+    Accounts::add_options(line, /*job=*/false);
     if (!line.parse(arguments, "run")) return kDone;
     const auto runs = line.texts("run");
     if (runs.empty())
         line.fail("no run directory is given", "Write coppice report runs/name; see coppice report --help.");
 
+    const Accounts accounts(line, /*job=*/false);
     const double load = line.given("load") ? line.values()["load"].as<double>() : 1;
     if (!(load > 0) || !std::isfinite(load)) line.fail("--load must be above 0");
 
@@ -104,6 +133,7 @@ int run_report(const Arguments& arguments) {
     std::cout << eval::terminal_table(report) << "\n" << wrapped(eval::summary_sentence(report), 100, 0) << "\n\n";
     if (line.given("load"))
         for (const auto& run : report.at("runs")) std::cout << wrapped(payback_text(run, load), 100, 0) << "\n";
+    if (accounts.asked()) print_accounts(report, accounts);
     if (line.given("regions")) {
         write_atomically(line.text("regions"), regions_csv(report));
         std::cout << "regions " << line.text("regions") << "\n";

@@ -187,6 +187,12 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_EQ(std::count(regions.begin(), regions.end(), '\n'), 1 + 6 * 214) << "a row for each stage and zone";
     EXPECT_THAT(regions, HasSubstr("small,05-deploy,FR,2025,41.44,1.0,"));
     EXPECT_EQ(run({"report", "runs/small", "--load", "0"}).code, 2);
+    const auto priced = run({"report", "runs/small", "--format", "md", "--out", "elsewhere", "--price", "0.3",
+                             "--embodied-kg", "1200", "--green-algorithms", "--memory-gb", "4"});
+    EXPECT_EQ(priced.code, 0) << priced.err;
+    for (const char* part : {"small, cost: ", "R = 1.0 compression", "small/05-deploy, SCI: ", "R = 1.0 inference",
+                             "small/00-baseline, Green Algorithms: "})
+        EXPECT_THAT(priced.out, HasSubstr(part));
     EXPECT_TRUE(exists("elsewhere/report.md"));
     EXPECT_FALSE(exists("elsewhere/report.html"));
 
