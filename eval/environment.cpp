@@ -54,6 +54,19 @@ std::string container_of(const std::filesystem::path& root) {
     return "";
 }
 
+// "0-3,8"
+std::string ranges_of(const cpu_set_t& set) {
+    std::string text;
+    for (int first = 0; first < CPU_SETSIZE; ++first) {
+        if (!CPU_ISSET(first, &set)) continue;
+        int last = first;
+        while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &set)) ++last;
+        text += (text.empty() ? "" : ",") + std::to_string(first) + (last > first ? "-" + std::to_string(last) : "");
+        first = last;
+    }
+    return text;
+}
+
 }  // namespace
 
 Environment environment(const std::filesystem::path& root) {
@@ -72,7 +85,12 @@ Environment environment(const std::filesystem::path& root) {
 
     cpu_set_t set;
     CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0) result.cores = CPU_COUNT(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        result.cores = CPU_COUNT(&set);
+        result.affinity = ranges_of(set);
+    }
+    const auto smt = first_line(root / "sys/devices/system/cpu/smt/active");
+    if (smt == "0" || smt == "1") result.smt = smt == "1";
     result.threads = at::get_num_threads();
     result.libtorch = TORCH_VERSION;
     result.engine = engine_name(at::globalContext().qEngine());
@@ -96,6 +114,8 @@ Json Environment::to_json() const {
             {"virtual_machine", virtual_machine},
             {"container", or_null(container)},
             {"governor", or_null(governor)},
+            {"smt", smt ? Json(*smt) : Json(nullptr)},
+            {"affinity", or_null(affinity)},
             {"memory_bytes", memory_bytes ? Json(memory_bytes) : Json(nullptr)}};
 }
 
@@ -112,6 +132,8 @@ std::vector<std::string> Environment::differences(const Environment& other) cons
     compare("engine", engine == other.engine);
     compare("kernel", kernel == other.kernel);
     compare("governor", governor == other.governor);
+    compare("smt", smt == other.smt);
+    compare("affinity", affinity == other.affinity);
     compare("virtual_machine", virtual_machine == other.virtual_machine);
     return names;
 }

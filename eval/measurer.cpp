@@ -49,6 +49,11 @@ double MeasureOptions::seconds() const {
     return profile == "off" ? 0 : profile == "quick" ? 3 : profile == "strict" ? 600 : 60;
 }
 
+double MeasureOptions::idle_seconds() const {
+    if (idle) return *idle;
+    return profile == "off" ? 0 : profile == "quick" ? 0.25 : profile == "strict" ? 30 : 5;
+}
+
 MeasureOptions MeasureOptions::read(Options& options) {
     MeasureOptions result;
     result.profile = options.choice("profile", result.profile, {"off", "quick", "standard", "strict"},
@@ -89,6 +94,9 @@ MeasureOptions MeasureOptions::read(Options& options) {
     result.energy.cpu_watts_per_core =
         options.optional_number("cpu_watts_per_core", "for the CPU-time model; default: from the table");
     result.energy.idle_watts = options.optional_number("idle_watts", "of the machine, if known");
+    result.idle = options.optional_number("idle", "seconds of sleep before and after timing; default: by profile");
+    if (result.idle && !(*result.idle >= 0 && *result.idle <= 3600))
+        throw options.error("idle", "must be in [0, 3600] s", "0 leaves it out.");
     if (result.energy.cpu_watts_per_core && !(*result.energy.cpu_watts_per_core > 0))
         throw options.error("cpu_watts_per_core", "must be above 0", "");
     if (result.energy.idle_watts && *result.energy.idle_watts < 0)
@@ -120,6 +128,12 @@ Json StageMeter::read() {
             {"carbon_g", carbon_g(energy, grid_, options_.pue, unix_start_, unix_seconds()).to_json()}};
 }
 
+Spent StageMeter::spent() {
+    const auto energy = meter_->read();
+    const auto carbon = carbon_g(energy, grid_, options_.pue, unix_start_, unix_seconds());
+    return {energy.value, carbon.value, name_of(energy.provenance), energy.available() ? carbon.reason : energy.reason};
+}
+
 // What is known of one model before it becomes JSON.
 struct Measurer::Subject {
     std::string stage;
@@ -127,6 +141,7 @@ struct Measurer::Subject {
     std::optional<Evaluation> evaluation;
     std::vector<std::pair<std::string, Figure>> sizes;
     std::vector<Latency> latency;
+    std::optional<IdleChange> idle;
     Json compression;
 };
 
@@ -176,33 +191,43 @@ double Measurer::points(const Runner& model) const {
     return value.points;
 }
 
-namespace {
+std::optional<Idle> Measurer::look_at_idle() {
+    if (options_.idle_seconds() <= 0) return std::nullopt;
+    IdleOptions idle;
+    idle.seconds = std::max(options_.idle_seconds(), meter_->minimum_window_s());
+    idle.root = options_.energy.root;
+    log->write("debug", "looking at the idle machine for " + std::to_string(idle.seconds) + " s");
+    return measure_idle(*meter_, idle);
+}
 
-std::vector<std::vector<Latency>> time_all(const std::vector<Variant>& variants, const Inputs& example,
-                                           const MeasureOptions& options, EnergyMeter& meter,
-                                           const std::function<bool()>& interrupted) {
-    if (options.profile == "off") return {};
-    std::vector<int64_t> threads = options.threads;
+std::vector<std::vector<Latency>> Measurer::time_all(const std::vector<Variant>& variants,
+                                                     std::optional<IdleChange>& idle) {
+    if (options_.profile == "off") return {};
+    const auto idle_before = look_at_idle();
+    std::vector<int64_t> threads = options_.threads;
     if (threads.empty()) threads.push_back(at::get_num_threads());
     LatencyOptions latency;
-    latency.relative_interval = options.relative_interval;
-    latency.seed = options.seed;
+    latency.relative_interval = options_.relative_interval;
+    latency.seed = options_.seed;
     latency.interrupted = interrupted;
-    const auto configurations = static_cast<double>(options.batches.size() * threads.size());
-    latency.seconds = std::max(kMinimumSeconds, options.seconds() / configurations);
+    latency.machine_clock = [this] { return machine_time(options_.energy.root); };
+    const auto configurations = static_cast<double>(options_.batches.size() * threads.size());
+    latency.seconds = std::max(kMinimumSeconds, options_.seconds() / configurations);
     latency.warm_up_seconds = std::min(3.0, latency.seconds);
-    auto rows = measure_latency(variants, example, options.batches, threads, latency, &meter);
+    auto rows = measure_latency(variants, example_, options_.batches, threads, latency, meter_.get());
     // A model of one fixed input, such as a whole graph, refuses every batch size but its own.
     const bool any = std::any_of(rows.begin(), rows.end(),
                                  [](const std::vector<Latency>& row) { return row.front().p50_s.available(); });
-    if (!any && batch_of(example) > 0) {
-        for (auto& row : measure_latency(variants, example, {batch_of(example)}, threads, latency, &meter))
+    if (!any && batch_of(example_) > 0) {
+        for (auto& row : measure_latency(variants, example_, {batch_of(example_)}, threads, latency, meter_.get()))
             rows.push_back(std::move(row));
+    }
+    if (idle_before) {
+        idle = idle_change(*idle_before, *look_at_idle());
+        if (!idle->note.empty()) log->info("idle machine: " + idle->note);
     }
     return rows;
 }
-
-}  // namespace
 
 Json Measurer::assemble(const Subject& subject) const {
     Json json = {{"format", "coppice-measurement"},
@@ -233,30 +258,51 @@ Json Measurer::assemble(const Subject& subject) const {
 
     auto& figures = json["figures"] = Json::object();
     for (const auto& [name, figure] : subject.sizes) figures[name] = figure.to_json();
-    Figure power, energy, energy_ratio;
+    Figure idle_power = meter_->idle_power_w();  // what the user gave counts more than a look of some seconds
+    if (!idle_power.available() && subject.idle) idle_power = subject.idle->power_w;
+    const bool counts_idle = meter_->counts_idle();
+    Figure power, energy, net, energy_ratio, overhead;
     if (const auto* row = representative(subject.latency)) {
         power = row->power_w;
         energy_ratio = row->energy_ratio;
         energy = quotient(row->energy_j, Figure::measured(static_cast<double>(row->batch), "1", "batch size"), "J",
                           row->energy_j.method + "; per example at batch " + std::to_string(row->batch) + ", " +
                               std::to_string(row->threads) + (row->threads == 1 ? " thread" : " threads"));
+        const auto seconds =
+            quotient(Figure::measured(1, "1", "example"), row->throughput_per_s, "s", "1 / throughput");
+        net = net_of_idle(energy, idle_power, seconds, counts_idle);
+        overhead = row->meter_overhead;
     } else {
         const std::string reason =
             subject.latency.empty() ? "timing is switched off (profile: off)" : subject.latency.front().p50_s.reason;
         power = Figure::unavailable("W", reason);
-        energy = Figure::unavailable("J", reason);
+        energy = net = Figure::unavailable("J", reason);
+        overhead = Figure::unavailable("ratio", reason);
         energy_ratio = Figure::unavailable("ratio", reason);
     }
     figures["power_w"] = power.to_json();
-    figures["idle_power_w"] = meter_->idle_power_w().to_json();
+    figures["idle_power_w"] = idle_power.to_json();
     figures["energy_per_inference_j"] = energy.to_json();
+    figures["net_energy_per_inference_j"] = net.to_json();
+    figures["meter_overhead_ratio"] = overhead.to_json();
     figures["energy_ratio_to_baseline"] = energy_ratio.to_json();
     figures["carbon_per_inference_g"] = carbon_g(energy, grid_, options_.pue).to_json();
 
     json["latency"] = Json::array();
     for (const auto& row : subject.latency) json["latency"].push_back(row.to_json());
     json["environment"] = environment(options_.energy.root).to_json();
-    if (!subject.compression.is_null()) json["compression"] = subject.compression;
+    json["idle"] = subject.idle ? subject.idle->to_json() : Json(nullptr);
+    if (subject.idle && !subject.idle->note.empty())
+        json["warnings"].push_back("The idle machine: " + subject.idle->note + ".");
+    if (overhead.value && *overhead.value > kMeterOverheadRatio)
+        json["warnings"].push_back("The energy source's own calls took more than 0.5 % of the time that was measured.");
+    if (!subject.compression.is_null()) {
+        json["compression"] = subject.compression;
+        json["compression"]["net_energy_j"] =
+            net_of_idle(Figure::from_json(subject.compression.at("energy_j")), idle_power,
+                        Figure::from_json(subject.compression.at("seconds")), counts_idle)
+                .to_json();
+    }
     json["carbon"] = grid_.to_json(options_.pue);
     return json;
 }
@@ -281,8 +327,7 @@ Json Measurer::measure(const Model& baseline, const Model& candidate, const std:
     std::vector<Variant> variants;
     if (!is_baseline) variants.push_back({"baseline", baseline.module()});
     variants.push_back({stage, module});
-    for (const auto& rows : time_all(variants, example_, options_, *meter_, interrupted))
-        subject.latency.push_back(rows.back());
+    for (const auto& rows : time_all(variants, subject.idle)) subject.latency.push_back(rows.back());
     auto json = assemble(subject);
     stage_meter_.restart();
     return json;
@@ -319,8 +364,10 @@ std::vector<Json> Measurer::compare(const std::vector<std::filesystem::path>& fi
         }
         subject.sizes = size_figures(files[index], model, example_, reason);
     }
-    for (const auto& rows : time_all(variants, example_, options_, *meter_, interrupted))
+    std::optional<IdleChange> idle;
+    for (const auto& rows : time_all(variants, idle))
         for (size_t i = 0; i < order.size(); ++i) subjects[order[i]].latency.push_back(rows[i]);
+    for (auto& subject : subjects) subject.idle = idle;
     std::vector<Json> result;
     for (const auto& subject : subjects) result.push_back(assemble(subject));
     return result;

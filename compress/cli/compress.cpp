@@ -65,7 +65,7 @@ void add_earlier_attempts(Json& measurement, const StageWork& work) {
     const std::string note = "with the attempts that were interrupted, up to their last sign of life";
     set("seconds", work.seconds, "wall clock " + note);
     set("cpu_seconds", work.cpu_seconds, "CPU clock " + note);
-    for (const char* name : {"energy_j", "carbon_g"}) {
+    for (const char* name : {"energy_j", "net_energy_j", "carbon_g"}) {
         set(name, value(name) * scale, "scaled by CPU time, " + note);
         if (compression.contains(name) && compression[name].value("provenance", std::string()) != "assumed" &&
             compression[name]["value"].is_number())
@@ -141,6 +141,8 @@ int run_compress(const Arguments& arguments) {
     context.base_dir = recipe.base;
     context.log = &log;
     context.interrupted = interrupted;
+    eval::StageMeter meter(recipe.measure);
+    context.spent = [&meter] { return meter.spent(); };
     const auto judged = data.validation ? data.validation : data.test;
     context.evaluate = [&, judged](const Model& candidate) {
         if (!judged)

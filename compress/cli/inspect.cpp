@@ -1,7 +1,8 @@
 // coppice inspect: what a model consists of, what it costs, and what could be done about it.
 #include <ATen/Parallel.h>
-#include <coppice/graph.h>
+#include <coppice/eval.h>
 #include <coppice/lowrank.h>
+#include <coppice/pipeline.h>
 #include <coppice/prune.h>
 #include <coppice/quantize.h>
 
@@ -21,8 +22,7 @@ struct Treatment {
 };
 
 struct Row {
-    LayerCost cost;
-    double seconds = 0;
+    const eval::OperatorProfile* profile = nullptr;
     Treatment prune, factorise, quantize;
 };
 
@@ -33,7 +33,7 @@ void explain_all(std::vector<Row>& rows, const std::string& family, std::vector<
     try {
         for (const auto& info : explain())
             for (auto& row : rows)
-                if (row.cost.name == info.layer) set(row, info);
+                if (row.profile->cost.name == info.layer) set(row, info);
     } catch (const std::exception& error) {
         notes.push_back("what can be " + family + " is not known: " + message_of(error));
     }
@@ -59,6 +59,72 @@ std::string percent(double share) {
     return text;
 }
 
+std::string energy_text(const eval::Figure& figure) {
+    if (!figure.value) return "-";
+    const double joules = *figure.value;
+    char text[32];
+    std::snprintf(text, sizeof text, "%.3g %s",
+                  joules < 1e-3 ? 1e6 * joules
+                  : joules < 1  ? 1e3 * joules
+                                : joules,
+                  joules < 1e-3 ? "uJ"
+                  : joules < 1  ? "mJ"
+                                : "J");
+    return text;
+}
+
+void print_unknown(const Cost& costs) {
+    if (!costs.unknown_operators.empty()) {
+        std::string list;
+        for (const auto& op : costs.unknown_operators) list += (list.empty() ? "" : ", ") + op;
+        std::cout << "\n" << wrapped("Operators whose FLOPs are not counted: " + list, 100, 2) << "\n";
+    }
+}
+
+// Where time, memory and energy go, operator by operator: the most expensive first.
+void print_profile(const eval::Profile& profile, const std::string& file, bool all) {
+    std::vector<const eval::OperatorProfile*> rows;
+    for (const auto& row : profile.operators) rows.push_back(&row);
+    std::stable_sort(rows.begin(), rows.end(), [](const auto* a, const auto* b) { return a->seconds > b->seconds; });
+    Table table{
+        {"layer", "operator", "output", "time", "%", "MACs", "FLOPs", "parameters", "bytes", "activation", "energy"},
+        {false, false, false, true, true, true, true, true, true, true, true},
+        {}};
+    size_t hidden = 0;
+    double hidden_ratio = 0;
+    for (const auto* row : rows) {
+        if (!all && row->time_ratio < 0.005) {
+            ++hidden;
+            hidden_ratio += row->time_ratio;
+            continue;
+        }
+        const auto& layer = row->cost;
+        const auto count = [](double value) { return value > 0 ? count_text(value) : std::string(); };
+        const auto bytes = [](int64_t value) { return value ? bytes_text(static_cast<double>(value)) : std::string(); };
+        char time[32];
+        std::snprintf(time, sizeof time, "%.3g us", 1e6 * row->seconds);
+        table.rows.push_back({layer.name, short_op(layer.op), shape_text(layer.output_shape), time,
+                              percent(row->time_ratio), count(layer.macs), layer.known ? count(layer.flops) : "unknown",
+                              count(static_cast<double>(layer.parameters)), bytes(layer.parameter_bytes),
+                              bytes(layer.activation_bytes), energy_text(row->energy_j)});
+    }
+    std::cout << table.text();
+    if (hidden)
+        std::cout << hidden << " further operators take " << percent(hidden_ratio)
+                  << " % of the time; --all shows them\n";
+    const auto& energy = profile.energy_j;
+    std::cout << "\n"
+              << wrapped(file + ": one run takes " + duration_text(profile.seconds) + " operator by operator on " +
+                             std::to_string(at::get_num_threads()) +
+                             (at::get_num_threads() == 1 ? " thread, " : " threads, ") +
+                             (energy.available()
+                                  ? energy_text(energy) + " (" + eval::name_of(energy.provenance) + ": " +
+                                        energy.method + "); that of an operator is modelled: its share of the CPU time"
+                                  : "energy unavailable: " + energy.reason),
+                         100, 2)
+              << "\n";
+}
+
 // The same reason for many layers is one line: "layer1.conv1, layer1.conv2 and 14 more: reason".
 void print_reasons(const std::string& title, const std::vector<Row>& rows, const Treatment Row::*which) {
     std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
@@ -68,7 +134,7 @@ void print_reasons(const std::string& title, const std::vector<Row>& rows, const
         auto found =
             std::find_if(reasons.begin(), reasons.end(), [&](const auto& r) { return r.first == treatment.reason; });
         if (found == reasons.end()) found = reasons.insert(reasons.end(), {treatment.reason, {}});
-        found->second.push_back(row.cost.name);
+        found->second.push_back(row.profile->cost.name);
     }
     if (reasons.empty()) return;
     std::cout << "\n" << title << "\n";
@@ -88,6 +154,7 @@ int run_inspect(const Arguments& arguments) {
         "Shows the layers of a TorchScript model with shapes, parameters, multiply-adds and their share of the time,\n"
         "and what can be pruned, factorised and quantized, or why not. Without --input the shapes are not known.",
         "  coppice inspect resnet18.pt --input 1,3,224,224\n"
+        "  coppice inspect resnet18.pt --input 1,3,224,224 --profile --trace trace.json\n"
         "  coppice inspect minilm.pt --input 'int64<30522:1,128' --input int64:1,128 --json\n");
     line.add()("i,input",
                "shape of an input, as often as forward has inputs: 1,3,224,224 (float32), int64:1,128 (ones), "
@@ -96,7 +163,10 @@ int run_inspect(const Arguments& arguments) {
         "all", "also operators without parameters and multiply-adds that take less than 1 % of the time")(
         "threads", "threads (default: LibTorch's choice)", cxxopts::value<int>()->default_value("0"), "N")(
         "repeat", "runs per operator; their median is its time", cxxopts::value<int>()->default_value("5"), "N")(
-        "json", "as JSON");
+        "profile", "where time and energy go: time, FLOPs, bytes, activations and energy of every operator")(
+        "trace", "write one run as a trace for chrome://tracing or ui.perfetto.dev", cxxopts::value<std::string>(),
+        "FILE")("energy", "source: auto, one that coppice doctor lists, or a+b for a sum",
+                cxxopts::value<std::string>()->default_value("auto"), "SOURCE")("json", "as JSON");
     if (!line.parse(arguments, "model")) return kDone;
     const auto files = line.texts("model");
     if (files.size() != 1)
@@ -112,18 +182,27 @@ int run_inspect(const Arguments& arguments) {
 
     const auto example = example_inputs(specs);
     const auto model = load_checked(files[0], example, "--input");
-    const auto costs = cost(model, example);
+    eval::EnergyOptions energy;
+    energy.source = line.text("energy");
+    const auto meter = eval::make_energy_meter(energy);
+    eval::ProfileOptions profiling;
+    profiling.runs = repeats;
+    const auto profile = eval::profile(model, example, profiling, meter.get());
+    const auto& costs = profile.cost;
+    if (line.given("trace")) {
+        write_atomically(line.text("trace"),
+                         profile.chrome_trace(files[0]).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+        std::cerr << "trace " << line.text("trace") << ": open it in ui.perfetto.dev or chrome://tracing\n";
+    }
+    if (line.given("profile") && !line.given("json")) {
+        print_profile(profile, files[0], line.given("all"));
+        print_unknown(costs);
+        return kDone;
+    }
     std::vector<std::string> notes = model.notes();
     std::vector<Row> rows;
-    for (const auto& layer : costs.layers) rows.push_back({layer, 0, {}, {}, {}});
-    double total_seconds = 0;
-    {
-        const auto seconds = operator_seconds(model, example, repeats);
-        std::unordered_map<const torch::jit::Node*, double> by_node;
-        for (const auto& [node, value] : seconds) by_node[node] += value, total_seconds += value;
-        for (auto& row : rows)
-            if (const auto found = by_node.find(row.cost.node); found != by_node.end()) row.seconds = found->second;
-    }
+    for (const auto& row : profile.operators) rows.push_back({&row, {}, {}, {}});
+    const double total_seconds = profile.seconds;
     explain_all(
         rows, "pruned", notes, [&] { return prune::explain(model, example); },
         [](Row& row, const prune::PrunableInfo& info) {
@@ -143,22 +222,13 @@ int run_inspect(const Arguments& arguments) {
         });
 
     if (line.given("json")) {
-        Json layers = Json::array();
-        for (const auto& row : rows)
-            layers.push_back({{"name", row.cost.name},
-                              {"op", row.cost.op},
-                              {"input_shape", row.cost.input_shape},
-                              {"output_shape", row.cost.output_shape},
-                              {"parameters", row.cost.parameters},
-                              {"parameter_bytes", row.cost.parameter_bytes},
-                              {"activation_bytes", row.cost.activation_bytes},
-                              {"macs", row.cost.macs},
-                              {"flops", row.cost.flops},
-                              {"seconds", row.seconds},
-                              {"time_ratio", total_seconds > 0 ? row.seconds / total_seconds : 0.0},
-                              {"prune", treatment_json(row.prune)},
-                              {"factorise", treatment_json(row.factorise)},
-                              {"quantize", treatment_json(row.quantize)}});
+        auto measured = profile.to_json();
+        for (size_t i = 0; i < rows.size(); ++i) {
+            auto& layer = measured["layers"][i];
+            layer["prune"] = treatment_json(rows[i].prune);
+            layer["factorise"] = treatment_json(rows[i].factorise);
+            layer["quantize"] = treatment_json(rows[i].quantize);
+        }
         Json inputs = Json::array();
         for (const auto& spec : specs) inputs.push_back(spec.to_string());
         const Json out = {{"format", "coppice-inspect"},
@@ -166,17 +236,9 @@ int run_inspect(const Arguments& arguments) {
                           {"model", files[0]},
                           {"inputs", inputs},
                           {"threads", at::get_num_threads()},
-                          {"totals",
-                           {{"macs", costs.macs},
-                            {"flops", costs.flops},
-                            {"parameters", costs.parameters},
-                            {"nonzero_parameters", costs.nonzero_parameters},
-                            {"parameter_bytes", costs.parameter_bytes},
-                            {"buffer_bytes", costs.buffer_bytes},
-                            {"activation_bytes", costs.activation_bytes},
-                            {"seconds", total_seconds}}},
-                          {"layers", layers},
-                          {"unknown_operators", costs.unknown_operators},
+                          {"totals", measured["totals"]},
+                          {"layers", measured["layers"]},
+                          {"unknown_operators", measured["unknown_operators"]},
                           {"other_methods", model.other_methods()},
                           {"notes", notes}};
         std::cout << out.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
@@ -189,18 +251,20 @@ int run_inspect(const Arguments& arguments) {
     size_t hidden = 0;
     double hidden_seconds = 0;
     for (const auto& row : rows) {
-        const bool shown = line.given("all") || row.cost.parameters > 0 || row.cost.macs > 0 || row.prune.asked ||
-                           row.factorise.asked || row.quantize.asked || row.seconds >= 0.01 * total_seconds;
+        const bool shown = line.given("all") || row.profile->cost.parameters > 0 || row.profile->cost.macs > 0 ||
+                           row.prune.asked || row.factorise.asked || row.quantize.asked ||
+                           row.profile->seconds >= 0.01 * total_seconds;
         if (!shown) {
             ++hidden;
-            hidden_seconds += row.seconds;
+            hidden_seconds += row.profile->seconds;
             continue;
         }
-        table.rows.push_back({row.cost.name, short_op(row.cost.op), shape_text(row.cost.output_shape),
-                              row.cost.parameters ? count_text(static_cast<double>(row.cost.parameters)) : "",
-                              row.cost.macs > 0 ? count_text(row.cost.macs) : "",
-                              total_seconds > 0 ? percent(row.seconds / total_seconds) : "", cell(row.prune),
-                              cell(row.factorise), cell(row.quantize)});
+        table.rows.push_back(
+            {row.profile->cost.name, short_op(row.profile->cost.op), shape_text(row.profile->cost.output_shape),
+             row.profile->cost.parameters ? count_text(static_cast<double>(row.profile->cost.parameters)) : "",
+             row.profile->cost.macs > 0 ? count_text(row.profile->cost.macs) : "",
+             total_seconds > 0 ? percent(row.profile->seconds / total_seconds) : "", cell(row.prune),
+             cell(row.factorise), cell(row.quantize)});
     }
     std::cout << table.text();
     if (hidden)
@@ -216,11 +280,7 @@ int run_inspect(const Arguments& arguments) {
     print_reasons("Channels that cannot be pruned", rows, &Row::prune);
     print_reasons("Not factorised", rows, &Row::factorise);
     print_reasons("Not quantized", rows, &Row::quantize);
-    if (!costs.unknown_operators.empty()) {
-        std::string list;
-        for (const auto& op : costs.unknown_operators) list += (list.empty() ? "" : ", ") + op;
-        std::cout << "\n" << wrapped("Operators whose FLOPs are not counted: " + list, 100, 2) << "\n";
-    }
+    print_unknown(costs);
     if (!model.other_methods().empty()) {
         std::string list;
         for (const auto& method : model.other_methods()) list += (list.empty() ? "" : ", ") + method;

@@ -26,7 +26,6 @@ namespace {
 using eval::Figure;
 
 constexpr int kNotExecutable = 126, kNotFound = 127;  // as shells have it
-constexpr double kDriftRatio = 0.05;
 
 volatile std::sig_atomic_t g_child = 0;
 
@@ -147,18 +146,12 @@ std::string random_id() {
     return id;
 }
 
-// Average power while nothing is run, or why it says nothing.
-Figure idle_power(const eval::EnergyOptions& options, double seconds) {
-    const auto meter = eval::make_energy_meter(options);
-    if (seconds <= 0) return meter->idle_power_w();
-    const double begin = eval::wall_seconds();
-    meter->start();
-    pause_for(seconds);
-    const auto energy = meter->stop();
-    if (energy.available() && energy.provenance == eval::Provenance::kModelled)
-        return Figure::unavailable("W", "the model knows no idle power; set --idle-watts");
-    return eval::quotient(energy, Figure::measured(eval::wall_seconds() - begin, "s", "wall clock"), "W",
-                          "mean over " + number("%.3g s", seconds) + " without the command");
+// The machine before and after the command; nothing for 0 seconds.
+std::optional<eval::Idle> look_at_idle(eval::EnergyMeter& meter, double seconds) {
+    if (seconds <= 0) return std::nullopt;
+    eval::IdleOptions idle;
+    idle.seconds = std::max(seconds, meter.minimum_window_s());
+    return eval::measure_idle(meter, idle);
 }
 
 }  // namespace
@@ -216,7 +209,8 @@ int run_track(const Arguments& arguments) {
     const auto log = std::make_shared<eval::EnergyLog>(options, grid, pue);
     options.source = log->source();
     const double idle_seconds = number_option(line, "idle");
-    const auto idle_before = idle_power(options, idle_seconds);
+    const auto idle_meter = eval::make_energy_meter(options);
+    const auto idle_before = look_at_idle(*idle_meter, idle_seconds);
 
     // Children that outlive their parents become ours, so that their CPU time is not lost.
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -283,32 +277,16 @@ int run_track(const Arguments& arguments) {
     record.grid = grid;
     record.pue = pue;
     record.peak_memory_bytes = accounting.peak(interval);
-    record.idle_power_w = idle_before;
+    record.idle_power_w = idle_meter->idle_power_w();
     std::string idle_note;
-    if (idle_seconds > 0 && idle_before.available()) {
-        const auto idle_after = idle_power(options, idle_seconds);
-        if (idle_after.available()) {
-            const double mean = 0.5 * (*idle_before.value + *idle_after.value);
-            const double drift = std::abs(*idle_after.value - *idle_before.value) / mean;
-            if (drift > kDriftRatio)
-                idle_note =
-                    "flagged: idle power changed by " + number("%.0f %%", 100 * drift) + " from before to after";
-            record.idle_power_w = Figure::derived(
-                mean, "W", idle_before.method + ", and after it" + (idle_note.empty() ? "" : "; " + idle_note));
-        }
+    if (idle_before) {
+        const auto change = eval::idle_change(*idle_before, *look_at_idle(*idle_meter, idle_seconds));
+        record.idle = change.to_json();
+        if (change.power_w.available()) record.idle_power_w = change.power_w;
+        if (!change.note.empty()) idle_note = (change.drifted ? "flagged: " : "") + change.note;
     }
-    const auto idle_energy = eval::product(record.idle_power_w, usage.seconds, "J", "idle power x time");
-    if (idle_energy.available() && usage.energy_j.available()) {
-        record.net_energy_j =
-            *usage.energy_j.value >= *idle_energy.value
-                ? Figure::derived(*usage.energy_j.value - *idle_energy.value, "J", "energy less idle power x time")
-                : Figure::unavailable("J", "it took less than idling would have");
-        if (record.net_energy_j.available())
-            record.net_energy_j.provenance = eval::combined(usage.energy_j.provenance, idle_energy.provenance);
-    } else {
-        record.net_energy_j =
-            Figure::unavailable("J", idle_energy.available() ? usage.energy_j.reason : idle_energy.reason);
-    }
+    record.net_energy_j =
+        eval::net_of_idle(usage.energy_j, record.idle_power_w, usage.seconds, idle_meter->counts_idle());
     Accounts::Work work;
     work.energy_j = usage.energy_j;
     work.carbon_g = usage.carbon_g;

@@ -1,6 +1,7 @@
 // Multiply-adds from observed shapes. One rule per operator family; FLOPs are 2 x MACs for those, and one per element
 // and elementary operation for the rest, as tfprof counts. What has no rule is listed, never guessed.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <time.h>
 
 #include <chrono>
 
@@ -135,6 +136,8 @@ const std::set<std::string>& free_operators() {  // views, shapes, constants, co
                                                  "aten::storage_offset",
                                                  "aten::is_contiguous",
                                                  "aten::one_hot",
+                                                 "aten::append",  // lists of tensors
+                                                 "aten::__getitem__",
                                                  "aten::diagonal"};
     return kNames;
 }
@@ -151,6 +154,10 @@ const std::map<std::string, double>& elementwise_flops() {
                                                          {"aten::div", 1},
                                                          {"aten::div_", 1},
                                                          {"aten::neg", 1},
+                                                         {"aten::remainder", 1},
+                                                         {"aten::diff", 1},
+                                                         // product and sum of the norm, then the scale
+                                                         {"aten::_weight_norm", 3},
                                                          {"aten::abs", 1},
                                                          {"aten::sqrt", 1},
                                                          {"aten::rsqrt", 1},
@@ -521,24 +528,44 @@ Cost cost(const Model& model, const Inputs& example) {
     return total;
 }
 
-std::vector<std::pair<const Node*, double>> operator_seconds(const Model& model, const Inputs& example, int repeats) {
+std::vector<OperatorRun> operator_timeline(const Model& model, const Inputs& example, int warm_up) {
     using Clock = std::chrono::steady_clock;
     torch::NoGradGuard no_grad;
+    const auto cpu_seconds = [] {
+        timespec time{};
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    };
+    for (int run = 0; run < warm_up; ++run) run_nodes(model, example, {});
+    std::vector<OperatorRun> runs;
+    runs.reserve(1024);
+    const auto begin = Clock::now();
+    Clock::time_point start;
+    double cpu_start = 0;
+    NodeHooks hooks;
+    hooks.before = [&](const Node*, std::vector<c10::IValue>&) {
+        cpu_start = cpu_seconds();
+        start = Clock::now();
+    };
+    hooks.after = [&](const Node* node, std::vector<c10::IValue>&) {
+        if (!node->blocks().empty()) return;
+        const auto end = Clock::now();
+        runs.push_back({node, std::chrono::duration<double>(start - begin).count(),
+                        std::chrono::duration<double>(end - start).count(), cpu_seconds() - cpu_start});
+    };
+    run_nodes(model, example, hooks);
+    return runs;
+}
+
+std::vector<std::pair<const Node*, double>> operator_seconds(const Model& model, const Inputs& example, int repeats) {
     std::vector<const Node*> order;
     std::unordered_map<const Node*, std::vector<double>> seconds;
-    for (int repeat = -1; repeat < repeats; ++repeat) {  // run -1 warms up
+    for (int repeat = 0; repeat < repeats; ++repeat) {
         std::unordered_map<const Node*, double> run;
-        Clock::time_point start;
-        NodeHooks hooks;
-        hooks.before = [&](const Node*, std::vector<c10::IValue>&) { start = Clock::now(); };
-        hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
-            if (!node->blocks().empty()) return;
-            const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
-            if (repeat == -1 && !run.count(node)) order.push_back(node);
-            run[node] += elapsed;
-        };
-        run_nodes(model, example, hooks);
-        if (repeat < 0) continue;
+        for (const auto& execution : operator_timeline(model, example, repeat == 0 ? 1 : 0)) {
+            if (repeat == 0 && !run.count(execution.node)) order.push_back(execution.node);
+            run[execution.node] += execution.seconds;
+        }
         for (const auto& [node, time] : run) seconds[node].push_back(time);
     }
     std::vector<std::pair<const Node*, double>> medians;

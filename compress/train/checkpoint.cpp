@@ -10,19 +10,29 @@ namespace coppice {
 namespace {
 
 constexpr const char* kAbout = "about";  // JSON as bytes; tensor names have a dot, so none is called this
-constexpr const char* kFormat = "coppice-checkpoint 1";
+constexpr const char* kFormat = "coppice-checkpoint 2";
 
 Json to_json(const EpochInfo& info) {
     return {{"epoch", info.epoch},
             {"train_loss", info.train_loss},
             {"lr", info.lr},
             {"seconds", info.seconds},
-            {"metric", info.metric ? Json(*info.metric) : Json()}};
+            {"metric", info.metric ? Json(*info.metric) : Json()},
+            {"evaluate_seconds", info.evaluate_seconds},
+            {"energy_j", info.energy_j ? Json(*info.energy_j) : Json()},
+            {"carbon_g", info.carbon_g ? Json(*info.carbon_g) : Json()},
+            {"provenance", info.provenance}};
 }
 
 EpochInfo epoch_from(const Json& json) {
-    EpochInfo info{json.at("epoch"), json.at("train_loss"), json.at("lr"), json.at("seconds"), std::nullopt};
-    if (!json.at("metric").is_null()) info.metric = json.at("metric").get<double>();
+    EpochInfo info{};
+    info.epoch = json.at("epoch"), info.train_loss = json.at("train_loss");
+    info.lr = json.at("lr"), info.seconds = json.at("seconds"), info.evaluate_seconds = json.at("evaluate_seconds");
+    const auto number = [&](const char* name) {
+        return json.at(name).is_null() ? std::nullopt : std::optional<double>(json.at(name).get<double>());
+    };
+    info.metric = number("metric"), info.energy_j = number("energy_j"), info.carbon_g = number("carbon_g");
+    info.provenance = json.at("provenance");
     return info;
 }
 
@@ -33,6 +43,7 @@ void write_checkpoint(const std::filesystem::path& path, const Checkpoint& check
                   {"options", checkpoint.options},
                   {"data", checkpoint.data},
                   {"stopped", checkpoint.stopped},
+                  {"stopped_by", checkpoint.stopped_by},
                   {"epochs", Json::array()}};
     for (const auto& info : checkpoint.epochs) about["epochs"].push_back(to_json(info));
     const auto text = about.dump();
@@ -61,6 +72,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path, const Json& option
         checkpoint.options = about.at("options");
         checkpoint.data = about.at("data");
         checkpoint.stopped = about.at("stopped");
+        checkpoint.stopped_by = about.at("stopped_by");
         for (const auto& info : about.at("epochs")) checkpoint.epochs.push_back(epoch_from(info));
     } catch (const Error&) {
         throw;

@@ -11,7 +11,8 @@ struct Checkpoint {
     Json options;                   ///< see to_json(TrainOptions)
     std::string data;               ///< fingerprint of the training data
     std::vector<EpochInfo> epochs;  ///< those finished
-    bool stopped = false;           ///< a callback ended the training: nothing is left to do
+    bool stopped = false;           ///< a callback or budget ended the training: nothing is left to do
+    std::string stopped_by;         ///< the budget
 };
 
 /// Writes `checkpoint` and `tensors` by a temporary file, fsync and rename. @throws IoError

@@ -37,6 +37,12 @@ TrainOptions TrainOptions::read(Options& o) {
     t.seed = static_cast<uint64_t>(
         o.integer("seed", static_cast<int64_t>(t.seed), 0, INT64_MAX, "of order, augmentation, dropout"));
     t.checkpoint_every_epochs = o.integer("checkpoint_every_epochs", t.checkpoint_every_epochs, 1, 1000000, "");
+    t.max_energy_j = o.number_in("max_energy_j", t.max_energy_j, 0, 1e15, "budget in J that ends training; 0: none");
+    t.max_carbon_g = o.number_in("max_carbon_g", t.max_carbon_g, 0, 1e12, "budget in g CO2e; 0: none");
+    t.max_time_s = o.number_in("max_time_s", t.max_time_s, 0, 1e12, "budget in seconds; 0: none");
+    t.keep =
+        o.choice("keep", t.keep, {"auto", "best", "last"},
+                 "epoch whose weights stay; auto: the best by the metric where a budget ended training, else last");
     if (t.schedule != "step" && !t.milestones.empty())
         throw o.error("milestones", "are given, but schedule is " + t.schedule, "Set schedule: step.");
     check(t);
@@ -67,6 +73,10 @@ void check(const TrainOptions& t) {
     require(t.warmup_epochs >= 0 && t.warmup_epochs <= static_cast<double>(t.epochs),
             "warmup_epochs is " + std::to_string(t.warmup_epochs) + " of " + std::to_string(t.epochs) + " epochs",
             "It must be in [0, epochs].");
+    one_of("keep", t.keep, {"auto", "best", "last"});
+    for (const auto& [name, value] :
+         {std::pair("max_energy_j", t.max_energy_j), {"max_carbon_g", t.max_carbon_g}, {"max_time_s", t.max_time_s}})
+        require(value >= 0, std::string(name) + " is " + std::to_string(value), "It must be at least 0; 0: no budget.");
     require(t.crop_padding >= 0, "crop_padding is " + std::to_string(t.crop_padding), "It must be at least 0.");
     require(t.clip_norm >= 0, "clip_norm is " + std::to_string(t.clip_norm), "It must be at least 0.");
     for (const int64_t milestone : t.milestones)
@@ -92,6 +102,10 @@ Json to_json(const TrainOptions& t) {
             {"channels_last", t.channels_last},
             {"clip_norm", t.clip_norm},
             {"drop_last", t.drop_last},
+            {"max_energy_j", t.max_energy_j},
+            {"max_carbon_g", t.max_carbon_g},
+            {"max_time_s", t.max_time_s},
+            {"keep", t.keep},
             {"seed", t.seed}};
 }
 

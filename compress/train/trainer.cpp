@@ -13,9 +13,12 @@
 #include "train/options.h"
 #include "train/schedule.h"
 #include "train/scopes.h"
+#include "train/tracker.h"
 
 namespace coppice {
 namespace {
+
+constexpr int64_t kLooksPerEpoch = 100;  // at the meter
 
 /// Every parameter once, also where two names share it.
 NamedTensors unique(const NamedTensors& tensors) {
@@ -106,8 +109,15 @@ public:
         return all;
     }
 
-    /// Trains epoch `epoch`. @return false when a callback stopped it
-    bool epoch(int64_t epoch, EpochInfo& info) {
+    /// Parameters and buffers alone: what a model is made of.
+    NamedTensors weights() const {
+        NamedTensors all = parameters_;
+        all.insert(all.end(), buffers_.begin(), buffers_.end());
+        return all;
+    }
+
+    /// Trains epoch `epoch`. @return false when a callback or a budget (`stopped_by`) stopped it
+    bool epoch(int64_t epoch, EpochInfo& info, Tracker& tracker, std::string& stopped_by) {
         module_.train(true);
         const auto start = std::chrono::steady_clock::now();
         BatchIterator batches(data_, options_.batch_size, /*shuffle=*/true, options_.seed, epoch, options_.drop_last);
@@ -127,9 +137,13 @@ public:
             sum += now.loss * static_cast<double>(count);
             examples += count;
             info.lr = now.lr;
+            const int64_t every = std::max<int64_t>(1, steps_ / kLooksPerEpoch);
+            if (tracker.watches() && (step % every == 0 || step + 1 == steps_)) stopped_by = tracker.look();
             log_.progress("train " + task, static_cast<double>(step + 1), static_cast<double>(steps_),
-                          "loss " + short_text(sum / static_cast<double>(examples)));
+                          "loss " + short_text(sum / static_cast<double>(examples)) +
+                              (tracker.text().empty() ? "" : ", " + tracker.text()));
             if (callbacks_.on_step) go_on = callbacks_.on_step(now);
+            go_on = go_on && stopped_by.empty();
         }
         info.epoch = epoch;
         info.train_loss = sum / static_cast<double>(examples);
@@ -227,6 +241,58 @@ private:
     int64_t steps_ = 0;
 };
 
+/// The weights of the best epoch so far, beside those that train.
+class Best {
+public:
+    Best(const TrainOptions& options, bool only_last, bool has_metric, const NamedTensors& weights)
+        : always_(options.keep == "best") {
+        const bool budget = options.max_energy_j > 0 || options.max_carbon_g > 0 || options.max_time_s > 0;
+        if (always_ && !has_metric)
+            throw InvalidArgument("train", "keep: best needs a metric after every epoch, and there is none",
+                                  "Give validation data and evaluate: true, or keep: last.");
+        if (always_ && only_last)
+            throw InvalidArgument("train",
+                                  "keep: best makes no sense here: masks or penalties grow from epoch to epoch",
+                                  "Set keep: last.");
+        if (options.keep == "last" || only_last || !has_metric || !(always_ || budget)) return;
+        torch::NoGradGuard no_grad;
+        for (const auto& [name, tensor] : weights) {
+            live_.emplace_back(name, tensor);
+            copy_.emplace_back("best." + name, tensor.detach().clone());
+        }
+    }
+
+    /// For the checkpoint; empty where no copy is kept.
+    const NamedTensors& state() const { return copy_; }
+    /// The first epoch with the highest metric; -1: none.
+    static int64_t best_of(const std::vector<EpochInfo>& epochs) {
+        int64_t best = -1;
+        for (const auto& info : epochs)
+            if (info.metric && std::isfinite(*info.metric) && (best < 0 || *info.metric > *epochs[best].metric))
+                best = info.epoch;
+        return best;
+    }
+    /// After each epoch.
+    void consider(const std::vector<EpochInfo>& epochs) {
+        if (!copy_.empty() && best_of(epochs) == epochs.back().epoch) copy(live_, copy_);
+    }
+    /// At the end. @return the epoch whose weights are left
+    int64_t restore(const std::vector<EpochInfo>& epochs, const std::string& stopped_by) {
+        const int64_t last = static_cast<int64_t>(epochs.size()) - 1, best = best_of(epochs);
+        if (copy_.empty() || best < 0 || best == last || !(always_ || !stopped_by.empty())) return last;
+        copy(copy_, live_);
+        return best;
+    }
+
+private:
+    static void copy(const NamedTensors& from, NamedTensors& to) {
+        torch::NoGradGuard no_grad;
+        for (size_t i = 0; i < from.size(); ++i) to[i].second.detach().copy_(from[i].second);
+    }
+    const bool always_;
+    NamedTensors live_, copy_;
+};
+
 /// Eval mode when training is over, however it ends.
 struct EvalAtTheEnd {
     Trainable& module;
@@ -247,41 +313,75 @@ TrainResult Trainer::fit(Trainable& module, const Dataset& data, const Loss& los
     const EvalAtTheEnd eval{module};
     Run run(options_, module, data, loss, teacher, callbacks, log, interrupted);
     TrainResult result;
-    Checkpoint saved{to_json(options_), checkpoint.empty() ? std::string() : data.fingerprint(), {}, false};
+    Best best(options_, callbacks.only_last, static_cast<bool>(evaluate), run.weights());
+    const auto state = [&] {
+        auto all = run.state();
+        all.insert(all.end(), best.state().begin(), best.state().end());
+        return all;
+    };
+    Checkpoint saved{to_json(options_), checkpoint.empty() ? std::string() : data.fingerprint(), {}, false, ""};
     if (!checkpoint.empty() && std::filesystem::exists(checkpoint)) {
-        saved = read_checkpoint(checkpoint, saved.options, saved.data, run.state());
+        saved = read_checkpoint(checkpoint, saved.options, saved.data, state());
         result.resumed = true;
         log.info("training goes on after epoch " + std::to_string(saved.epochs.size()) + " of " +
                  std::to_string(options_.epochs));
     }
+    Tracker tracker(options_, callbacks.spent, saved.epochs);
+    const bool ended_before = saved.stopped || static_cast<int64_t>(saved.epochs.size()) >= options_.epochs;
     while (!saved.stopped && static_cast<int64_t>(saved.epochs.size()) < options_.epochs) {
         EpochInfo info{};
-        bool go_on = run.epoch(static_cast<int64_t>(saved.epochs.size()), info);
+        bool go_on = run.epoch(static_cast<int64_t>(saved.epochs.size()), info, tracker, saved.stopped_by);
         if (evaluate) {
+            const auto start = std::chrono::steady_clock::now();
             module.train(false);
             torch::NoGradGuard no_grad;
             info.metric = evaluate();
+            info.evaluate_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         }
+        tracker.end_epoch(info);
         saved.epochs.push_back(info);
+        best.consider(saved.epochs);
+        const auto number = [](const std::optional<double>& value) { return value ? Json(*value) : Json(); };
         std::string line = "epoch " + std::to_string(info.epoch + 1) + "/" + std::to_string(options_.epochs) +
                            ": loss " + short_text(info.train_loss) + ", lr " + short_text(info.lr) + ", " +
                            short_text(info.seconds) + " s";
         if (info.metric) line += ", metric " + short_text(*info.metric);
+        if (!tracker.text().empty()) line += "; so far " + tracker.text();
         log.info(line);
         log.event({{"event", "epoch"},
                    {"epoch", info.epoch},
                    {"train_loss", info.train_loss},
                    {"lr", info.lr},
                    {"seconds", info.seconds},
-                   {"metric", info.metric ? Json(*info.metric) : Json()}});
+                   {"evaluate_seconds", info.evaluate_seconds},
+                   {"metric", number(info.metric)},
+                   {"energy_j", number(info.energy_j)},
+                   {"carbon_g", number(info.carbon_g)},
+                   {"provenance", info.provenance.empty() ? Json() : Json(info.provenance)},
+                   {"stopped_by", saved.stopped_by.empty() ? Json() : Json(saved.stopped_by)}});
+        if (saved.stopped_by.empty()) {
+            if (const auto prediction = tracker.prediction(saved.epochs); !prediction.is_null()) log.event(prediction);
+            if (const auto text = tracker.prediction_text(saved.epochs); !text.empty()) log.info(text);
+            if (const auto text = tracker.shortage_text(saved.epochs); !text.empty()) log.warning(text);
+        }
         if (callbacks.on_epoch && !callbacks.on_epoch(info)) go_on = false;
         saved.stopped = !go_on;
         const auto done = static_cast<int64_t>(saved.epochs.size());
         if (!checkpoint.empty() &&
             (saved.stopped || done == options_.epochs || done % options_.checkpoint_every_epochs == 0))
-            write_checkpoint(checkpoint, saved, run.state());
+            write_checkpoint(checkpoint, saved, state());
     }
     result.epochs = saved.epochs;
+    result.stopped_by = saved.stopped_by;
+    result.kept_epoch = best.restore(saved.epochs, saved.stopped_by);
+    if (!ended_before) log.event(tracker.total(saved.epochs, saved.stopped_by));
+    if (!saved.stopped_by.empty())
+        log.warning("the training ended in epoch " + std::to_string(saved.epochs.size()) + " of " +
+                    std::to_string(options_.epochs) + ", because " + saved.stopped_by + " is used up; the weights of " +
+                    (result.kept_epoch + 1 == static_cast<int64_t>(saved.epochs.size())
+                         ? "the last epoch"
+                         : "the best epoch by the metric") +
+                    " (" + std::to_string(result.kept_epoch + 1) + ") are kept");
     return result;
 }
 

@@ -2,6 +2,8 @@
 #include <coppice/error.h>
 #include <coppice/training_task.h>
 
+#include "train/tracker.h"
+
 namespace coppice {
 namespace {
 
@@ -36,9 +38,15 @@ void warn_of_fixed_layers(const Model& model, const std::string& where, Context&
 
 void report(const TrainResult& result, Context& context) {
     double seconds = 0;
+    std::optional<double> energy, carbon;
+    const auto add = [](std::optional<double>& sum, const std::optional<double>& value) {
+        if (value) sum = sum.value_or(0) + *value;
+    };
     Json losses = Json::array(), metrics = Json::array(), rates = Json::array();
     for (const auto& epoch : result.epochs) {
         seconds += epoch.seconds;
+        add(energy, epoch.energy_j);
+        add(carbon, epoch.carbon_g);
         losses.push_back(epoch.train_loss);
         rates.push_back(epoch.lr);
         metrics.push_back(epoch.metric ? Json(*epoch.metric) : Json());
@@ -48,6 +56,11 @@ void report(const TrainResult& result, Context& context) {
     context.facts["metric"] = metrics;
     context.facts["last_lr"] = rates;
     context.facts["train_seconds"] = seconds;
+    context.facts["train_energy_j"] = energy ? Json(*energy) : Json();
+    context.facts["train_carbon_g"] = carbon ? Json(*carbon) : Json();
+    if (energy) context.facts["train_energy_provenance"] = result.epochs.back().provenance;
+    context.facts["stopped_by"] = result.stopped_by.empty() ? Json() : Json(result.stopped_by);
+    context.facts["kept_epoch"] = result.kept_epoch;
     context.facts["resumed"] = result.resumed;
 }
 
@@ -91,6 +104,7 @@ void TrainingTask::check(const Model& model, const Context& context) const {
         !std::filesystem::exists(context.base_dir / teacher_))
         throw InvalidArgument(where_, "teacher " + (context.base_dir / teacher_).string() + " is not there",
                               "Give a TorchScript file, or baseline.");
+    Tracker(options_, context.spent, {});  // a budget that cannot be watched is refused before anything runs
     if (model.module().named_parameters().size() == 0)
         throw InvalidArgument(where_, "the model has no parameter that trains", "Put it before quantization.");
 }
@@ -118,7 +132,9 @@ TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
     auto options = options_;
     if (options.seed == 0) options.seed = context.seed;
     const auto checkpoint = context.work_dir.empty() ? std::filesystem::path() : context.work_dir / "checkpoint.pt";
-    const auto result = Trainer(options).fit(module, *context.data.train, loss, ask_teacher, callbacks, checkpoint,
+    auto with_meter = callbacks;
+    if (!with_meter.spent) with_meter.spent = context.spent;
+    const auto result = Trainer(options).fit(module, *context.data.train, loss, ask_teacher, with_meter, checkpoint,
                                              *context.log, evaluate, context.interrupted);
     report(result, context);
     model.eval();

@@ -33,6 +33,7 @@ public:
         return Figure::modelled((clock_() - start_) * power_.watts_per_core, "J", method(), std::nullopt,
                                 power_.systematic_ratio);
     }
+    bool counts_idle() const override { return false; }
     Figure idle_power_w() const override {
         if (idle_) return Figure::assumed(*idle_, "W", "given by the user (idle_watts)");
         return Figure::unavailable("W", "the CPU-time model knows no idle power; set idle_watts");

@@ -4,6 +4,7 @@
 
 #include <coppice/eval.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "energy/sources.h"
@@ -50,6 +51,9 @@ public:
         for (const auto& meter : meters_)
             if (auto idle = meter->idle_power_w(); idle.available()) return idle;
         return EnergyMeter::idle_power_w();
+    }
+    bool counts_idle() const override {
+        return std::any_of(meters_.begin(), meters_.end(), [](const auto& meter) { return meter->counts_idle(); });
     }
     double minimum_window_s() const override {
         double seconds = 0;

@@ -37,7 +37,9 @@ struct Series {
     std::vector<double> times;           // per query
     std::vector<double> medians, means;  // of the query time, per window
     std::vector<double> cpu, joules;     // per query, per window
-    double wall = 0;
+    std::vector<TimingWindow> windows;
+    double wall = 0, meter_s = 0;  // in windows; in calls of the meter
+    MachineTime machine;           // of the whole machine, while windows ran
     int64_t switches = 0;
     int64_t per_window = 1;
     bool steady = false;
@@ -123,6 +125,18 @@ Figure percentile(const Series& series, double q, int64_t block, uint64_t seed) 
         quantile_bounds(series, q, value, block, seed));
 }
 
+// Seconds that a window loses to the meter: a start and a stop.
+double meter_cost(EnergyMeter& meter, const std::function<double()>& clock) {
+    std::vector<double> times;
+    for (int i = 0; i < 5; ++i) {
+        const double before = clock();
+        meter.start();
+        meter.stop();
+        times.push_back(clock() - before);
+    }
+    return quantile(times, 0.5);
+}
+
 double half_width(const Interval& interval, double value) {
     return (interval.high - interval.low) / (2 * value);
 }
@@ -142,6 +156,7 @@ Latency refused(const std::string& reason) {
     row.energy_j = Figure::unavailable("J", reason);
     row.energy_ratio = Figure::unavailable("ratio", reason);
     row.power_w = Figure::unavailable("W", reason);
+    row.steal_ratio = row.meter_overhead = Figure::unavailable("ratio", reason);
     return row;
 }
 
@@ -181,7 +196,31 @@ Json Latency::to_json() const {
             {"energy_ratio_to_baseline", energy_ratio.to_json()},
             {"power_w", power_w.to_json()},
             {"cpu_share", cpu_share},
-            {"involuntary_switches", involuntary_switches}};
+            {"involuntary_switches", involuntary_switches},
+            {"steal_ratio", steal_ratio.to_json()},
+            {"outliers",
+             {{"windows", static_cast<int64_t>(windows.size())},
+              {"low_severe", outliers.low_severe},
+              {"low_mild", outliers.low_mild},
+              {"high_mild", outliers.high_mild},
+              {"high_severe", outliers.high_severe}}},
+            {"meter_overhead_ratio", meter_overhead.to_json()}};
+}
+
+Outliers classify_outliers(const std::vector<double>& values) {
+    const double low = quantile(values, 0.25), high = quantile(values, 0.75), range = high - low;
+    Outliers count;
+    for (const double value : values) {
+        if (value < low - 3 * range)
+            ++count.low_severe;
+        else if (value < low - 1.5 * range)
+            ++count.low_mild;
+        else if (value > high + 3 * range)
+            ++count.high_severe;
+        else if (value > high + 1.5 * range)
+            ++count.high_mild;
+    }
+    return count;
 }
 
 std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& queries, const LatencyOptions& options,
@@ -189,11 +228,19 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
     if (queries.empty()) return {};
     const auto clock = options.clock ? options.clock : wall_seconds;
     const auto cpu_clock = options.cpu_clock ? options.cpu_clock : [] { return cpu_seconds(/*with_children=*/false); };
+    // A simulated clock has no machine behind it.
+    const auto machine_clock = options.machine_clock ? options.machine_clock
+                               : options.clock
+                                   ? [] { return std::optional<MachineTime>(); }
+                                   : std::function<std::optional<MachineTime>()>([] { return machine_time(); });
     const size_t variants = queries.size();
+    // Twice as long as the meter's own time asks for: its calls scatter.
+    const double meter_window =
+        meter ? std::max(meter->minimum_window_s(), 2 * meter_cost(*meter, clock) / kMeterOverheadRatio) : 0;
     std::vector<Series> series(variants);
     for (size_t v = 0; v < variants; ++v) {
         const double typical = warm_up(queries[v], options, clock, series[v].steady);
-        const double window = std::max(options.window_seconds, meter ? meter->minimum_window_s() : 0);
+        const double window = std::max(options.window_seconds, meter_window);
         series[v].per_window = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(window / std::max(typical, 1e-9))));
         // A clock that does not move, or an empty query, must not make windows endless.
         series[v].per_window = std::min<int64_t>(series[v].per_window, 100000);
@@ -207,7 +254,10 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
     const auto run_window = [&](size_t v) {
         auto& own = series[v];
         std::vector<double> times(own.per_window);
+        const auto machine = machine_clock();
+        const double meter_start = clock();
         if (meter) meter->start();
+        own.meter_s += clock() - meter_start;
         const auto switches = involuntary_switches();
         const double cpu_before = cpu_clock();
         double before = clock();
@@ -219,19 +269,35 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
             before = now;
         }
         const double cpu = cpu_clock() - cpu_before;
-        own.switches += involuntary_switches() - switches;
         const auto count = static_cast<double>(own.per_window);
+        TimingWindow window;
+        window.involuntary_switches = involuntary_switches() - switches;
         if (meter) {
+            const double meter_stop = clock();
             own.energy = meter->stop();
-            if (own.energy.available())
-                own.joules.push_back(*own.energy.value / count);
-            else if (own.energy_failure.empty())
+            own.meter_s += clock() - meter_stop;
+            if (own.energy.available()) {
+                window.energy_j = *own.energy.value / count;
+                own.joules.push_back(*window.energy_j);
+            } else if (own.energy_failure.empty()) {
                 own.energy_failure = own.energy.reason;
+            }
         }
+        if (const auto machine_end = machine ? machine_clock() : std::nullopt) {
+            window.steal_s = machine_end->steal_s - machine->steal_s;
+            own.machine.steal_s += *window.steal_s;
+            own.machine.busy_s += machine_end->busy_s - machine->busy_s;
+            own.machine.idle_s += machine_end->idle_s - machine->idle_s;
+        }
+        window.mean_s = (before - from) / count;
+        window.median_s = quantile(times, 0.5);
+        window.cpu_s = cpu / count;
+        own.switches += window.involuntary_switches;
         own.wall += before - from;
-        own.means.push_back((before - from) / count);
-        own.medians.push_back(quantile(times, 0.5));
-        own.cpu.push_back(cpu / count);
+        own.means.push_back(window.mean_s);
+        own.medians.push_back(window.median_s);
+        own.cpu.push_back(window.cpu_s);
+        own.windows.push_back(window);
         own.times.insert(own.times.end(), times.begin(), times.end());
     };
     const auto precise = [&](double passed) {
@@ -285,6 +351,9 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
         row.p50_s = percentile(own, 0.5, block, options.seed);
         row.p90_s = percentile(own, 0.9, block, options.seed);
         row.p99_s = percentile(own, 0.99, block, options.seed);
+        if (!own.steady)
+            for (auto* figure : {&row.p50_s, &row.p90_s, &row.p99_s})
+                if (figure->available()) figure->method += "; not_steady: the warm-up ended before it was steady";
         const double mean = mean_of(own.means);
         const auto mean_bounds = mean_interval(own.means, block, options.seed);
         row.throughput_per_s =
@@ -306,6 +375,17 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
                                      mean_interval(own.cpu, block, options.seed));
         row.cpu_share = mean > 0 ? mean_of(own.cpu) / mean : 0;
         row.involuntary_switches = own.switches;
+        const double cpu_time = own.machine.busy_s + own.machine.steal_s + own.machine.idle_s;
+        row.steal_ratio = cpu_time > 0 ? Figure::measured(own.machine.steal_s / cpu_time, "ratio",
+                                                          "stolen CPU time of /proc/stat while queries ran")
+                                       : Figure::unavailable("ratio", "/proc/stat was not read, or did not move");
+        row.outliers = classify_outliers(own.medians);
+        row.windows = own.windows;
+        row.meter_overhead = !meter ? Figure::unavailable("ratio", "no energy source was given")
+                             : own.wall > 0
+                                 ? Figure::measured(own.meter_s / own.wall, "ratio",
+                                                    "time in calls of " + meter->name() + " / time of the windows")
+                                 : Figure::unavailable("ratio", "the clock did not move");
         if (!meter) {
             row.energy_j = Figure::unavailable("J", "no energy source was given");
         } else if (!own.energy_failure.empty()) {

@@ -116,6 +116,7 @@ Json TrackRecord::to_json() const {
     json["peak_memory_bytes"] = peak_memory_bytes.to_json();
     json["idle_power_w"] = idle_power_w.to_json();
     json["net_energy_j"] = net_energy_j.to_json();
+    json["idle"] = idle;
     json.update(accounts);
     json["carbon"] = grid.to_json(pue);
     json["co2_eq_emissions"] = co2_eq_emissions(*this);

@@ -90,6 +90,7 @@ public:
         };
         grow(0);
         TrainCallbacks callbacks = masker.callbacks();
+        callbacks.only_last = true;
         callbacks.on_step = [&](const StepInfo& step) {
             grow(step.epoch * step.steps + step.step + 1);
             return true;

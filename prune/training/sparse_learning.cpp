@@ -35,6 +35,7 @@ public:
         const double penalty_before = penalty->value(), weaker_before = weaker_half(groups);
         TrainCallbacks callbacks;
         callbacks.on_gradients = [&](Trainable&) { penalty->add_gradients(); };
+        callbacks.only_last = true;
         WithState with_penalty(std::move(module), penalty->state());
         task_.run(trained, with_penalty, context, callbacks);
         context.facts["penalty_before"] = penalty_before;

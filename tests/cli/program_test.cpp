@@ -248,6 +248,23 @@ TEST_F(ProgramTest, InspectShowsLayersAndReasons) {
     EXPECT_NEAR(share, 1, 1e-6);
 }
 
+TEST_F(ProgramTest, InspectProfilesOperatorsAndWritesATrace) {
+    write_model_and_data(folder.path());
+    const auto table = run({"inspect", "net.pt", "--input", "1,3,8,8", "--profile", "--all", "--trace", "trace.json",
+                            "--energy", "cpu_time", "--repeat", "2"});
+    ASSERT_EQ(table.code, 0) << table.err;
+    for (const char* text : {"activation", "energy", "conv1", "modelled: its share of the CPU time"})
+        EXPECT_THAT(table.out, HasSubstr(text));
+    const auto trace = Json::parse(read_text(folder / "trace.json"));
+    size_t convolutions = 0;
+    for (const auto& event : trace["traceEvents"]) convolutions += event["ph"] == "X" && event["cat"] == "aten::conv2d";
+    EXPECT_EQ(convolutions, 4u) << "three and the shortcut";
+    const auto json = run({"inspect", "net.pt", "--input", "1,3,8,8", "--json", "--energy", "none"});
+    EXPECT_EQ(Json::parse(json.out)["layers"][0]["energy_j"]["provenance"], "unavailable") << json.err;
+    EXPECT_THAT(run({"inspect", "net.pt", "--input", "1,3,8,8", "--energy", "rappl"}).err,
+                HasSubstr("Did you mean \"rapl\"?"));
+}
+
 TEST_F(ProgramTest, ListKnowsEveryNameAndItsOptions) {
     const auto all = run({"list"});
     EXPECT_EQ(all.code, 0) << all.err;

@@ -62,7 +62,9 @@ TEST_F(TrackTest, CountsTheWholeTree) {
     EXPECT_EQ(json["project"], "p");
     EXPECT_EQ(json["tags"], Json({"a", "b"}));
     EXPECT_TRUE(json["peak_memory_bytes"]["value"].is_null() || json["peak_memory_bytes"]["value"] > 100000);
-    EXPECT_EQ(json["net_energy_j"]["provenance"], "unavailable");
+    EXPECT_EQ(json["net_energy_j"]["value"], json["energy_j"]["value"]) << "the model has no idle draw in it";
+    EXPECT_EQ(json["net_energy_j"]["provenance"], "modelled");
+    EXPECT_TRUE(json["idle"].is_null()) << "it was not asked for";
 }
 
 TEST_F(TrackTest, AppendsEmissionsAndWritesTheCardField) {
@@ -139,6 +141,20 @@ TEST_F(TrackTest, AccountsInMoneyAndInTheTermsOfStandards) {
                 1e-12);
     for (const char* part : {"cost", "SCI", "R = 8.0 epoch", "Green Algorithms"})
         EXPECT_THAT(outcome.err, HasSubstr(part));
+}
+
+TEST_F(TrackTest, LooksAtTheIdleMachineBeforeAndAfter) {
+    const auto outcome = track({"--energy", "cpu_time", "--idle", "0.1", "--json", "run.json"}, {"true"});
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const auto json = record();
+    for (const char* when : {"before", "after"}) {
+        const auto& idle = json["idle"][when];
+        EXPECT_GE(idle["seconds"]["value"].get<double>(), 0.1) << when;
+        EXPECT_THAT(idle["power_w"]["reason"].get<std::string>(), HasSubstr("cpu_time counts busy time only"));
+        const auto& others = idle["others_ratio"]["value"];
+        EXPECT_TRUE(others.is_null() || (others >= 0.0 && others <= 1.0)) << others;
+    }
+    EXPECT_TRUE(json["idle_power_w"]["value"].is_null());
 }
 
 TEST_F(TrackTest, PassesOnSignals) {

@@ -28,6 +28,9 @@ TEST(Environment, ReadsTheMachineBelowARoot) {
     EXPECT_EQ(machine.governor, "performance");
     EXPECT_EQ(machine.kernel, "6.1.0-25-amd64");
     EXPECT_EQ(machine.memory_bytes, 16384 * 1024);
+    EXPECT_EQ(machine.smt, std::nullopt) << "the kernel did not say";
+    write("sys/devices/system/cpu/smt/active", "1\n");
+    EXPECT_EQ(environment(root.path()).smt, true);
 }
 
 TEST(Environment, WhatIsUnknownIsNull) {
@@ -44,10 +47,11 @@ TEST(Environment, DescribesThisMachine) {
     EXPECT_FALSE(machine.cpu.empty());
     EXPECT_GE(machine.cores, 1);
     EXPECT_GE(machine.threads, 1);
+    EXPECT_THAT(machine.affinity, ::testing::MatchesRegex("[0-9]+([-,][0-9]+)*"));
     EXPECT_THAT(machine.libtorch, ::testing::StartsWith("2."));
     EXPECT_FALSE(machine.engine.empty());
-    for (const char* key :
-         {"cpu", "flags", "cores", "threads", "libtorch", "engine", "kernel", "virtual_machine", "governor"})
+    for (const char* key : {"cpu", "flags", "cores", "threads", "libtorch", "engine", "kernel", "virtual_machine",
+                            "governor", "smt", "affinity"})
         EXPECT_TRUE(machine.to_json().contains(key)) << key;
 }
 

@@ -59,6 +59,75 @@ TEST(TimeInterleaved, FindsTheRatioOfTwoQueries) {
     EXPECT_NEAR(rows[0].cpu_share, 2, 1e-6);
 }
 
+// An instrument whose reading takes time.
+class SlowMeter final : public EnergyMeter {
+public:
+    SlowMeter(Machine& machine, double call_s) : machine_(machine), call_s_(call_s) {}
+    std::string name() const override { return "slow"; }
+    std::string method() const override { return "slow"; }
+    void start() override { machine_.now += call_s_; }
+    Figure read() override {
+        machine_.now += call_s_;
+        return Figure::measured(1, "J", method());
+    }
+
+private:
+    Machine& machine_;
+    double call_s_;
+};
+
+TEST(TimeInterleaved, WindowsAreSoLongThatTheMetersOwnTimeIsNoMatter) {
+    for (const double call_s : {1e-5, 1e-3}) {
+        Machine machine;
+        SlowMeter meter(machine, call_s);
+        const auto rows = time_interleaved({machine.query(0.001)}, machine.options(3), &meter);
+        const auto& overhead = rows[0].meter_overhead;
+        ASSERT_TRUE(overhead.available()) << overhead.reason;
+        EXPECT_EQ(overhead.provenance, Provenance::kMeasured);
+        EXPECT_LT(*overhead.value, kMeterOverheadRatio);
+        // Two calls of each window, which holds the queries that were timed.
+        EXPECT_NEAR(*overhead.value,
+                    2 * call_s * static_cast<double>(rows[0].windows.size()) / (0.001 * rows[0].queries), 1e-9);
+    }
+}
+
+TEST(TimeInterleaved, RecordsEachWindowAndWhatDisturbedIt) {
+    Machine machine;
+    double stolen = 0;
+    auto options = machine.options(3);
+    options.machine_clock = [&]() -> std::optional<MachineTime> {
+        stolen += 0.001;  // each look finds a millisecond more
+        return MachineTime{machine.cpu, 4 * machine.now - machine.cpu, stolen};
+    };
+    const auto rows = time_interleaved({machine.query(0.004)}, options);
+    ASSERT_FALSE(rows[0].windows.empty());
+    EXPECT_EQ(static_cast<int64_t>(rows[0].windows.size()), rows[0].pairs);
+    for (const auto& window : rows[0].windows) {
+        EXPECT_NEAR(window.median_s, 0.004, 1e-9);
+        EXPECT_NEAR(window.cpu_s, 0.008, 1e-9);
+        EXPECT_NEAR(window.steal_s.value(), 0.001, 1e-9);
+        EXPECT_FALSE(window.energy_j);
+    }
+    EXPECT_GT(*rows[0].steal_ratio.value, 0);
+    EXPECT_EQ(rows[0].to_json()["outliers"]["high_severe"], 0);
+    EXPECT_EQ(rows[0].to_json()["outliers"]["windows"], rows[0].pairs);
+    EXPECT_FALSE(rows[0].meter_overhead.available());
+}
+
+TEST(Outliers, AreClassifiedByTukeysFences) {
+    // Quartiles of 0..8 are 2 and 6: fences at -4 and 12, far ones at -10 and 18.
+    std::vector<double> values = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    const auto none = classify_outliers(values);
+    EXPECT_EQ(none.low_mild + none.low_severe + none.high_mild + none.high_severe, 0);
+    // Of the 13 values those at positions 3 and 9 are the quartiles, 1 and 7: fences at -8 and 16, far ones -17 and 25.
+    values.insert(values.end(), {-20, -10, 20, 30});
+    const auto some = classify_outliers(values);
+    EXPECT_EQ(some.low_severe, 1);
+    EXPECT_EQ(some.low_mild, 1);
+    EXPECT_EQ(some.high_mild, 1);
+    EXPECT_EQ(some.high_severe, 1);
+}
+
 TEST(TimeInterleaved, ReadsTheMeterAroundEachWindow) {
     Machine machine;
     SimulatedMeter meter(machine, 50);

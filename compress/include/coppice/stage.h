@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,6 +57,13 @@ public:
     virtual at::Tensor operator()(const at::Tensor& output, const at::Tensor& teacher, const Batch& batch) const = 0;
 };
 
+/// What work has cost since a fixed moment, by an instrument or a model that the caller passes in.
+struct Spent {
+    std::optional<double> energy_j, carbon_g;
+    std::string provenance;  ///< of the energy, as in measurement.json: "measured", "modelled", ...
+    std::string reason;      ///< why something is not known
+};
+
 /// One thing that a stage did or left, for stage.json and the report.
 struct LayerChange {
     std::string layer;          ///< name as in LayerNames
@@ -73,6 +81,7 @@ struct Context {
     DataSplits data;
     const Model* baseline = nullptr;               ///< the model before the first stage: the default teacher
     std::function<double(const Model&)> evaluate;  ///< the recipe's metric on validation data; higher is better
+    std::function<Spent()> spent;                  ///< for the log of a training and its budgets
     std::filesystem::path work_dir;                ///< for checkpoints; empty: keep nothing
     std::filesystem::path base_dir;                ///< what relative paths in a recipe are relative to
     Log* log = &null_log();

@@ -45,6 +45,12 @@ struct TrainOptions {
     bool drop_last = false;
     uint64_t seed = 0;
     int64_t checkpoint_every_epochs = 1;
+    /// Budgets of the whole training, evaluation and earlier attempts included; 0: none. What reaches one ends after
+    /// the step in which that is seen, a hundredth of an epoch later at most.
+    double max_energy_j = 0, max_carbon_g = 0, max_time_s = 0;
+    /// Which epoch's weights are left: last, best (by evaluate()), or auto: best where a budget ended the training and
+    /// there is a metric, else last.
+    std::string keep = "auto";
     /// Reads every field from the recipe under its own name.
     static TrainOptions read(Options& options);
 };
@@ -57,7 +63,10 @@ struct StepInfo {
 struct EpochInfo {
     int64_t epoch;  ///< from 0
     double train_loss, lr, seconds;
-    std::optional<double> metric;  ///< evaluate() when given
+    std::optional<double> metric;              ///< evaluate() when given
+    double evaluate_seconds = 0;               ///< not in `seconds`
+    std::optional<double> energy_j, carbon_g;  ///< of the epoch and its evaluation, where the caller can tell
+    std::string provenance;                    ///< of the energy
 };
 
 /// Called during training; returning false stops it after that step or epoch, keeping what was reached.
@@ -68,11 +77,17 @@ struct TrainCallbacks {
     std::function<void(Trainable&)> on_gradients;
     /// After the optimizer stepped.
     std::function<void(Trainable&)> after_step;
+    /// What was spent so far, since any fixed moment: for the log, the prediction of the total and the budgets.
+    std::function<Spent()> spent;
+    /// Earlier epochs are no result, because masks or penalties grew since: `keep: auto` leaves the last one.
+    bool only_last = false;
 };
 
 struct TrainResult {
     std::vector<EpochInfo> epochs;
     bool resumed = false;
+    std::string stopped_by;   ///< the budget that ended it: "max_energy_j", ...; empty: none
+    int64_t kept_epoch = -1;  ///< whose weights were left, from 0
 };
 
 class Trainer {
@@ -84,7 +99,11 @@ public:
     /// same result as an uninterrupted run; one for other options is an InvalidArgument.
     /// @param teacher   run in eval mode on the same (augmented) inputs when the loss needs one
     /// @param evaluate  after every epoch, for the log only
-    /// @throws Error when the loss is not finite, naming epoch and step, lr and what to try; Interrupted
+    /// After every epoch a line of the log has its time, energy and carbon, and from the second one on a prediction of
+    /// the totals: mean per epoch x epochs, with the 95 % interval that the scatter of the epochs gives (as
+    /// Carbontracker predicts, arXiv 2007.03051, which has no interval).
+    /// @throws Error when the loss is not finite, naming epoch and step, lr and what to try; Interrupted;
+    /// MeasurementError when a budget cannot be watched
     TrainResult fit(Trainable& module, const Dataset& data, const Loss& loss,
                     const std::function<at::Tensor(const Inputs&)>& teacher = {}, const TrainCallbacks& callbacks = {},
                     const std::filesystem::path& checkpoint = {}, Log& log = null_log(),

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <coppice/data.h>
+#include <coppice/graph.h>
 #include <coppice/model.h>
 #include <coppice/registry.h>
 #include <coppice/stage.h>
@@ -205,6 +206,8 @@ public:
     virtual Figure stop() { return read(); }
     /// Power while nothing runs.
     virtual Figure idle_power_w() const;
+    /// Whether it goes on counting while nothing runs, as instruments do; a model of busy time does not.
+    virtual bool counts_idle() const { return true; }
     /// Shorter windows say little, because the source moves in steps; 0 where that is no matter.
     virtual double minimum_window_s() const { return 0; }
 };
@@ -255,6 +258,48 @@ std::vector<EnergySourceStatus> probe_energy_sources(const EnergyOptions& option
 /// The best usable source, the one named, or the sum of several ("rapl+nvml"). @throws InvalidArgument for an unknown
 /// name, MeasurementError with the enabling command when a named one is not usable here
 std::unique_ptr<EnergyMeter> make_energy_meter(const EnergyOptions& options = {});
+
+/// CPU time of the whole machine since it booted, all CPUs together.
+struct MachineTime {
+    double busy_s = 0, idle_s = 0;
+    double steal_s = 0;  ///< that the hypervisor gave to other guests; in neither of the two
+};
+/// From /proc/stat below `root`, in steps of 10 ms; nothing where it cannot be read.
+std::optional<MachineTime> machine_time(const std::filesystem::path& root = "/");
+
+/// The machine while this process sleeps.
+struct Idle {
+    Figure seconds;       ///< of sleep
+    Figure power_w;       ///< what the meter counted / time
+    Figure others_ratio;  ///< CPU time of other programs / time of all CPUs: what interferes
+    Figure steal_ratio;   ///< CPU time that other guests took / time of all CPUs
+    Json to_json() const;
+};
+
+struct IdleOptions {
+    double seconds = 5;
+    std::filesystem::path root = "/";
+    std::function<double()> clock;                              ///< seconds; wall_seconds() when empty
+    std::function<void(double)> sleep;                          ///< the system's when empty
+    std::function<std::optional<MachineTime>()> machine_clock;  ///< machine_time(root) when empty
+};
+/// Sleeps for so long and looks at the meter and the machine.
+Idle measure_idle(EnergyMeter& meter, const IdleOptions& options = {});
+
+/// Idle before and after a piece of work.
+struct IdleChange {
+    Idle before, after;
+    Figure power_w;        ///< mean of both
+    Figure drift_ratio;    ///< |after - before| / mean of the power; else the difference of the busy share of others
+    bool drifted = false;  ///< by more than 0.05: what was measured between is not to be compared with other times
+    std::string note;      ///< what drifted, or who else used the machine, in words; empty: nothing
+    Json to_json() const;
+};
+IdleChange idle_change(const Idle& before, const Idle& after);
+
+/// Energy less what idling for that time takes. Unavailable where idling would have taken more; the energy itself where
+/// the source does not count idle draw. @param counts_idle  EnergyMeter::counts_idle() of its source
+Figure net_of_idle(const Figure& energy_j, const Figure& idle_power_w, const Figure& seconds, bool counts_idle = true);
 
 /// What NVML says of the NVIDIA GPUs here.
 struct NvmlStatus {
@@ -370,8 +415,30 @@ struct LatencyOptions {
     uint64_t seed = 0;                  ///< of the order within each round
     std::function<double()> clock;      ///< seconds; wall_seconds() when empty
     std::function<double()> cpu_clock;  ///< CPU seconds; cpu_seconds(false) when empty
+    /// For the share of CPU time that is stolen; machine_time() when empty and `clock` is, too.
+    std::function<std::optional<MachineTime>()> machine_clock;
     std::function<bool()> interrupted;
 };
+
+/// One stretch of queries of one variant.
+struct TimingWindow {
+    double median_s = 0, mean_s = 0;  ///< of a query
+    double cpu_s = 0;                 ///< CPU seconds of a query
+    std::optional<double> energy_j;   ///< of a query
+    std::optional<double> steal_s;    ///< CPU time that other guests took meanwhile
+    int64_t involuntary_switches = 0;
+};
+
+/// Windows beyond Tukey's fences: 1.5 (mild) and 3 (severe) interquartile ranges outside the quartiles of their
+/// medians. They are counted, never dropped.
+struct Outliers {
+    int64_t low_severe = 0, low_mild = 0, high_mild = 0, high_severe = 0;
+};
+/// @param values  not empty
+Outliers classify_outliers(const std::vector<double>& values);
+
+/// Most of a window that may go into reading the meter.
+inline constexpr double kMeterOverheadRatio = 0.005;
 
 /// One variant at one batch size and thread count.
 struct Latency {
@@ -388,7 +455,13 @@ struct Latency {
     Figure power_w;                  ///< while the queries ran
     double cpu_share = 0;  ///< CPU seconds / (wall seconds x threads): well below 1 hints at waiting or interference
     int64_t involuntary_switches = 0;  ///< of the process while this variant's windows ran
-    Json to_json() const;              ///< a row of "latency" in measurement.json
+    Figure steal_ratio;                ///< CPU time that other guests took / time of all CPUs
+    Outliers outliers;                 ///< among the windows
+    /// Time in the meter's own calls / time of the windows. Windows are made so long that it stays below
+    /// kMeterOverheadRatio.
+    Figure meter_overhead;
+    std::vector<TimingWindow> windows;  ///< in order; not in the JSON
+    Json to_json() const;               ///< a row of "latency" in measurement.json
 };
 
 /// Times functions against the first one: rounds in which each runs for a window, in random order, so that drift hits
@@ -443,15 +516,50 @@ struct Environment {
     std::string libtorch, engine;    ///< "2.15.0"; quantized engine: "x86", "qnnpack", ...
     std::string kernel;              ///< "6.1.0-25-amd64"
     bool virtual_machine = false;
-    std::string container;  ///< "docker", "podman", ...; empty outside
-    std::string governor;   ///< "performance", ...; empty where unknown
+    std::string container;    ///< "docker", "podman", ...; empty outside
+    std::string governor;     ///< "performance", ...; empty where unknown
+    std::optional<bool> smt;  ///< two hardware threads share a core
+    std::string affinity;     ///< hardware threads of this process: "0-3,8"
     int64_t memory_bytes = 0;
     Json to_json() const;
-    /// Names of what differs: cpu, flags, cores, threads, libtorch, engine, kernel, governor, virtual_machine.
+    /// Names of what differs: cpu, flags, cores, threads, libtorch, engine, kernel, governor, smt, affinity,
+    /// virtual_machine.
     std::vector<std::string> differences(const Environment& other) const;
 };
 /// @param root  below which /proc and /sys are looked for
 Environment environment(const std::filesystem::path& root = "/");
+
+// ------------------------------------------------------------------------------------------------------------- profile
+
+/// What one operator of a model costs; see LayerCost for what is counted.
+struct OperatorProfile {
+    LayerCost cost;
+    double seconds = 0, cpu_s = 0;  ///< medians over the runs, all its executions in a run together
+    double time_ratio = 0;          ///< of all operators
+    Figure energy_j;                ///< share of the CPU time x energy of a run: modelled
+};
+
+struct ProfileOptions {
+    int runs = 5;
+    double energy_seconds = 0.5;  ///< for the energy of a run; the source's minimum_window_s() at least
+};
+
+/// The operators of one run, one after the other.
+struct Profile {
+    Cost cost;
+    std::vector<OperatorProfile> operators;
+    std::vector<OperatorRun> timeline;  ///< of the last run
+    double seconds = 0, cpu_s = 0;      ///< sums over the operators
+    Figure energy_j;                    ///< of a run of the whole model, as the meter has it
+    /// {"totals", "layers", "unknown_operators"}
+    Json to_json() const;
+    /// The timeline as trace events, which chrome://tracing and ui.perfetto.dev show: one slice per execution with
+    /// shapes, MACs, bytes and energy.
+    Json chrome_trace(const std::string& model_name) const;
+};
+/// Times every operator by a walk over the graph and joins that with the cost model. @param meter  null: no energy
+Profile profile(const Model& model, const Inputs& example, const ProfileOptions& options = {},
+                EnergyMeter* meter = nullptr);
 
 // ------------------------------------------------------------------------------------------------------- whole
 // measuring
@@ -467,12 +575,14 @@ struct MeasureOptions {
     double pue = 1.0;
     double relative_interval = 0.02;
     uint64_t seed = 0;
+    std::optional<double> idle;  ///< seconds of sleep before and after timing; absent: by profile, see idle_seconds()
     EnergyOptions energy;
 
     /// Reads profile, batch, threads, metrics, eval_batch, grid, pue, relative_interval, energy, gpus, meter_file,
-    /// cpu_watts_per_core, idle_watts. @throws InvalidArgument, an unknown grid zone included
+    /// cpu_watts_per_core, idle_watts, idle. @throws InvalidArgument, an unknown grid zone included
     static MeasureOptions read(Options& options);
-    double seconds() const;  ///< of timing per variant
+    double seconds() const;       ///< of timing per variant
+    double idle_seconds() const;  ///< off 0, quick 0.25, standard 5, strict 30, unless `idle` is given
 };
 
 /// What a piece of work costs: started by the constructor. For what producing a stage takes, or any training loop.
@@ -485,6 +595,9 @@ public:
     void restart();
     /// {"seconds", "cpu_seconds", "energy_j", "carbon_g"}: figures since the start.
     Json read();
+    /// Energy and carbon since the start, for Context::spent and TrainCallbacks::spent.
+    Spent spent();
+    const EnergyMeter& meter() const { return *meter_; }
 
 private:
     MeasureOptions options_;
@@ -533,6 +646,9 @@ private:
     struct Subject;
     const Evaluation* baseline_evaluation(const Model& baseline);
     Evaluation run_metrics(const Runner& model, const Evaluation* baseline) const;
+    std::optional<Idle> look_at_idle();
+    /// Times all, with a look at the idle machine before and after.
+    std::vector<std::vector<Latency>> time_all(const std::vector<Variant>& variants, std::optional<IdleChange>& idle);
     Json assemble(const Subject& subject) const;
 
     Inputs example_;

@@ -53,6 +53,68 @@ TEST(Cost, CountsMatrixProductsAttentionAndRecurrence) {
     EXPECT_EQ(cost(gru, {sine({2, 5, 4})}).macs, 2.0 * 5 * 3 * 6 * (4 + 6));
 }
 
+TEST(Cost, CountsFlopsOfOperatorsWithoutProductsByHand) {
+    // x [2, 3, 4], y [4, 5]; per element: one operation for each sum, product or comparison of the textbook form.
+    const struct {
+        const char* expression;
+        double flops;
+    } cases[] = {
+        {"torch.relu(x)", 24},                 // a comparison each
+        {"x + x", 24},                         //
+        {"torch.clamp(x, 0.0, 1.0)", 2 * 24},  // two comparisons
+        {"torch.softmax(x, 2)", 5 * 24},       // maximum, difference, exponential, sum, quotient
+        {"torch.layer_norm(x, [4])", 5 * 24},  // two sums, difference, quotient, scale
+        {"torch.remainder(x, 0.5)", 24},
+        {"torch.diff(x)", 18},                                     // of the result [2, 3, 3]
+        {"torch._weight_norm(y, torch.ones([4, 1]), 0)", 3 * 20},  // product, sum, scale of each weight
+        {"torch.sum(x)", 24},                                      // one addition per INPUT element
+        {"torch.mean(x, [1])", 24},                                //
+        {"torch.max_pool1d(x, [2])", 24},                          // one comparison per input element
+        {"x.reshape([6, 4])", 0},                                  // moves nothing
+        {"torch.cat([x, x], 1)", 0},                               // moves, does not compute
+        {"torch.matmul(x, y)", 2 * 2 * 3 * 4 * 5},                 // a product and a sum for each of 2 x 3 x 5 x 4
+        {"torch.addmm(y[:3], x[0], y)", 2 * 3 * 4 * 5},            // [3, 4] x [4, 5]; the sum is part of the product
+        {"torch.relu(x) * 2 + 1", 3 * 24},                         // three operators
+    };
+    for (const auto& [expression, flops] : cases) {
+        const auto model =
+            build_model({{"w", sine({1})}}, std::string("def forward(self, x, y):\n    return ") + expression + "\n");
+        const auto total = cost(model, {sine({2, 3, 4}), sine({4, 5})});
+        EXPECT_EQ(total.flops, flops) << expression;
+        EXPECT_TRUE(total.unknown_operators.empty()) << expression;
+    }
+}
+
+TEST(Cost, CountsAnLstmCellByCell) {
+    const auto model = build_model({{"lstm.w_ih", sine({4 * 6, 5})},
+                                    {"lstm.w_hh", sine({4 * 6, 6})},
+                                    {"lstm.b_ih", sine({24})},
+                                    {"lstm.b_hh", sine({24})}},
+                                   "def forward(self, x):\n    h = torch.zeros([1, x.size(0), 6])\n    return "
+                                   "torch.lstm(x, [h, h], [self.lstm.w_ih, self.lstm.w_hh, self.lstm.b_ih, "
+                                   "self.lstm.b_hh], True, 1, 0.0, False, False, True)[0]\n");
+    // 3 sequences of 7 steps: four gates of 6, each from 5 inputs and 6 states
+    EXPECT_EQ(cost(model, {sine({3, 7, 5})}).macs, 3.0 * 7 * 4 * 6 * (5 + 6));
+}
+
+TEST(Cost, TheTimelineHasEveryExecutionInOrder) {
+    const auto model = build_model({{"w", sine({1})}},
+                                   "def forward(self, x):\n    for i in range(3):\n        x = torch.tanh(x)\n"
+                                   "    return torch.relu(x)\n");
+    const auto timeline = operator_timeline(model, {sine({64})});
+    std::string order;
+    double end = 0;
+    for (const auto& run : timeline) {
+        EXPECT_GE(run.start_s, end);
+        EXPECT_GE(run.seconds, 0);
+        EXPECT_GE(run.cpu_s, 0);
+        end = run.start_s + run.seconds;
+        const std::string op = run.node->kind().toQualString();
+        if (op == "aten::tanh" || op == "aten::relu") order += op.substr(6) + " ";
+    }
+    EXPECT_EQ(order, "tanh tanh tanh relu ");
+}
+
 TEST(Cost, ListsOperatorsItHasNoRuleFor) {
     const auto model = build_model({{"w", sine({1})}}, "def forward(self, x):\n    return torch.logcumsumexp(x, 1)\n");
     EXPECT_EQ(cost(model, {sine({2, 3})}).unknown_operators, std::vector<std::string>{"aten::logcumsumexp"});
