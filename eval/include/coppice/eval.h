@@ -417,6 +417,8 @@ struct LatencyOptions {
     std::function<double()> cpu_clock;  ///< CPU seconds; cpu_seconds(false) when empty
     /// For the share of CPU time that is stolen; machine_time() when empty and `clock` is, too.
     std::function<std::optional<MachineTime>()> machine_clock;
+    /// Told between rounds how many of the seconds of timing are over; an early end skips the rest.
+    std::function<void(double done, double total)> progress;
     std::function<bool()> interrupted;
 };
 
