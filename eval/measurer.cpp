@@ -6,6 +6,8 @@
 
 #include <chrono>
 
+#include "number_text.h"
+
 namespace coppice::eval {
 namespace {
 
@@ -34,6 +36,14 @@ Json to_json(const MetricValue& value) {
     json["higher_is_better"] = value.higher_is_better;
     if (!value.paired.is_null()) json["paired"] = value.paired;
     return json;
+}
+
+// "12.3 J, 1.5 mg CO2e", as far as it is known.
+std::string spent_text(const Spent& spent) {
+    std::string text;
+    if (spent.energy_j) text = number_text(*spent.energy_j) + " J";
+    if (spent.carbon_g) text += (text.empty() ? "" : ", ") + number_text(1000 * *spent.carbon_g) + " mg CO2e";
+    return text;
 }
 
 // The first configuration that ran: figures per inference are taken there.
@@ -211,6 +221,13 @@ std::vector<std::vector<Latency>> Measurer::time_all(const std::vector<Variant>&
     latency.seed = options_.seed;
     latency.interrupted = interrupted;
     latency.machine_clock = [this] { return machine_time(options_.energy.root); };
+    latency.progress = [this, text = std::string(), next = 0.0](double done, double total) mutable {
+        if (const double now = wall_seconds(); now >= next) {  // meters are not read after every round
+            next = now + 1;
+            text = spent_text(stage_meter_.spent());
+        }
+        log->progress("timing", done, total, text);
+    };
     const auto configurations = static_cast<double>(options_.batches.size() * threads.size());
     latency.seconds = std::max(kMinimumSeconds, options_.seconds() / configurations);
     latency.warm_up_seconds = std::min(3.0, latency.seconds);

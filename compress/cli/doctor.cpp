@@ -12,6 +12,7 @@
 
 #include <filesystem>
 #include <iostream>
+#include <map>
 
 #include "commands.h"
 
@@ -70,6 +71,26 @@ Json to_json(const eval::NvmlStatus& nvml) {
     return {{"usable", nvml.usable}, {"reason", nvml.reason}, {"driver", nvml.driver}, {"devices", devices}};
 }
 
+// Median of reads of a source that is usable here; nothing where it does not open.
+std::optional<double> read_seconds(const std::string& source) {
+    constexpr int kReads = 21;
+    eval::EnergyOptions options;
+    options.source = source;
+    try {
+        const auto meter = eval::make_energy_meter(options);
+        meter->start();
+        std::vector<double> times;
+        for (int i = 0; i < kReads; ++i) {
+            const double before = eval::wall_seconds();
+            meter->read();
+            times.push_back(eval::wall_seconds() - before);
+        }
+        return eval::quantile(times, 0.5);
+    } catch (const Error&) {
+        return std::nullopt;
+    }
+}
+
 bool has_flag(const std::vector<std::string>& flags, const std::string& flag) {
     return std::find(flags.begin(), flags.end(), flag) != flags.end();
 }
@@ -96,12 +117,17 @@ int run_doctor(const Arguments& arguments) {
     const bool amx = has_flag(machine.flags, "amx_int8");
 
     Json energy = Json::array();
-    for (const auto& source : sources)
+    std::map<std::string, double> read_costs;
+    for (const auto& source : sources) {
+        const auto cost = source.usable && source.name != "none" ? read_seconds(source.name) : std::nullopt;
+        if (cost) read_costs[source.name] = *cost;
         energy.push_back({{"name", source.name},
                           {"summary", source.summary},
                           {"usable", source.usable},
                           {"reason", source.reason},
+                          {"read_seconds", cost ? Json(*cost) : Json(nullptr)},
                           {"enable", source.enable}});
+    }
     if (line.given("json")) {
         const Json out = {
             {"format", "coppice-doctor"},
@@ -163,7 +189,10 @@ int run_doctor(const Arguments& arguments) {
 
     std::cout << "\nEnergy\n";
     for (const auto& source : sources) {
-        item(source.name, std::string(source.usable ? "yes: " : "no: ") + source.reason);
+        char cost[48] = "";
+        if (const auto found = read_costs.find(source.name); found != read_costs.end())
+            std::snprintf(cost, sizeof cost, "; a read takes %.3g us", 1e6 * found->second);
+        item(source.name, (source.usable ? "yes: " : "no: ") + source.reason + cost);
         if (!source.enable.empty()) item("", "to enable: " + source.enable);
     }
     char watts[32];

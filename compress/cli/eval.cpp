@@ -7,6 +7,7 @@
 #include <iostream>
 #include <set>
 
+#include "accounts.h"
 #include "commands.h"
 #include "recipe.h"
 
@@ -105,6 +106,7 @@ int run_eval(const Arguments& arguments) {
         "json", "as JSON: one measurement per model, as in measurement.json")(
         "o,out", "folder for a report (HTML, JSON, CSV, Markdown), for which coppice report knows other forms",
         cxxopts::value<std::string>(), "DIR")("title", "heading of the report", cxxopts::value<std::string>(), "TEXT");
+    Accounts::add_options(line, /*job=*/false);
     if (!line.parse(arguments, "model")) return kDone;
     std::vector<fs::path> files;
     for (const auto& text : line.texts("model")) files.push_back(model_of(text));
@@ -121,6 +123,7 @@ int run_eval(const Arguments& arguments) {
         line.fail("neither data nor an input is given",
                   "Add --data recipe.yaml to compare quality, or --input 1,3,224,224 for size and time.");
 
+    const Accounts accounts(line, /*job=*/false);
     watch_signals();
     TerminalLog log(line.level());
     Recipe recipe = file.empty() ? recipe_from_settings(Setting::map({}), line.texts("set"))
@@ -153,7 +156,7 @@ int run_eval(const Arguments& arguments) {
     eval::Measurer measurer(example, dataset, dataset ? split : "", recipe.task, recipe.metric, recipe.measure);
     measurer.log = &log;
     measurer.interrupted = interrupted;
-    const auto measurements = measurer.compare(files, 0);
+    auto measurements = measurer.compare(files, 0);
     log.clear();
     std::vector<fs::path> written;
     if (run) {
@@ -161,6 +164,8 @@ int run_eval(const Arguments& arguments) {
         const auto report = eval::collect_report({run->path()}, line.given("title") ? line.text("title") : "");
         written = eval::write_report(report, run->path(), eval::default_report_formats());
     }
+    if (accounts.asked())
+        for (auto& measurement : measurements) measurement["accounts"] = accounts.of_measurement(measurement);
     if (line.given("json")) {
         std::cout << Json(measurements).dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
         return kDone;
@@ -204,12 +209,16 @@ int run_eval(const Arguments& arguments) {
     }
     std::cout << table.text();
     const auto& quality = measurements[0].contains("quality") ? measurements[0]["quality"] : Json();
-    if (dataset && quality.is_object() && quality.contains("examples") && quality["examples"].is_number())
+    if (quality.is_object() && value_at(quality, "/examples").value_or(0) > 0)
         std::cout << "\nQuality on " << quality.value("data", std::string("the data")) << " ("
                   << quality.value("split", split) << ", " << quality["examples"]
                   << " examples); points are differences to the baseline, higher is better.\n";
     else
         std::cout << "\nNo data were given: quality was not measured.\n";
+    if (accounts.asked()) std::cout << "\nCost and Green Algorithms for a million inferences, SCI for one\n";
+    for (size_t i = 0; i < measurements.size() && accounts.asked(); ++i)
+        for (const auto& [name, text] : accounts.lines(measurements[i]["accounts"]))
+            std::cout << "  " << wrapped(files[i].string() + ", " + name + ": " + text, 100, 4) << "\n";
     for (size_t i = 0; i < written.size(); ++i)
         std::cout << (i ? "" : "\n") << "report  " << written[i].string() << "\n";
     return kDone;

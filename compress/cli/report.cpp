@@ -9,6 +9,7 @@
 #include <map>
 #include <sstream>
 
+#include "accounts.h"
 #include "commands.h"
 
 namespace coppice::cli {
@@ -75,12 +76,6 @@ int compare(const CommandLine& line, const std::vector<std::string>& runs) {
     return kDone;
 }
 
-double price(const CommandLine& line, const char* name) {
-    const double value = line.values()[name].as<double>();
-    if (!(value >= 0) || !std::isfinite(value)) line.fail("--" + std::string(name) + " must be 0 or more");
-    return value;
-}
-
 // What many runs and tracked programs took, by project, user or tag.
 int allocate(const CommandLine& line, const std::vector<std::string>& sources) {
     for (const char* other : {"format", "out", "title", "load", "regions", "compare", "x", "y"})
@@ -88,11 +83,11 @@ int allocate(const CommandLine& line, const std::vector<std::string>& sources) {
     eval::AllocationOptions options;
     options.group_by = line.text("group-by");
     options.currency = line.text("currency");
-    if (line.given("price")) options.price_per_kwh = price(line, "price");
+    if (line.given("price")) options.price_per_kwh = number_option(line, "price");
     if (line.given("carbon-price")) {
         if (!line.given("price"))
             line.fail("--carbon-price alone gives no cost", "Add --price, that of a kWh; it may be 0.");
-        options.price_per_tonne = price(line, "carbon-price");
+        options.price_per_tonne = number_option(line, "carbon-price");
     }
     const auto allocation = eval::allocate({sources.begin(), sources.end()}, options);
     for (const auto& warning : allocation["warnings"]) std::cerr << "warning: " << warning.get<std::string>() << "\n";
@@ -101,6 +96,32 @@ int allocate(const CommandLine& line, const std::vector<std::string>& sources) {
     else
         std::cout << eval::allocation_text(allocation);
     return kDone;
+}
+
+// What compressing cost, and what a million inferences cost before and after it, from the stored energies.
+void print_accounts(const Json& report, const Accounts& accounts) {
+    std::cout << "Cost and Green Algorithms for a compression and for a million inferences, SCI for one of each\n";
+    const auto print = [&](const std::string& name, const Json& values) {
+        for (const auto& [account, text] : accounts.lines(values))
+            std::cout << "  " << wrapped(name + ", " + account + ": " + text, 100, 4) << "\n";
+    };
+    for (const auto& run : report.at("runs")) {
+        const auto& stages = run.at("stages");
+        if (stages.empty()) continue;
+        const auto folder = run.at("folder").get<std::string>();
+        if (stages.size() > 1) {
+            auto compression = Accounts::inference(stages.back().at("measurement"));
+            compression.energy_j = figure_at(run, "/cost/energy_j");
+            compression.carbon_g = figure_at(run, "/cost/carbon_g");
+            compression.seconds = figure_at(run, "/cost/seconds");
+            compression.core_usage = 1;
+            compression.unit = "compression";
+            print(folder, accounts.of(compression));
+        }
+        for (const auto& stage : stages)
+            print(folder + "/" + stage.at("folder").get<std::string>(),
+                  accounts.of_measurement(stage.at("measurement")));
+    }
 }
 
 }  // namespace
@@ -132,15 +153,13 @@ int run_report(const Arguments& given) {
         "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
         "FILE")("compare", "is the second run (or stage) better than the first, in what, and how sure")(
         "group-by", "what runs and tracked programs took, summed by project, user or tag",
-        cxxopts::value<std::string>(), "WHAT")("price", "with --group-by: of a kWh", cxxopts::value<double>(), "PRICE")(
-        "carbon-price", "with --group-by: of a tonne of CO2e", cxxopts::value<double>(), "PRICE")(
-        "currency", "of the prices", cxxopts::value<std::string>()->default_value("EUR"), "NAME")(
-        "json", "with --compare or --group-by: the answer as JSON")(
+        cxxopts::value<std::string>(), "WHAT")("json", "with --compare or --group-by: the answer as JSON")(
         "schema", "print the JSON schema of report, comparison or allocation and end", cxxopts::value<std::string>(),
         "NAME")("x", "axis of the picture, across: quality, file_bytes, latency_b1_t2, ...",
                 cxxopts::value<std::string>(),
                 "NAME")("y", "the same, up (default: quality)", cxxopts::value<std::string>(), "NAME")(
         "title", "heading of the report", cxxopts::value<std::string>()->default_value(""), "TEXT");
+    Accounts::add_options(line, /*job=*/false);
     if (!line.parse(arguments, "run")) return kDone;
     if (line.given("schema")) {
         const std::map<std::string, const Json& (*)()> schemas = {{"allocation", eval::allocation_schema},
@@ -160,6 +179,7 @@ int run_report(const Arguments& given) {
     if (runs.empty())
         line.fail("no run directory is given", "Write coppice report runs/name; see coppice report --help.");
 
+    const Accounts accounts(line, /*job=*/false);
     const double load = line.given("load") ? line.values()["load"].as<double>() : 1;
     if (!(load > 0) || !std::isfinite(load)) line.fail("--load must be above 0");
 
@@ -191,6 +211,7 @@ int run_report(const Arguments& given) {
     std::cout << eval::terminal_table(report) << "\n" << wrapped(eval::summary_sentence(report), 100, 0) << "\n\n";
     if (line.given("load"))
         for (const auto& run : report.at("runs")) std::cout << wrapped(payback_text(run, load), 100, 0) << "\n";
+    if (accounts.asked()) print_accounts(report, accounts);
     if (line.given("regions")) {
         write_atomically(line.text("regions"), regions_csv(report));
         std::cout << "regions " << line.text("regions") << "\n";

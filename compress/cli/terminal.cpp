@@ -85,17 +85,32 @@ void TerminalLog::write(const std::string& level, const std::string& message) {
     std::fflush(stream_);
 }
 
+void TerminalLog::draw(const std::string& line) {
+    std::fprintf(stream_, "\r\033[K%s", cut_to(line, static_cast<size_t>(std::max(20, width_ - 1))).c_str());
+    std::fflush(stream_);
+    drawn_ = true;
+}
+
 std::string TerminalLog::bar(const std::string& task, double share, const std::string& detail, double left) const {
     const int cells = 24, full = static_cast<int>(share * cells);
     std::string line =
         task + " [" + std::string(full, '#') + std::string(cells - full, '.') + "] " + printed("%3.0f %%", 100 * share);
-    if (!detail.empty()) line += "  " + detail;
+    // What is last is cut off first on a narrow terminal.
     if (left >= 0) line += "  " + duration_text(left) + " left";
+    if (!detail.empty()) line += "  " + detail;
     return line;
 }
 
 void TerminalLog::progress(const std::string& task, double done, double total, const std::string& detail) {
-    if (level_ == Level::kQuiet || !(total > 0)) return;
+    if (level_ == Level::kQuiet) return;
+    if (!(total > 0)) {
+        const double now = clock();
+        if (!terminal_ || (drawn_ && task == task_ && now - last_draw_ < 0.1)) return;
+        task_ = task;
+        last_draw_ = now;
+        draw(task + (detail.empty() ? "" : "  " + detail));
+        return;
+    }
     const double now = clock(), share = std::clamp(done / total, 0.0, 1.0);
     if (task != task_ || share < last_share_) {
         task_ = task;
@@ -114,10 +129,7 @@ void TerminalLog::progress(const std::string& task, double done, double total, c
         }
         if (drawn_ && now - last_draw_ < 0.1) return;
         last_draw_ = now;
-        const std::string line = cut_to(bar(task, share, detail, left), static_cast<size_t>(std::max(20, width_ - 1)));
-        std::fprintf(stream_, "\r\033[K%s", line.c_str());
-        std::fflush(stream_);
-        drawn_ = true;
+        draw(bar(task, share, detail, left));
         return;
     }
     const int tenth = static_cast<int>(share * 10 + 1e-9);

@@ -22,6 +22,7 @@ public:
     ~TerminalLog() override;
 
     void write(const std::string& level, const std::string& message) override;
+    /// Without a total (0) the line has no bar, and is drawn on a terminal only.
     void progress(const std::string& task, double done, double total, const std::string& detail) override;
     /// Removes the progress line before something else is written to the terminal.
     void clear();
@@ -29,6 +30,7 @@ public:
     double (*clock)();  ///< seconds; replaced in tests
 
 private:
+    void draw(const std::string& line);
     std::string bar(const std::string& task, double share, const std::string& detail, double left) const;
 
     Level level_;

@@ -17,6 +17,7 @@
 #include <iostream>
 #include <random>
 
+#include "accounts.h"
 #include "commands.h"
 
 namespace coppice::cli {
@@ -116,27 +117,18 @@ int start(const std::vector<std::string>& command, pid_t& child) {
     return error;
 }
 
-std::string energy_text(double joules) {
-    return joules < 1e4 ? number("%.3g J", joules) : number("%.4g Wh", joules / 3600);
-}
-
-std::string carbon_text(double grams) {
-    return grams < 1      ? number("%.3g mg", 1000 * grams)
-           : grams < 1000 ? number("%.3g g", grams)
-                          : number("%.4g kg", grams / 1000);
-}
-
-// "12.3 J (6.1 to 36.9), modelled: ..." or "unavailable: ..."
-std::string figure_text(const Figure& figure, const std::function<std::string(double)>& text) {
-    if (!figure.value) return "unavailable: " + figure.reason;
-    auto bounds = figure.interval.value_or(eval::Interval{*figure.value, *figure.value});
-    if (figure.systematic_ratio) {
-        bounds.low *= figure.systematic_ratio->low;
-        bounds.high *= figure.systematic_ratio->high;
-    }
-    return text(*figure.value) +
-           (bounds.low < bounds.high ? " (" + text(bounds.low) + " to " + text(bounds.high) + ")" : "") + ", " +
-           eval::name_of(figure.provenance);
+// What stands behind the bar and the time, while the command runs.
+std::string live_text(const eval::Usage& now, int64_t processes, double expected) {
+    std::string text;
+    const auto add = [&](const std::string& part) { text += (text.empty() ? "" : "  ") + part; };
+    add(duration_text(*now.seconds.value));
+    if (now.energy_j.value) add(energy_text(*now.energy_j.value));
+    if (now.power_w.value) add(number("%.3g W", *now.power_w.value));
+    if (now.carbon_g.value) add(carbon_text(*now.carbon_g.value));
+    add("CPU " + duration_text(*now.cpu_s.value));
+    add(std::to_string(processes) + (processes == 1 ? " process" : " processes"));
+    if (expected > 0 && *now.seconds.value >= expected) add("longer than the " + duration_text(expected) + " expected");
+    return text;
 }
 
 std::string random_id() {
@@ -162,15 +154,6 @@ std::optional<eval::Idle> look_at_idle(eval::EnergyMeter& meter, double seconds)
     return eval::measure_idle(meter, idle);
 }
 
-double number_option(const CommandLine& line, const std::string& name) {
-    const auto text = line.text(name);
-    char* end = nullptr;
-    const double value = std::strtod(text.c_str(), &end);
-    if (text.empty() || *end != '\0' || !(value >= 0))
-        line.fail("--" + name + " is \"" + text + "\", must be a number of at least 0");
-    return value;
-}
-
 }  // namespace
 
 int run_track(const Arguments& arguments) {
@@ -192,13 +175,12 @@ int run_track(const Arguments& arguments) {
         "cpu-watts-per-core", "for the CPU-time model; default: from the table", text(), "W")(
         "idle-watts", "of the machine, if known; gives net energy", text(), "W")(
         "idle", "measure idle power for so long before and after", text()->default_value("0"), "SECONDS")(
-        "price", "of a kWh, for the cost", text(), "PRICE")("carbon-price", "of a tonne of CO2e",
-                                                            text()->default_value("0"), "PRICE")(
-        "currency", "of the prices", text()->default_value("EUR"), "NAME")("project", "name in the record, to group by",
-                                                                           text()->default_value("coppice"), "NAME")(
+        "expect", "how long it takes: the line on the terminal then shows progress and the time left", text(),
+        "SECONDS")("project", "name in the record, to group by", text()->default_value("coppice"), "NAME")(
         "experiment", "identifier in the record", text()->default_value(""), "ID")(
         "tag", "in the record; may be repeated", cxxopts::value<std::vector<std::string>>(), "TAG")(
         "interval", "seconds between two looks at the processes", text()->default_value("1"), "SECONDS");
+    Accounts::add_options(line, /*job=*/true);
 
     // Options behind the first -- are the command's.
     const auto dashes = std::find(arguments.begin(), arguments.end(), "--");
@@ -213,6 +195,8 @@ int run_track(const Arguments& arguments) {
     const double pue = number_option(line, "pue");
     if (pue < 1) line.fail("--pue is " + line.text("pue") + ", must be at least 1");
     const double interval = std::clamp(number_option(line, "interval"), 0.05, 60.0);
+    const Accounts accounts(line, /*job=*/true);
+    const double expected = line.given("expect") ? number_option(line, "expect") : 0;
     eval::EnergyOptions options;
     options.source = line.given("meter") && !line.given("energy") ? "meter_csv" : line.text("energy");
     options.with_gpus = true;
@@ -238,7 +222,8 @@ int run_track(const Arguments& arguments) {
     for (const int signal : {SIGINT, SIGQUIT}) ::sigaction(signal, &ignore, nullptr);
     for (const int signal : {SIGTERM, SIGHUP}) ::sigaction(signal, &forward, nullptr);
 
-    const bool live = ::isatty(STDERR_FILENO) && line.level() != TerminalLog::Level::kQuiet;
+    TerminalLog live(line.level());
+    const auto name = std::filesystem::path(command[0]).filename().string();
     eval::EnergyWindow window(log, command[0]);
     pid_t child = -1;
     if (const int error = start(command, child)) {
@@ -266,21 +251,15 @@ int run_track(const Arguments& arguments) {
             step = std::min(interval, 2 * step);
             next = eval::wall_seconds() + step;
             const auto now = window.read();  // looks at the processes, too
-            if (live) {
-                const auto part = [](const Figure& figure, const auto& print) {
-                    return figure.value ? "  " + print(*figure.value) : std::string();
-                };
-                std::cerr << "\r\033[K" << duration_text(*now.seconds.value) << part(now.energy_j, energy_text)
-                          << part(now.power_w, [](double watts) { return number("%.3g W", watts); })
-                          << part(now.carbon_g, carbon_text) << "  CPU " << duration_text(*now.cpu_s.value) << "  "
-                          << accounting.running() << " processes" << std::flush;
-            }
+            const double seconds = *now.seconds.value;
+            live.progress(name, seconds, seconds < expected ? expected : 0,
+                          live_text(now, accounting.running(), expected));
         }
         pause_for(std::min(0.02, interval));
     }
     auto usage = window.stop();
     g_child = 0;
-    if (live) std::cerr << "\r\033[K";
+    live.clear();
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     const auto left = accounting.running();
 
@@ -308,9 +287,21 @@ int run_track(const Arguments& arguments) {
     }
     record.net_energy_j =
         eval::net_of_idle(usage.energy_j, record.idle_power_w, usage.seconds, idle_meter->counts_idle());
-    if (line.given("price"))
-        record.cost = eval::cost(usage.energy_j, pue, number_option(line, "price"), usage.carbon_g,
-                                 number_option(line, "carbon-price"), line.text("currency"));
+    Accounts::Work work;
+    work.energy_j = usage.energy_j;
+    work.carbon_g = usage.carbon_g;
+    work.seconds = usage.seconds;
+    work.grid = grid;
+    work.pue = pue;
+    work.pue_given = line.given("pue");
+    work.environment = record.environment;
+    work.cores = record.environment.cores;
+    work.core_usage = *usage.cpu_s.value / std::max(1e-9, *usage.seconds.value * work.cores);
+    if (!grid.series.empty() && usage.carbon_g.available()) {
+        work.grid.g_per_kwh = grid.during(usage.started, usage.started + *usage.seconds.value);
+        work.grid.series.clear();
+    }
+    record.accounts = accounts.of(work);
 
     if (line.given("json"))
         write_atomically(line.text("json"),
@@ -330,9 +321,7 @@ int run_track(const Arguments& arguments) {
         item("power", figure_text(usage.power_w, [](double watts) { return number("%.3g W", watts); }));
         item("carbon", figure_text(usage.carbon_g, carbon_text));
         if (record.net_energy_j.available()) item("net", figure_text(record.net_energy_j, energy_text));
-        if (record.cost)
-            item("cost", figure_text(*record.cost,
-                                     [&](double money) { return number("%.3g ", money) + line.text("currency"); }));
+        for (const auto& [name, account] : accounts.lines(record.accounts)) item(name, account);
         item("method", usage.energy_j.available() ? usage.energy_j.method : log->source());
         if (usage.carbon_g.available())
             item("", usage.carbon_g.method + (grid.attribution.empty() ? "" : ". " + grid.attribution));

@@ -10,6 +10,7 @@
 
 #include "metrics/grid_table.h"
 #include "metrics/time_series.h"
+#include "number_text.h"
 
 namespace coppice::eval {
 namespace {
@@ -189,11 +190,11 @@ Figure GreenAlgorithms::energy_j() const {
     const double watts =
         cores * watts_per_core * core_usage + gpus * watts_per_gpu * gpu_usage + memory_gb * kWattsPerGb;
     return Figure::assumed(3600 * hours * watts * pue * psf, "J",
-                           "Green Algorithms: " + shortest(hours) + " h x (" + shortest(cores) + " cores x " +
-                               shortest(watts_per_core) + " W x " + shortest(core_usage) + " + " + shortest(gpus) +
-                               " GPUs x " + shortest(watts_per_gpu) + " W x " + shortest(gpu_usage) + " + " +
-                               shortest(memory_gb) + " GB x " + shortest(kWattsPerGb) + " W) x PUE " + shortest(pue) +
-                               " x PSF " + shortest(psf));
+                           "Green Algorithms: " + number_text(hours) + " h x (" + shortest(cores) + " cores x " +
+                               shortest(watts_per_core) + " W x " + number_text(core_usage) + " + " + shortest(gpus) +
+                               " GPUs x " + shortest(watts_per_gpu) + " W x " + number_text(gpu_usage) + " + " +
+                               number_text(memory_gb) + " GB x " + shortest(kWattsPerGb) + " W) x PUE " +
+                               shortest(pue) + " x PSF " + shortest(psf));
 }
 
 Figure GreenAlgorithms::carbon_g() const {
@@ -202,31 +203,40 @@ Figure GreenAlgorithms::carbon_g() const {
                    energy.method + " x " + shortest(g_per_kwh) + " g/kWh");
 }
 
-Figure payback(const Figure& spent, const Figure& baseline, const Figure& candidate) {
+Figure payback(const Figure& spent, const Figure& baseline, const Figure& candidate,
+               const std::optional<Figure>& ratio) {
     for (const auto* figure : {&spent, &baseline, &candidate})
         if (!figure->available()) return Figure::unavailable("1", figure->reason);
     if (baseline.unit != spent.unit || candidate.unit != spent.unit)
         throw InternalError("eval::payback", "divides " + spent.unit + " by " + candidate.unit,
                             "Report this as a bug.");
-    const double saving = *baseline.value - *candidate.value;
+    const bool paired = ratio && ratio->available();
+    const double saving = paired ? *baseline.value * (1 - *ratio->value) : *baseline.value - *candidate.value;
     if (saving <= 0)
         return Figure::unavailable("1", "an inference of the candidate takes no less than one of the baseline");
-    const auto of = [](const Figure& figure) {
-        return figure.interval.value_or(Interval{*figure.value, *figure.value});
-    };
-    // The saving's half widths in quadrature; what was spent and what is saved are independent.
-    const auto b = of(baseline), c = of(candidate), s = of(spent);
-    const double low = saving - std::hypot(*baseline.value - b.low, c.high - *candidate.value);
-    const double high = saving + std::hypot(b.high - *baseline.value, *candidate.value - c.low);
-    std::string method = "spent / (baseline - candidate), " + spent.unit;
+    const auto& other = paired ? *ratio : candidate;
+    std::string method = std::string("spent / ") +
+                         (paired ? "(baseline x (1 - paired ratio))" : "(baseline - candidate)") + ", " + spent.unit;
     std::optional<Interval> interval;
-    if (low > 0)
-        interval = Interval{std::max(0.0, s.low) / high, s.high / low};
-    else
-        method += "; the saving's interval reaches 0, so it may never be earned back";
-    auto figure = Figure::derived(*spent.value / saving, "1", method, interval);
+    if (baseline.interval && other.interval) {
+        // How far the saving moves with one unit of each term.
+        const double with_baseline = paired ? 1 - *ratio->value : 1, with_other = paired ? *baseline.value : 1;
+        const auto half = [&](double baseline_width, double other_width) {
+            return std::hypot(with_baseline * baseline_width, with_other * other_width);
+        };
+        const double low = saving - half(*baseline.value - baseline.interval->low, other.interval->high - *other.value);
+        const double high =
+            saving + half(baseline.interval->high - *baseline.value, *other.value - other.interval->low);
+        const auto of_spent = spent.interval.value_or(Interval{*spent.value, *spent.value});
+        if (low > 0)
+            interval = Interval{std::floor(std::max(0.0, of_spent.low) / high), std::ceil(of_spent.high / low)};
+        else
+            method += "; the saving's interval reaches 0, so it may never be earned back";
+    }
+    auto figure = Figure::derived(std::ceil(*spent.value / saving), "1", method, interval);
     // One source measured all three: what is systematic in it cancels. What is weaker stays weaker.
     figure.provenance = combined(combined(spent.provenance, baseline.provenance), candidate.provenance);
+    if (paired) figure.provenance = combined(figure.provenance, ratio->provenance);
     return figure;
 }
 

@@ -38,10 +38,13 @@ struct Series {
     std::vector<double> medians, means;  // of the query time, per window
     std::vector<double> cpu, joules;     // per query, per window
     std::vector<TimingWindow> windows;
-    double wall = 0, meter_s = 0;  // in windows; in calls of the meter
-    MachineTime machine;           // of the whole machine, while windows ran
+    std::vector<int64_t> counts;       // queries, per window
+    std::vector<double> meter_shares;  // time in calls of the meter / time of the window, per window
+    double wall = 0;                   // in windows
+    MachineTime machine;               // of the whole machine, while windows ran
     int64_t switches = 0;
-    int64_t per_window = 1;
+    int64_t per_window = 1;  // queries in the next window
+    double window_s = 0;     // which that should take
     bool steady = false;
     Figure energy;  // the meter's last word: unit, method, provenance
     std::string energy_failure;
@@ -100,10 +103,12 @@ double mean_of(const std::vector<double>& values) {
 // quantile is bootstrapped in blocks of rounds, and its bounds are read off the distribution.
 std::optional<Interval> quantile_bounds(const Series& series, double q, double value, int64_t block, uint64_t seed) {
     std::vector<double> below;
-    for (size_t first = 0; first < series.times.size(); first += series.per_window) {
+    size_t first = 0;
+    for (const int64_t size : series.counts) {
         double count = 0;
-        for (int64_t i = 0; i < series.per_window; ++i) count += series.times[first + i] <= value;
-        below.push_back(count / static_cast<double>(series.per_window));
+        for (int64_t i = 0; i < size; ++i) count += series.times[first + i] <= value;
+        below.push_back(count / static_cast<double>(size));
+        first += size;
     }
     const auto share = mean_interval(below, block, seed);
     if (!share) return std::nullopt;
@@ -123,6 +128,11 @@ Figure percentile(const Series& series, double q, int64_t block, uint64_t seed) 
         value, "s",
         (q == 0.5 ? "median" : number_text(q) + " quantile") + std::string(" of ") + std::to_string(count) + " queries",
         quantile_bounds(series, q, value, block, seed));
+}
+
+// A clock that does not move, or an empty query, must not make windows endless.
+int64_t queries_in(double seconds, double query_s) {
+    return std::clamp<int64_t>(static_cast<int64_t>(std::ceil(seconds / std::max(query_s, 1e-9))), 1, 100000);
 }
 
 // Seconds that a window loses to the meter: a start and a stop.
@@ -240,10 +250,8 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
     std::vector<Series> series(variants);
     for (size_t v = 0; v < variants; ++v) {
         const double typical = warm_up(queries[v], options, clock, series[v].steady);
-        const double window = std::max(options.window_seconds, meter_window);
-        series[v].per_window = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(window / std::max(typical, 1e-9))));
-        // A clock that does not move, or an empty query, must not make windows endless.
-        series[v].per_window = std::min<int64_t>(series[v].per_window, 100000);
+        series[v].window_s = std::max(options.window_seconds, meter_window);
+        series[v].per_window = queries_in(series[v].window_s, typical);
     }
 
     std::mt19937_64 engine(options.seed);
@@ -257,7 +265,7 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
         const auto machine = machine_clock();
         const double meter_start = clock();
         if (meter) meter->start();
-        own.meter_s += clock() - meter_start;
+        double meter_s = clock() - meter_start;
         const auto switches = involuntary_switches();
         const double cpu_before = cpu_clock();
         double before = clock();
@@ -275,7 +283,7 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
         if (meter) {
             const double meter_stop = clock();
             own.energy = meter->stop();
-            own.meter_s += clock() - meter_stop;
+            meter_s += clock() - meter_stop;
             if (own.energy.available()) {
                 window.energy_j = *own.energy.value / count;
                 own.joules.push_back(*window.energy_j);
@@ -294,6 +302,10 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
         window.cpu_s = cpu / count;
         own.switches += window.involuntary_switches;
         own.wall += before - from;
+        own.counts.push_back(own.per_window);
+        if (before > from) own.meter_shares.push_back(meter_s / (before - from));
+        // A warm-up on a busy machine takes queries for slower than they are, and windows come out too short.
+        if (before - from < own.window_s / 2) own.per_window = queries_in(own.window_s, (before - from) / count);
         own.means.push_back(window.mean_s);
         own.medians.push_back(window.median_s);
         own.cpu.push_back(window.cpu_s);
@@ -331,9 +343,10 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
         for (size_t i = variants; i > 1; --i) std::swap(order[i - 1], order[engine() % i]);
         for (const size_t v : order) run_window(v);
         ++rounds;
-        const double passed = clock() - start;
+        const double passed = clock() - start, total = options.seconds * static_cast<double>(variants);
+        if (options.progress) options.progress(std::min(passed, total), total);
         if (rounds < kMinimumRounds) continue;
-        if (passed >= options.seconds * static_cast<double>(variants)) break;
+        if (passed >= total) break;
         if (rounds < next_look) continue;
         next_look = rounds + rounds / 2;  // few looks: stopping at a lucky one would narrow the interval
         if (precise(passed)) break;
@@ -382,9 +395,10 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
         row.outliers = classify_outliers(own.medians);
         row.windows = own.windows;
         row.meter_overhead = !meter ? Figure::unavailable("ratio", "no energy source was given")
-                             : own.wall > 0
-                                 ? Figure::measured(own.meter_s / own.wall, "ratio",
-                                                    "time in calls of " + meter->name() + " / time of the windows")
+                             : !own.meter_shares.empty()
+                                 ? Figure::measured(quantile(own.meter_shares, 0.5), "ratio",
+                                                    "median over windows of the time in calls of " + meter->name() +
+                                                        " / time of the window")
                                  : Figure::unavailable("ratio", "the clock did not move");
         if (!meter) {
             row.energy_j = Figure::unavailable("J", "no energy source was given");
@@ -470,7 +484,14 @@ std::vector<std::vector<Latency>> measure_latency(const std::vector<Variant>& va
                                                     message_of(error));
                 }
             }
-            const auto timed = time_interleaved(configuration.queries, options, meter);
+            auto own = options;
+            if (options.progress)
+                own.progress = [&](double done, double total) {
+                    const auto before = static_cast<double>(result.size());
+                    const auto all = static_cast<double>(batches.size() * threads.size());
+                    options.progress(before * total + done, all * total);
+                };
+            const auto timed = time_interleaved(configuration.queries, own, meter);
             std::vector<Latency> rows(variants.size());
             for (size_t v = 0, next = 0; v < variants.size(); ++v) {
                 auto& row = rows[v];

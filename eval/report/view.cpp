@@ -4,6 +4,7 @@
 #include <set>
 
 #include <coppice/error.h>
+#include <coppice/eval.h>
 
 #include "report/view.h"
 
@@ -326,41 +327,22 @@ Figure total_compression(const Run& run, const std::string& key) {
 }
 
 Figure payback(const Run& run) {
-    Figure result;
-    result.unit = "1";
-    result.method = "energy of all stages / energy saved per inference";
-    const auto unavailable = [&result](const std::string& reason) {
-        result.reason = reason;
-        return result;
+    Figure none;
+    none.unit = "1";
+    none.reason = run.side_by_side ? "the folder holds several models" : "no stage was kept";
+    if (run.side_by_side || !run.baseline || !run.final || run.final == run.baseline) return none;
+    const auto known = [](const Figure& figure, const std::string& unit) {
+        return figure.value && figure.unit != unit
+                   ? eval::Figure::unavailable(unit, "a file has it in a unit other than " + unit)
+                   : eval::Figure::from_json(to_json(figure));
     };
-    if (run.side_by_side) return unavailable("the folder holds several models");
-    if (!run.baseline || !run.final || run.final == run.baseline) return unavailable("no stage was kept");
-    const Figure spent = total_compression(run, "energy_j");
-    const Figure before = run.baseline->figure("energy_per_inference_j");
-    Figure after = run.final->figure("energy_per_inference_j");
-    // The two were measured minutes apart; their ratio in interleaved pairs is what the load of the machine leaves
-    // alone.
-    const Figure ratio = run.final->figure("energy_ratio_to_baseline");
-    if (before.value && after.value && ratio.value) {
-        after.value = *ratio.value * *before.value;
-        if (ratio.interval)
-            after.interval = std::pair(ratio.interval->first * *before.value, ratio.interval->second * *before.value);
-    }
-    if (!spent.value) return unavailable("the energy of compressing is unavailable");
-    if (!before.value || !after.value) return unavailable("the energy per inference is unavailable");
-    const double saved = *before.value - *after.value;
-    if (!(saved > 0)) return unavailable("no energy is saved per inference");
-    result.value = std::ceil(*spent.value / saved);
-    result.provenance = weakest(weakest(spent.provenance, before.provenance), weakest(after.provenance, "derived"));
-    if (before.interval && after.interval) {
-        const double least = before.interval->first - after.interval->second,
-                     most = before.interval->second - after.interval->first;
-        const double low = spent.interval ? spent.interval->first : *spent.value;
-        const double high = spent.interval ? spent.interval->second : *spent.value;
-        // Where the intervals overlap the saving may be nothing, and no upper bound exists.
-        if (least > 0) result.interval = std::pair(std::floor(low / most), std::ceil(high / least));
-    }
-    return result;
+    auto figure = figure_of(eval::payback(known(total_compression(run, "energy_j"), "J"),
+                                          known(run.baseline->figure("energy_per_inference_j"), "J"),
+                                          known(run.final->figure("energy_per_inference_j"), "J"),
+                                          known(run.final->figure("energy_ratio_to_baseline"), "ratio"))
+                                .to_json());
+    if (figure.value) figure.method = "energy of all stages: " + figure.method;
+    return figure;
 }
 
 }  // namespace coppice::eval::report

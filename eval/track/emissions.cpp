@@ -117,7 +117,7 @@ Json TrackRecord::to_json() const {
     json["idle_power_w"] = idle_power_w.to_json();
     json["net_energy_j"] = net_energy_j.to_json();
     json["idle"] = idle;
-    if (cost) json["cost"] = cost->to_json();
+    json.update(accounts);
     json["carbon"] = grid.to_json(pue);
     json["co2_eq_emissions"] = co2_eq_emissions(*this);
     json["environment"] = environment.to_json();

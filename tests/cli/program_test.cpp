@@ -189,6 +189,12 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_EQ(std::count(regions.begin(), regions.end(), '\n'), 1 + 6 * 214) << "a row for each stage and zone";
     EXPECT_THAT(regions, HasSubstr("small,05-deploy,FR,2025,41.44,1.0,"));
     EXPECT_EQ(run({"report", "runs/small", "--load", "0"}).code, 2);
+    const auto priced = run({"report", "runs/small", "--format", "md", "--out", "elsewhere", "--price", "0.3",
+                             "--embodied-kg", "1200", "--green-algorithms", "--memory-gb", "4"});
+    EXPECT_EQ(priced.code, 0) << priced.err;
+    for (const char* part : {"small, cost: ", "R = 1.0 compression", "small/05-deploy, SCI: ", "R = 1.0 inference",
+                             "small/00-baseline, Green Algorithms: "})
+        EXPECT_THAT(priced.out, HasSubstr(part));
     EXPECT_TRUE(exists("elsewhere/report.md"));
     EXPECT_FALSE(exists("elsewhere/report.html"));
 
@@ -336,6 +342,47 @@ TEST_F(ProgramTest, ListKnowsEveryNameAndItsOptions) {
     EXPECT_GT(json.size(), 15u);
 }
 
+TEST_F(ProgramTest, EvalAccountsForAMillionInferences) {
+    write_model_and_data(folder.path());
+    const auto outcome = run({"eval",
+                              "net.pt",
+                              "--input",
+                              "1,3,8,8",
+                              "--json",
+                              "--set",
+                              "measure.profile=quick",
+                              "--set",
+                              "measure.relative_interval=1",
+                              "--set",
+                              "measure.energy=cpu_time",
+                              "--set",
+                              "measure.grid=500",
+                              "--price",
+                              "0.3",
+                              "--embodied-kg",
+                              "1461",
+                              "--green-algorithms",
+                              "--memory-gb",
+                              "4"});
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const auto json = Json::parse(outcome.out)[0];
+    const double joules = json["figures"]["energy_per_inference_j"]["value"];
+    const double seconds = 1 / json["latency"][0]["throughput_per_s"]["value"].get<double>();
+    const auto& accounts = json["accounts"];
+    const auto expect = [](const Json& figure, double value) {  // 1e-9: the order of a few products
+        EXPECT_NEAR(figure["value"].get<double>(), value, 1e-9 * value) << figure;
+    };
+    expect(accounts["cost"], 1e6 * joules * 0.3 / 3.6e6);
+    expect(accounts["sci_g"], joules * 500 / 3.6e6 + 1000.0 / 86400 * seconds);  // 1 kg a day
+    expect(accounts["green_algorithms"]["carbon_g"],
+           accounts["green_algorithms"]["energy_j"]["value"].get<double>() * 500 / 3.6e6);
+    EXPECT_GT(accounts["green_algorithms"]["energy_j"]["value"].get<double>(), 1e6 * seconds * 4 * 0.3725);
+    const auto text = run({"eval", "net.pt", "--input", "1,3,8,8", "--set", "measure.profile=off", "--price", "0.3"});
+    ASSERT_EQ(text.code, 0) << text.err;
+    EXPECT_THAT(text.out, HasSubstr("quality was not measured"));
+    EXPECT_THAT(text.out, HasSubstr("net.pt, cost: unavailable: timing is switched off"));
+}
+
 TEST_F(ProgramTest, DoctorSaysWhatIsThereAndWhyNot) {
     const auto text = run({"doctor"});
     EXPECT_EQ(text.code, 0) << text.err;
@@ -346,6 +393,9 @@ TEST_F(ProgramTest, DoctorSaysWhatIsThereAndWhyNot) {
     for (const auto& source : json["energy"])
         if (!source["usable"].get<bool>()) {
             EXPECT_FALSE(source["reason"].get<std::string>().empty()) << source;
+            EXPECT_TRUE(source["read_seconds"].is_null());
+        } else if (source["name"] == "cpu_time") {
+            EXPECT_GT(source["read_seconds"].get<double>(), 0);
         }
 }
 

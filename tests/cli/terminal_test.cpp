@@ -70,7 +70,7 @@ TEST(TerminalLog, OnATerminalOneLineIsRedrawnAndLeavesNothing) {
     g_now += 2;
     recorded.log.progress("training", 1, 4, "loss 0.5");
     EXPECT_THAT(recorded.text(),
-                ::testing::EndsWith("\r\033[Ktraining [######..................]  25 %  loss 0.5  6.0 s left"));
+                ::testing::EndsWith("\r\033[Ktraining [######..................]  25 %  6.0 s left  loss 0.5"));
     recorded.log.write("info", "epoch 1");
     EXPECT_THAT(recorded.text(), ::testing::EndsWith("\r\033[Kepoch 1\n"));
     recorded.log.progress("training", 4, 4, "");
@@ -82,6 +82,20 @@ TEST(TerminalLog, TheLineFitsANarrowTerminal) {
     recorded.log.progress("a task with a long name", 1, 4, std::string(100, 'x'));
     const auto text = recorded.text();
     EXPECT_LE(text.size() - std::string("\r\033[K").size(), 39u);
+}
+
+TEST(TerminalLog, ATaskOfUnknownLengthHasALineWithoutABar) {
+    Recorded recorded(TerminalLog::Level::kNormal, true);
+    recorded.log.progress("make", 2, 0, "12 J");
+    EXPECT_EQ(recorded.text(), "\r\033[Kmake  12 J");
+    recorded.log.progress("make", 2.01, 0, "13 J");  // too soon to be seen
+    EXPECT_EQ(recorded.text(), "\r\033[Kmake  12 J");
+    g_now += 1;
+    recorded.log.progress("make", 3, 0, "14 J");
+    EXPECT_THAT(recorded.text(), ::testing::EndsWith("\r\033[Kmake  14 J"));
+    Recorded elsewhere(TerminalLog::Level::kNormal, false);
+    elsewhere.log.progress("make", 2, 0, "12 J");
+    EXPECT_EQ(elsewhere.text(), "");
 }
 
 TEST(TerminalLog, AResumedTaskDoesNotCountWhatWasDoneBefore) {

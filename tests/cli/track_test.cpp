@@ -90,6 +90,59 @@ TEST_F(TrackTest, ReadsAnExternalMeter) {
     EXPECT_EQ(json["energy_j"]["provenance"], "derived");
 }
 
+TEST_F(TrackTest, AccountsInMoneyAndInTheTermsOfStandards) {
+    std::ofstream(folder / "meter.csv") << "time,watts\n1000000000,36\n4000000000,36\n";
+    const auto outcome = track({"--meter",
+                                "meter.csv",
+                                "--json",
+                                "run.json",
+                                "--grid",
+                                "500",
+                                "--pue",
+                                "1.5",
+                                "--price",
+                                "0.3",
+                                "--carbon-price",
+                                "100",
+                                "--embodied-kg",
+                                "1461",
+                                "--lifetime-years",
+                                "4",
+                                "--machine-share",
+                                "0.5",
+                                "--units",
+                                "8",
+                                "--unit",
+                                "epoch",
+                                "--green-algorithms",
+                                "--memory-gb",
+                                "16",
+                                "--psf",
+                                "2"},
+                               {"sleep", "0.1"});
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    const auto json = record();
+    const double joules = json["energy_j"]["value"], seconds = json["seconds"]["value"];
+    const double grams = joules * 1.5 * 500 / 3.6e6;
+    EXPECT_NEAR(json["carbon_g"]["value"].get<double>(), grams, 1e-12);
+    // 0.45 per kWh with the PUE, 100 per tonne.
+    EXPECT_NEAR(json["cost"]["value"].get<double>(), joules * 0.45 / 3.6e6 + grams * 1e-4, 1e-12);
+    EXPECT_EQ(json["cost"]["unit"], "EUR");
+    // Four years are 1461 days: 1 kg a day, half of it for the machine's share; 8 epochs.
+    const double embodied = 1000.0 / 86400 * seconds * 0.5;
+    EXPECT_NEAR(json["sci_g"]["value"].get<double>(), (grams + embodied) / 8, 1e-12);
+    EXPECT_EQ(json["sci_g"]["provenance"], "assumed");
+    const auto& green = json["green_algorithms"];
+    const std::string method = green["energy_j"]["method"];
+    EXPECT_THAT(method, HasSubstr("16 GB x 0.3725 W) x PUE 1.5 x PSF 2.0"));
+    // Memory alone draws 5.96 W; sleeping cores add next to nothing.
+    EXPECT_GE(green["energy_j"]["value"].get<double>(), seconds * 16 * 0.3725 * 1.5 * 2 - 1e-9);
+    EXPECT_NEAR(green["carbon_g"]["value"].get<double>(), green["energy_j"]["value"].get<double>() * 500 / 3.6e6,
+                1e-12);
+    for (const char* part : {"cost", "SCI", "R = 8.0 epoch", "Green Algorithms"})
+        EXPECT_THAT(outcome.err, HasSubstr(part));
+}
+
 TEST_F(TrackTest, LooksAtTheIdleMachineBeforeAndAfter) {
     const auto outcome = track({"--energy", "cpu_time", "--idle", "0.1", "--json", "run.json"}, {"true"});
     ASSERT_EQ(outcome.code, 0) << outcome.err;
@@ -124,6 +177,12 @@ TEST_F(TrackTest, NamesMistakes) {
     check({"track", "python", "x.py"}, 2, "the command must stand behind --. Write coppice track -- python ...");
     check({"track", "--", "no-such-program-here"}, 127, "cannot run no-such-program-here: No such file or directory");
     check({"track", "--", "/"}, 126, "Permission denied");
+    check({"track", "--carbon-price", "80", "--", "true"}, 2,
+          "--carbon-price says nothing without --price. Add --price.");
+    check({"track", "--embodied-kg", "x", "--", "true"}, 2, "--embodied-kg is \"x\", must be a number of at least 0");
+    check({"track", "--embodied-kg", "1", "--machine-share", "2", "--", "true"}, 2,
+          "--machine-share must be in (0, 1]");
+    check({"track", "--units", "0", "--", "true"}, 2, "--units must be above 0");
     check({"track", "--pue", "0.5", "--", "true"}, 2, "must be at least 1");
     check({"track", "--grid", "XX", "--", "true"}, 2, "unknown zone");
     check({"track", "--energy", "rapll", "--", "true"}, 2, "Did you mean \"rapl\"?");

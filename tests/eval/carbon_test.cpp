@@ -1,6 +1,8 @@
 #include <coppice/eval.h>
 
+#include <cmath>
 #include <fstream>
+#include <random>
 
 #include "metrics/grid_table.h"
 #include "support/support.h"
@@ -183,7 +185,7 @@ TEST(Payback, IsSpentOverSavedWithItsInterval) {
     const auto inferences = payback(spent, baseline, candidate);
     EXPECT_NEAR(*inferences.value, 500, 1e-9);
     EXPECT_NEAR(inferences.interval->low, 900 / 2.5, 1e-9);  // the saving is 2 +- hypot(0.3, 0.4)
-    EXPECT_NEAR(inferences.interval->high, 1100 / 1.5, 1e-9);
+    EXPECT_NEAR(inferences.interval->high, std::ceil(1100 / 1.5), 1e-9);
     EXPECT_EQ(inferences.provenance, Provenance::kDerived);
     EXPECT_NEAR(*payback_days(inferences, 100).value, 5, 1e-9);
     EXPECT_NEAR(payback_days(inferences, 100).interval->low, 3.6, 1e-9);
@@ -194,6 +196,39 @@ TEST(Payback, IsSpentOverSavedWithItsInterval) {
     EXPECT_FALSE(unsure.interval);
     EXPECT_THAT(unsure.method, ::testing::HasSubstr("may never be earned back"));
     EXPECT_FALSE(payback(Figure::unavailable("J", "none"), baseline, candidate).available());
+}
+
+TEST(Payback, TakesThePairedRatioBeforeTwoFiguresOfDifferentTimes) {
+    const auto spent = Figure::measured(1000, "J", "m");
+    const auto baseline = Figure::measured(5, "J", "m", Interval{4, 6});
+    const auto candidate = Figure::measured(4.8, "J", "m", Interval{4.7, 4.9});  // taken while the machine was busy
+    const auto ratio = Figure::derived(0.6, "ratio", "m", Interval{0.54, 0.66});
+    const auto inferences = payback(spent, baseline, candidate, ratio);
+    EXPECT_EQ(*inferences.value, 500);  // a saving of 5 x 0.4
+    // Half widths 1 x 0.4 and 5 x 0.06: 0.5 together.
+    EXPECT_EQ(inferences.interval->low, 400);
+    EXPECT_EQ(inferences.interval->high, std::ceil(1000 / 1.5));
+    EXPECT_THAT(inferences.method, ::testing::HasSubstr("paired ratio"));
+    EXPECT_EQ(*payback(spent, baseline, candidate, Figure::unavailable("ratio", "none")).value, 5000);
+    EXPECT_FALSE(payback(spent, Figure::measured(5, "J", "m"), candidate, ratio).interval);
+    EXPECT_FALSE(payback(spent, baseline, candidate, Figure::derived(1.1, "ratio", "m")).available());
+    EXPECT_EQ(
+        *payback(Figure::measured(1, "J", "m"), Figure::measured(3, "J", "m"), Figure::measured(0, "J", "m")).value,
+        1);  // a third of an inference is one
+}
+
+// The interval of the saving against drawing its two terms 20,000 times.
+TEST(Payback, ItsIntervalIsThatOfIndependentTerms) {
+    std::mt19937_64 engine(7);
+    std::normal_distribution<double> baseline(5, 0.15), candidate(3, 0.2);
+    std::vector<double> inferences;
+    for (int i = 0; i < 20000; ++i) inferences.push_back(1000 / (baseline(engine) - candidate(engine)));
+    const auto figure = payback(Figure::measured(1000, "J", "m"),
+                                Figure::measured(5, "J", "m", Interval{5 - 1.96 * 0.15, 5 + 1.96 * 0.15}),
+                                Figure::measured(3, "J", "m", Interval{3 - 1.96 * 0.2, 3 + 1.96 * 0.2}));
+    // 1 %: the quantiles of 20,000 draws scatter by half of that.
+    EXPECT_NEAR(figure.interval->low, quantile(inferences, 0.025), 0.01 * figure.interval->low);
+    EXPECT_NEAR(figure.interval->high, quantile(inferences, 0.975), 0.01 * figure.interval->high);
 }
 
 TEST(Cost, IsEnergyAndCarbonAtTheirPrices) {

@@ -202,6 +202,30 @@ TEST(TimeInterleaved, SaysWhenTheWarmUpNeverBecameSteady) {
     EXPECT_FALSE(time_interleaved({machine.query(0.01)}, machine.options(1))[0].steady);
 }
 
+TEST(TimeInterleaved, WindowsGrowWhenTheWarmUpFellIntoABusyMoment) {
+    Machine machine;
+    machine.slow_down = [&] { return machine.now < 0.65 ? 100.0 : 1.0; };  // six windows of warm-up take 0.6 s
+    const auto rows = time_interleaved({machine.query(0.001)}, machine.options(2));
+    // 20 queries of 1 ms fill a window; in the warm-up one took 100 ms.
+    EXPECT_NEAR(static_cast<double>(rows[0].queries) / static_cast<double>(rows[0].pairs), 20, 1);
+    EXPECT_NEAR(rows[0].p50_s.value.value(), 0.001, 1e-9);
+}
+
+TEST(TimeInterleaved, TellsHowFarItIs) {
+    Machine machine;
+    auto options = machine.options(2);
+    options.relative_interval = 1e-9;  // never precise enough
+    std::vector<double> shares;
+    options.progress = [&](double done, double total) {
+        EXPECT_EQ(total, 4) << "two variants of 2 s";
+        shares.push_back(done / total);
+    };
+    time_interleaved({machine.query(0.004), machine.query(0.001)}, options);
+    ASSERT_GE(shares.size(), 8u);
+    EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
+    EXPECT_EQ(shares.back(), 1);
+}
+
 TEST(TimeInterleaved, EndsOnRequest) {
     Machine machine;
     auto options = machine.options(60);

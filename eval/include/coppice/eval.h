@@ -382,11 +382,17 @@ struct GreenAlgorithms {
     Figure carbon_g() const;
 };
 
-/// After how many inferences the energy (or carbon) spent on compressing is earned back.
+/// After how many whole inferences the energy (or carbon) spent on compressing is earned back: spent / saving, where
+/// the saving is baseline - candidate, or baseline x (1 - ratio) with a ratio.
+/// The interval goes from the least that may have been spent on the largest saving to the most on the smallest. The
+/// saving's half widths are combined in quadrature, because its two terms are independent; the ends of what was spent
+/// are taken as they are. It is absent where a term of the saving has none, and where the saving's reaches 0 (the
+/// method then says so). Unavailable where nothing is saved.
 /// @param spent      what compressing cost @param baseline, candidate  per inference, of the same unit
-/// @return spent / (baseline - candidate); its interval ends are those of the saving and of what was spent. Unavailable
-/// where nothing is saved; the interval is absent (and the method says so) where the saving's interval reaches 0.
-Figure payback(const Figure& spent, const Figure& baseline, const Figure& candidate);
+/// @param ratio      candidate / baseline in interleaved pairs, where there is one: what the machine's load did to two
+/// figures that were taken minutes apart cancels in it
+Figure payback(const Figure& spent, const Figure& baseline, const Figure& candidate,
+               const std::optional<Figure>& ratio = {});
 /// Days of payback() at a load.
 Figure payback_days(const Figure& inferences, double inferences_per_day);
 /// Money: energy x price per kWh (PUE included, which is paid too) + carbon x price per tonne.
@@ -411,6 +417,8 @@ struct LatencyOptions {
     std::function<double()> cpu_clock;  ///< CPU seconds; cpu_seconds(false) when empty
     /// For the share of CPU time that is stolen; machine_time() when empty and `clock` is, too.
     std::function<std::optional<MachineTime>()> machine_clock;
+    /// Told between rounds how many of the seconds of timing are over; an early end skips the rest.
+    std::function<void(double done, double total)> progress;
     std::function<bool()> interrupted;
 };
 

@@ -103,7 +103,7 @@ struct TrackRecord {
     Grid grid;
     double pue = 1;
     Json idle;  ///< IdleChange::to_json(); null: not looked at
-    std::optional<Figure> cost;
+    Json accounts = Json::object();  ///< further figures for the JSON, by name: "cost", "sci_g", ...
     /// {"format": "coppice-track", "version": 1, ...}
     Json to_json() const;
 };
