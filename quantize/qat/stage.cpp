@@ -113,7 +113,8 @@ private:
 std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& losses) {
     TrainingTask task(o, losses);
     QatOptions options;
-    options.weight_bits = o.integer("weight_bits", options.weight_bits, 2, 8, "of weights; fewer than 8 stay int8");
+    options.weight_bits = o.integer("weight_bits", options.weight_bits, 2, 8,
+                                    "of weights; below 8 with 8-bit activations: stored as int8");
     options.activation_bits = o.integer("activation_bits", options.activation_bits, 2, 8,
                                         "8: the result is int8; fewer: it is simulated in float, no gain in speed");
     options.first_last_bits =
