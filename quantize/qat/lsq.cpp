@@ -26,7 +26,8 @@ Sums pass_row(const float* g, const float* x, const float* y, float* through, in
     Sums sums;
     const auto one = [&](int64_t i, float& by_scale, float& outside) {
         const float value = x[i], gradient = g[i];
-        const float inside = (value >= low) & (value <= high) ? gradient : 0.0f;  // no branch: vector registers
+        const bool covered = (value >= low) & (value <= high);  // && would branch, which vector registers cannot
+        const float inside = covered ? gradient : 0.0f;
         through[i] = inside;
         by_scale += gradient * y[i] - inside * value;
         outside += gradient - inside;
