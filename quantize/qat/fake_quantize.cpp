@@ -85,6 +85,8 @@ QuantizerState FakeQuantizeImpl::state() const {
 }
 
 at::Tensor FakeQuantizeImpl::forward(const at::Tensor& given) {
+    if (!given.is_cpu())
+        throw InvalidArgument(kWhere, "the values are on " + given.device().str(), "Train on the CPU.");
     const auto values = given.to(at::kFloat);  // autocast gives bfloat16
     if (!started()) start(values);
     auto now = state();

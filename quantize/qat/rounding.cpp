@@ -1,6 +1,6 @@
 #include "qat/rounding.h"
 
-#include <limits>
+#include "qat/rows.h"
 
 namespace coppice::quantize {
 
@@ -21,19 +21,53 @@ at::Tensor zero_point(const QuantizerState& state, const at::Tensor& scale) {
     return (state.lowest - state.offset.detach() / scale).round().clamp(state.lowest, state.highest).to(at::kInt);
 }
 
-at::Tensor rounded_values(const QuantizerState& state, const at::Tensor& scale, const at::Tensor& zero_point,
-                          const at::Tensor& values) {
-    if (state.channel < 0)
-        return at::fake_quantize_per_tensor_affine(values, scale.item<double>(), zero_point.item<int64_t>(),
-                                                   state.lowest, state.highest);
-    return at::fake_quantize_per_channel_affine(values, scale, zero_point, state.channel, state.lowest, state.highest);
+Rows::Rows(const at::Tensor& values, int64_t channel, int64_t channels_of_scale)
+    : length(channel < 0 ? kPiece : std::max<int64_t>(1, c10::multiply_integers(values.sizes().slice(channel + 1)))),
+      count((values.numel() + length - 1) / length),
+      total(values.numel()),
+      channels(channels_of_scale) {}
+
+at::Tensor in_rows(const at::Tensor& values, int64_t channel) {
+    return channel < 0 && values.is_non_overlapping_and_dense() ? values : values.contiguous();
 }
 
-at::Tensor inside(const QuantizerState& state, const at::Tensor& scale, const at::Tensor& zero_point,
-                  const at::Tensor& values) {
-    // Compared as real numbers: one pass less over the values than by their integers.
-    const auto low = scale * (state.lowest - zero_point), high = scale * (state.highest - zero_point);
-    return (values >= beside(low, values, state.channel)).logical_and_(values <= beside(high, values, state.channel));
+namespace {
+
+/// low, high: integers relative to zero. Clamped first, which rounding to integers allows. Adding 1.5 * 2^23, above
+/// which floats have no fraction, and taking it away rounds to the nearest even integer as nearbyint() does, but in
+/// vector registers: LibTorch's operator takes ten times as long, as much as a convolution forwards and backwards.
+void round_row(const float* values, float* rounded, int64_t count, float scale, float low, float high) {
+    constexpr float kNoFraction = 12582912.0f;
+    const float inverse = 1.0f / scale;
+    for (int64_t i = 0; i < count; ++i) {
+        float step = values[i] * inverse;
+        step = step < low ? low : step;  // NaN stays
+        step = step > high ? high : step;
+        const float moved = step + kNoFraction;
+        rounded[i] = (moved - kNoFraction) * scale;
+    }
+}
+
+}  // namespace
+
+at::Tensor rounded_values(const QuantizerState& state, const at::Tensor& scale, const at::Tensor& zero_point,
+                          const at::Tensor& values) {
+    if (values.requires_grad()) {  // straight-through gradients by LibTorch
+        if (state.channel < 0)
+            return at::fake_quantize_per_tensor_affine(values, scale.item<double>(), zero_point.item<int64_t>(),
+                                                       state.lowest, state.highest);
+        return at::fake_quantize_per_channel_affine(values, scale, zero_point, state.channel, state.lowest,
+                                                    state.highest);
+    }
+    const auto x = in_rows(values, state.channel);
+    auto rounded = at::empty_like(x);
+    const auto* zeros = zero_point.const_data_ptr<int>();
+    Rows(x, state.channel, scale.numel()).each([&](int64_t, int64_t channel, int64_t first, int64_t count) {
+        round_row(x.const_data_ptr<float>() + first, rounded.mutable_data_ptr<float>() + first, count,
+                  scale.const_data_ptr<float>()[channel], static_cast<float>(state.lowest - zeros[channel]),
+                  static_cast<float>(state.highest - zeros[channel]));
+    });
+    return rounded;
 }
 
 std::pair<at::Tensor, at::Tensor> ends(const at::Tensor& values, int64_t channel) {

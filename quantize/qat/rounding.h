@@ -17,13 +17,9 @@ at::Tensor sum_per_scale(const at::Tensor& values, int64_t channel);
 /// int32 [channels or 1]: 0, or the integer next to lowest - offset / scale.
 at::Tensor zero_point(const QuantizerState& state, const at::Tensor& scale);
 
-/// The rounded values by LibTorch's operators, so that training computes what convert()'s models compute.
+/// The rounded values, to the bits of LibTorch's operators, so that training computes what convert()'s models compute.
 at::Tensor rounded_values(const QuantizerState& state, const at::Tensor& scale, const at::Tensor& zero_point,
                           const at::Tensor& values);
-
-/// True where x / scale + zero_point lies between lowest and highest.
-at::Tensor inside(const QuantizerState& state, const at::Tensor& scale, const at::Tensor& zero_point,
-                  const at::Tensor& values);
 
 /// Smallest and largest of each channel, widened to hold zero: float32 [channels or 1].
 std::pair<at::Tensor, at::Tensor> ends(const at::Tensor& values, int64_t channel);
