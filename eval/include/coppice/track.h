@@ -102,7 +102,7 @@ struct TrackRecord {
     std::string version;
     Grid grid;
     double pue = 1;
-    Json idle;  ///< IdleChange::to_json(); null: not looked at
+    Json idle;                       ///< IdleChange::to_json(); null: not looked at
     Json accounts = Json::object();  ///< further figures for the JSON, by name: "cost", "sci_g", ...
     /// {"format": "coppice-track", "version": 1, ...}
     Json to_json() const;
