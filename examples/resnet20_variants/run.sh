@@ -52,5 +52,5 @@ variant prune-50-int8 prune-50/02-train.finetune/model.pt 'quantize.static: {obs
 variant prune-30-int8 prune-30/02-train.finetune/model.pt 'quantize.static: {observer: histogram}'
 
 "$coppice" eval fp32-deployed bf16 int8-weights int8-minmax int8-histogram int8-adaround prune-75 prune-50 prune-30 svd-70 svd-40 \
-    student prune-50-int8 prune-30-int8 --baseline "$float" --data task.yaml --out comparison --title 'Fourteen variants of ResNet-20'
-"$coppice" report comparison --format svg --title 'Fourteen variants of ResNet-20'
+    student prune-50-int8 prune-30-int8 --baseline "$float" --data task.yaml --out comparison --title 'Fourteen variants of ResNet-20, CIFAR-10 (JPEG copy)'
+"$coppice" report comparison --format svg --title 'Fourteen variants of ResNet-20, CIFAR-10 (JPEG copy)'
