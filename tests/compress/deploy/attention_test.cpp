@@ -13,12 +13,6 @@ namespace {
 const Inputs kExample = {sine({2, 3, 5, 8}, 1.3), sine({2, 3, 7, 8}, 0.9), sine({2, 3, 7, 6}, 0.7),
                          sine({2, 1, 1, 7}, 2.0)};
 
-int count(const Model& model, const std::string& op) {
-    int found = 0;
-    for (const auto* node : all_nodes(*model.graph())) found += node->kind().toQualString() == op;
-    return found;
-}
-
 Model attention(const std::string& scores, const std::string& rest = "") {
     return build_model({}, "def forward(self, q, k, v, mask):\n    s = " + scores +
                                "\n    p = torch.softmax(s, -1)\n    y = torch.matmul(p, v)\n" +
