@@ -1,4 +1,5 @@
 // Stage prune.channel: groups, scores, allocation, cut.
+#include <coppice/clock.h>
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
@@ -174,10 +175,10 @@ private:
                 break;  // the bounds end here: the best so far is the result
             }
             auto smaller = cut(model, facts, groups, removal);
-            const double wall = wall_seconds(), cpu = cpu_seconds();
+            const double wall = wall_seconds(), cpu = cpu_seconds(/*with_children=*/false);
             const auto measured = timing.stopwatch->ratio(model, smaller, context.example);
             // Below one, others had the processors: a model's time is then mostly waiting.
-            const double cpus = (cpu_seconds() - cpu) / std::max(wall_seconds() - wall, 1e-9);
+            const double cpus = (cpu_seconds(/*with_children=*/false) - cpu) / std::max(wall_seconds() - wall, 1e-9);
             const double predicted = cost.seconds(kept_of(groups, removal)) / whole;
             Json row = {{"target", *share},
                         {"predicted_ratio", predicted},

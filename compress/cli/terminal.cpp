@@ -1,19 +1,15 @@
 #include "terminal.h"
 
+#include <coppice/clock.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 
 namespace coppice::cli {
 namespace {
-
-double steady_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 bool is_set(const char* name) {
     const char* value = std::getenv(name);
@@ -61,7 +57,7 @@ TerminalLog::TerminalLog(Level level, std::FILE* stream)
     : TerminalLog(level, stream, draws(stream), draws(stream) && !is_set("NO_COLOR"), columns(stream)) {}
 
 TerminalLog::TerminalLog(Level level, std::FILE* stream, bool terminal, bool color, int width)
-    : clock(steady_seconds), level_(level), stream_(stream), terminal_(terminal), color_(color), width_(width) {}
+    : clock(wall_seconds), level_(level), stream_(stream), terminal_(terminal), color_(color), width_(width) {}
 
 TerminalLog::~TerminalLog() {
     clear();
@@ -139,6 +135,12 @@ void TerminalLog::progress(const std::string& task, double done, double total, c
     std::fprintf(stream_, "%s: %d %%%s%s%s%s\n", task.c_str(), tenth * 10, detail.empty() ? "" : ", ", detail.c_str(),
                  left >= 0.5 ? ", left: " : "", left >= 0.5 ? duration_text(left).c_str() : "");
     std::fflush(stream_);
+}
+
+std::string formatted(const char* pattern, double value) {
+    char text[64];
+    std::snprintf(text, sizeof text, pattern, value);
+    return text;
 }
 
 std::string duration_text(double seconds) {

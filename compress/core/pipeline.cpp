@@ -1,14 +1,13 @@
 // Runs the stages of a recipe. Every decision is a function of what is on disk (measurement.json of each stage), so
 // that a process that resumes a run decides as the one that was killed would have.
+#include <coppice/clock.h>
 #include <coppice/deploy.h>
 #include <coppice/error.h>
 #include <coppice/graph.h>
 #include <coppice/pipeline.h>
 
 #include <caffe2/serialize/inline_container.h>
-#include <sys/resource.h>
 
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -19,21 +18,6 @@ namespace coppice {
 namespace {
 
 namespace fs = std::filesystem;
-
-double wall_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double cpu_seconds() {
-    double total = 0;
-    for (const int who : {RUSAGE_SELF, RUSAGE_CHILDREN}) {
-        rusage usage{};
-        ::getrusage(who, &usage);
-        for (const auto& time : {usage.ru_utime, usage.ru_stime})
-            total += static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
-    }
-    return total;
-}
 
 std::string format(const char* pattern, double value) {
     char text[64];

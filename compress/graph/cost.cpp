@@ -1,10 +1,8 @@
 // Multiply-adds from observed shapes. One rule per operator family; FLOPs are 2 x MACs for those, and one per element
 // and elementary operation for the rest, as tfprof counts. What has no rule is listed, never guessed.
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <time.h>
 
-#include <chrono>
-
+#include <coppice/clock.h>
 #include <coppice/error.h>
 #include <coppice/graph.h>
 
@@ -530,54 +528,25 @@ Cost cost(const Model& model, const Inputs& example) {
     return total;
 }
 
-std::vector<OperatorRun> operator_timeline(const Model& model, const Inputs& example, int warm_up) {
-    using Clock = std::chrono::steady_clock;
+std::vector<OperatorSpan> operator_timeline(const Model& model, const Inputs& example, int warm_up) {
     torch::NoGradGuard no_grad;
-    const auto cpu_seconds = [] {
-        timespec time{};
-        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-    };
     for (int run = 0; run < warm_up; ++run) run_nodes(model, example, {});
-    std::vector<OperatorRun> runs;
-    runs.reserve(1024);
-    const auto begin = Clock::now();
-    Clock::time_point start;
-    double cpu_start = 0;
+    std::vector<OperatorSpan> spans;
+    spans.reserve(1024);
+    const double begin = wall_seconds();
+    double start = 0, cpu_start = 0;
     NodeHooks hooks;
     hooks.before = [&](const Node*, std::vector<c10::IValue>&) {
-        cpu_start = cpu_seconds();
-        start = Clock::now();
+        cpu_start = cpu_seconds(/*with_children=*/false);
+        start = wall_seconds();
     };
     hooks.after = [&](const Node* node, std::vector<c10::IValue>&) {
         if (!node->blocks().empty()) return;
-        const auto end = Clock::now();
-        runs.push_back({node, std::chrono::duration<double>(start - begin).count(),
-                        std::chrono::duration<double>(end - start).count(), cpu_seconds() - cpu_start});
+        const double end = wall_seconds();
+        spans.push_back({node, start - begin, end - start, cpu_seconds(/*with_children=*/false) - cpu_start});
     };
     run_nodes(model, example, hooks);
-    return runs;
-}
-
-std::vector<std::pair<const Node*, double>> operator_seconds(const Model& model, const Inputs& example, int repeats) {
-    std::vector<const Node*> order;
-    std::unordered_map<const Node*, std::vector<double>> seconds;
-    for (int repeat = 0; repeat < repeats; ++repeat) {
-        std::unordered_map<const Node*, double> run;
-        for (const auto& execution : operator_timeline(model, example, repeat == 0 ? 1 : 0)) {
-            if (repeat == 0 && !run.count(execution.node)) order.push_back(execution.node);
-            run[execution.node] += execution.seconds;
-        }
-        for (const auto& [node, time] : run) seconds[node].push_back(time);
-    }
-    std::vector<std::pair<const Node*, double>> medians;
-    for (const Node* node : order) {
-        auto& times = seconds[node];
-        if (times.empty()) continue;
-        std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-        medians.emplace_back(node, times[times.size() / 2]);
-    }
-    return medians;
+    return spans;
 }
 
 }  // namespace coppice

@@ -1,5 +1,4 @@
-// Clocks, the choice of an energy source, and the source that gives nothing.
-#include <sys/resource.h>
+// The time of day, the choice of an energy source, and the source that gives nothing.
 #include <time.h>
 
 #include <coppice/eval.h>
@@ -11,12 +10,6 @@
 
 namespace coppice::eval {
 namespace {
-
-double seconds_of(clockid_t clock) {
-    timespec time{};
-    clock_gettime(clock, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 class NoMeter final : public EnergyMeter {
 public:
@@ -95,23 +88,10 @@ std::unique_ptr<EnergyMeter> named_meter(const std::string& name, const EnergyOp
 
 }  // namespace
 
-double wall_seconds() {
-    return seconds_of(CLOCK_MONOTONIC);
-}
-
 double unix_seconds() {
-    return seconds_of(CLOCK_REALTIME);
-}
-
-double cpu_seconds(bool with_children) {
-    double seconds = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
-    if (with_children) {
-        rusage usage{};
-        getrusage(RUSAGE_CHILDREN, &usage);
-        seconds += static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-                   1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
-    }
-    return seconds;
+    timespec time{};
+    ::clock_gettime(CLOCK_REALTIME, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 Figure EnergyMeter::idle_power_w() const {

@@ -83,8 +83,4 @@ class Relations;
 /// Size of a dimension of a tensor of the analysis. @param tensor  a TensorId
 Width width_of(const Relations& relations, const Groups& groups, int32_t tensor, int64_t dim);
 
-/// Clocks of this process, in seconds: elapsed time, and CPU time of all threads.
-double wall_seconds();
-double cpu_seconds();
-
 }  // namespace coppice::prune

@@ -4,13 +4,12 @@
 // written it, and its weights in memory, unless all weights of the model fit in a cache. So a run is done twice, with
 // the same activations and with weights from two places of a pool as large as the model's weights, and the second one
 // is timed.
+#include <coppice/clock.h>
 #include <coppice/deploy.h>
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
-#include <chrono>
 #include <cmath>
-#include <ctime>
 #include <mutex>
 #include <random>
 #include <sstream>
@@ -157,7 +156,7 @@ private:
         std::vector<torch::jit::Operation> operations;
         std::vector<double> best(runs.size(), std::numeric_limits<double>::infinity());
         std::vector<size_t> order;
-        const double begin = cpu_seconds();
+        const double begin = cpu_seconds(/*with_children=*/false);
         for (size_t i = 0; i < runs.size(); ++i) {
             poll();
             operations.push_back(runs[i]->node->getOperation());
@@ -175,7 +174,8 @@ private:
         }
         // Rounds for about twenty seconds of CPU time, but at least four and at most eight: a busy machine, where each
         // takes longer, needs no fewer.
-        const int rounds = static_cast<int>(std::clamp(20.0 / std::max(cpu_seconds() - begin, 1e-6), 4.0, 8.0));
+        const int rounds =
+            static_cast<int>(std::clamp(20.0 / std::max(cpu_seconds(/*with_children=*/false) - begin, 1e-6), 4.0, 8.0));
         std::mt19937_64 random(0);
         for (int round = 0; round < rounds; ++round) {
             std::shuffle(order.begin(), order.end(), random);
@@ -210,7 +210,7 @@ private:
         return module;
     }
 
-    double now() const { return cpu_ ? cpu_seconds() : wall_seconds(); }
+    double now() const { return cpu_ ? cpu_seconds(/*with_children=*/false) : wall_seconds(); }
 
     double timed(const std::function<void()>& call) const {
         const double start = now();
@@ -232,16 +232,6 @@ private:
 };
 
 }  // namespace
-
-double wall_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double cpu_seconds() {
-    timespec time{};
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 std::shared_ptr<const Stopwatch> wall_clock(std::function<bool()> interrupted) {
     return std::make_shared<Clock>(false, std::move(interrupted));

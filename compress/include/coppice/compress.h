@@ -1,6 +1,7 @@
 /// Everything of the foundation: models, graphs, data, training, stages and pipelines.
 #pragma once
 
+#include <coppice/clock.h>
 #include <coppice/data.h>
 #include <coppice/error.h>
 #include <coppice/graph.h>

@@ -231,17 +231,13 @@ struct Cost {
 Cost cost(const Model& model, const Inputs& example);
 
 /// One execution of an operator in a walk over the graph.
-struct OperatorRun {
+struct OperatorSpan {
     const torch::jit::Node* node = nullptr;
     double start_s = 0;  ///< since the walk began
     double seconds = 0;  ///< wall clock
     double cpu_s = 0;    ///< CPU time of the process meanwhile, all threads
 };
 /// Every execution of an operator in one run on the example, in order, after `warm_up` runs that are not looked at.
-std::vector<OperatorRun> operator_timeline(const Model& model, const Inputs& example, int warm_up = 1);
-
-/// Seconds per operator, the median of `repeats` runs on the example, in the order of Cost::layers.
-std::vector<std::pair<const torch::jit::Node*, double>> operator_seconds(const Model& model, const Inputs& example,
-                                                                         int repeats);
+std::vector<OperatorSpan> operator_timeline(const Model& model, const Inputs& example, int warm_up = 1);
 
 }  // namespace coppice

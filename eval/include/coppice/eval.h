@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <coppice/clock.h>
 #include <coppice/data.h>
 #include <coppice/graph.h>
 #include <coppice/model.h>
@@ -184,12 +185,10 @@ Evaluation evaluate(const Runner& model, const Dataset& data, const std::vector<
 
 // -------------------------------------------------------------------------------------------------------------- energy
 
-/// Seconds of a steady clock.
-double wall_seconds();
+using coppice::cpu_seconds;
+using coppice::wall_seconds;
 /// Seconds since 1970.
 double unix_seconds();
-/// CPU seconds of this process, all threads; with_children adds those of finished children.
-double cpu_seconds(bool with_children = true);
 
 /// Energy since start(). All sources, counters and models alike, sit behind this. Not thread-safe; several meters may
 /// run at once.
@@ -550,9 +549,9 @@ struct ProfileOptions {
 struct Profile {
     Cost cost;
     std::vector<OperatorProfile> operators;
-    std::vector<OperatorRun> timeline;  ///< of the last run
-    double seconds = 0, cpu_s = 0;      ///< sums over the operators
-    Figure energy_j;                    ///< of a run of the whole model, as the meter has it
+    std::vector<OperatorSpan> timeline;  ///< of the last run
+    double seconds = 0, cpu_s = 0;       ///< sums over the operators
+    Figure energy_j;                     ///< of a run of the whole model, as the meter has it
     /// {"totals", "layers", "unknown_operators"}
     Json to_json() const;
     /// The timeline as trace events, which chrome://tracing and ui.perfetto.dev show: one slice per execution with

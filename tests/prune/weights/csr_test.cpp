@@ -11,7 +11,7 @@ using namespace prune;
 class FakeStopwatch final : public Stopwatch {
 public:
     explicit FakeStopwatch(double high) : high_(high) {}
-    std::vector<double> seconds(const std::vector<prune::OperatorRun>&, int64_t) const override {
+    std::vector<double> seconds(const std::vector<OperatorRun>&, int64_t) const override {
         throw std::logic_error("not asked for");
     }
     TimeRatio ratio(const Model& before, const Model& after, const Inputs& example) const override {
