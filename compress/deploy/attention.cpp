@@ -6,14 +6,18 @@ namespace {
 
 using namespace torch::jit;
 
+std::optional<double> number_in(const c10::IValue& value) {
+    if (value.isDouble()) return value.toDouble();
+    if (value.isInt()) return static_cast<double>(value.toInt());
+    return std::nullopt;
+}
+
 std::optional<double> number_of(const Value* value) {
     const auto constant = constant_of(value);
     if (!constant) return std::nullopt;
-    if (constant->isDouble()) return constant->toDouble();
-    if (constant->isInt()) return static_cast<double>(constant->toInt());
     if (constant->isTensor() && constant->toTensor().numel() == 1 && constant->toTensor().dim() == 0)
         return constant->toTensor().item<double>();
-    return std::nullopt;
+    return number_in(*constant);
 }
 
 /// What one softmax attention is made of.
@@ -106,11 +110,7 @@ private:
     std::optional<double> factor_of(const Value* value) const {
         if (const auto number = number_of(value)) return number;
         const auto name = attribute_name(value);
-        if (!name) return std::nullopt;
-        const auto held = get_attribute(model_, *name);
-        if (held.isDouble()) return held.toDouble();
-        if (held.isInt()) return static_cast<double>(held.toInt());
-        return std::nullopt;
+        return name ? number_in(get_attribute(model_, *name)) : std::nullopt;
     }
 
     /// Four dimensions with equal batch and heads: what the fused kernel takes.

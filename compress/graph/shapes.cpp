@@ -69,10 +69,9 @@ public:
         if (!of_layers && std::none_of(stack.begin(), stack.end(), is_meta) &&
             kRunOnZeros.count(node->kind().toQualString()) == 0)
             return false;
-        for (size_t i = 0; i < stack.size(); ++i) {
+        for (size_t i = 0; i < stack.size(); ++i)
             if (!stack[i].isTensor() && writes(node, i)) return false;  // append: the list itself is meant, not a copy
-            stack[i] = on_meta(stack[i]);
-        }
+        for (auto& value : stack) value = on_meta(value);
         if (const auto conv = as_conv(node))
             stack = {after_conv(*conv, stack)};
         else if (as_batch_norm(node))
