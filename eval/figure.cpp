@@ -105,6 +105,16 @@ Figure Figure::unavailable(std::string unit, std::string reason) {
     return figure;
 }
 
+std::optional<Interval> Figure::bounds() const {
+    if (!value || (!interval && !systematic_ratio)) return std::nullopt;
+    auto result = interval.value_or(Interval{*value, *value});
+    if (systematic_ratio) {
+        result.low *= systematic_ratio->low;
+        result.high *= systematic_ratio->high;
+    }
+    return result;
+}
+
 Json Figure::to_json() const {
     Json json = {{"value", value ? Json(*value) : Json(nullptr)},
                  {"unit", unit},

@@ -11,17 +11,6 @@ using eval::Figure;
 constexpr double kSecondsPerYear = 365.25 * 86400;
 constexpr double kMillion = 1e6;
 
-std::string number(const char* pattern, double value) {
-    char text[64];
-    std::snprintf(text, sizeof text, pattern, value);
-    return text;
-}
-
-Figure figure_at(const Json& json, const char* pointer, const char* unit) {
-    const Json::json_pointer place(pointer);
-    return json.contains(place) ? Figure::from_json(json.at(place)) : Figure::unavailable(unit, "not recorded");
-}
-
 eval::Grid grid_from(const Json& carbon) {
     eval::Grid grid;
     grid.zone = carbon.value("grid", std::string());
@@ -42,6 +31,11 @@ const Json* timed_row(const Json& measurement) {
 
 }  // namespace
 
+Figure figure_at(const Json& json, const char* pointer, const char* unit) {
+    const Json::json_pointer place(pointer);
+    return json.contains(place) ? Figure::from_json(json.at(place)) : Figure::unavailable(unit, "not recorded");
+}
+
 double number_option(const CommandLine& line, const std::string& name) {
     const auto text = line.text(name);
     char* end = nullptr;
@@ -52,25 +46,21 @@ double number_option(const CommandLine& line, const std::string& name) {
 }
 
 std::string energy_text(double joules) {
-    return joules < 1e4 ? number("%.3g J", joules) : number("%.4g Wh", joules / 3600);
+    return joules < 1e4 ? formatted("%.3g J", joules) : formatted("%.4g Wh", joules / 3600);
 }
 
 std::string carbon_text(double grams) {
-    return grams < 1      ? number("%.3g mg", 1000 * grams)
-           : grams < 1000 ? number("%.3g g", grams)
-                          : number("%.4g kg", grams / 1000);
+    return grams < 1      ? formatted("%.3g mg", 1000 * grams)
+           : grams < 1000 ? formatted("%.3g g", grams)
+                          : formatted("%.4g kg", grams / 1000);
 }
 
 std::string figure_text(const Figure& figure, const std::function<std::string(double)>& text) {
     if (!figure.value) return "unavailable: " + figure.reason;
-    auto bounds = figure.interval.value_or(eval::Interval{*figure.value, *figure.value});
-    if (figure.systematic_ratio) {
-        bounds.low *= figure.systematic_ratio->low;
-        bounds.high *= figure.systematic_ratio->high;
-    }
+    const auto bounds = figure.bounds();
     return text(*figure.value) +
-           (bounds.low < bounds.high ? " (" + text(bounds.low) + " to " + text(bounds.high) + ")" : "") + ", " +
-           eval::name_of(figure.provenance);
+           (bounds && bounds->low < bounds->high ? " (" + text(bounds->low) + " to " + text(bounds->high) + ")" : "") +
+           ", " + eval::name_of(figure.provenance);
 }
 
 void Accounts::add_options(CommandLine& line, bool job) {
@@ -204,7 +194,7 @@ std::vector<std::pair<std::string, std::string>> Accounts::lines(const Json& acc
     const auto figure = [](const Json& json) { return Figure::from_json(json); };
     if (accounts.contains("cost"))
         result.emplace_back("cost", figure_text(figure(accounts["cost"]),
-                                                [&](double money) { return number("%.3g ", money) + currency_; }));
+                                                [&](double money) { return formatted("%.3g ", money) + currency_; }));
     if (accounts.contains("sci_g")) {
         const auto sci = figure(accounts["sci_g"]);
         result.emplace_back("SCI", figure_text(sci, carbon_text) + (sci.available() ? "; " + sci.method : ""));

@@ -7,6 +7,9 @@
 
 namespace coppice::cli {
 
+/// The figure at a JSON pointer; unavailable, "not recorded", where there is none.
+eval::Figure figure_at(const Json& json, const char* pointer, const char* unit);
+
 /// A number of at least 0 that an option holds as text. @throws InvalidArgument
 double number_option(const CommandLine& line, const std::string& name);
 

@@ -15,12 +15,6 @@
 namespace coppice::cli {
 namespace {
 
-eval::Figure figure_at(const Json& json, const char* pointer) {
-    const Json::json_pointer place(pointer);
-    return json.contains(place) ? eval::Figure::from_json(json.at(place))
-                                : eval::Figure::unavailable("J", "not recorded");
-}
-
 std::string cell(const eval::Figure& figure) {
     return figure.value ? Json(*figure.value).dump() : "";
 }
@@ -32,8 +26,8 @@ std::string regions_csv(const Json& report) {
         for (const auto& stage : run.at("stages")) {
             const auto& measurement = stage.at("measurement");
             const auto pue = measurement.value("/carbon/pue"_json_pointer, 1.0);
-            const auto spent = eval::region_sweep(figure_at(measurement, "/compression/energy_j"), pue);
-            const auto each = eval::region_sweep(figure_at(measurement, "/figures/energy_per_inference_j"), pue);
+            const auto spent = eval::region_sweep(figure_at(measurement, "/compression/energy_j", "J"), pue);
+            const auto each = eval::region_sweep(figure_at(measurement, "/figures/energy_per_inference_j", "J"), pue);
             for (size_t i = 0; i < spent.size(); ++i) {
                 const auto& grid = spent[i].first;
                 text += run.at("folder").get<std::string>() + "," + stage.at("folder").get<std::string>() + "," +
@@ -47,7 +41,7 @@ std::string regions_csv(const Json& report) {
 
 // "runs/a: its energy is earned back after 12 days at 1000 inferences a day (10 to 15)"
 std::string payback_text(const Json& run, double per_day) {
-    const auto days = eval::payback_days(figure_at(run, "/cost/payback_inferences"), per_day);
+    const auto days = eval::payback_days(figure_at(run, "/cost/payback_inferences", "1"), per_day);
     char text[128];
     if (!days.value) return run.at("folder").get<std::string>() + ": earned back never, or not known: " + days.reason;
     std::snprintf(text, sizeof text, ": its energy is earned back after %.3g days at %.6g inferences a day",
@@ -111,9 +105,9 @@ void print_accounts(const Json& report, const Accounts& accounts) {
         const auto folder = run.at("folder").get<std::string>();
         if (stages.size() > 1) {
             auto compression = Accounts::inference(stages.back().at("measurement"));
-            compression.energy_j = figure_at(run, "/cost/energy_j");
-            compression.carbon_g = figure_at(run, "/cost/carbon_g");
-            compression.seconds = figure_at(run, "/cost/seconds");
+            compression.energy_j = figure_at(run, "/cost/energy_j", "J");
+            compression.carbon_g = figure_at(run, "/cost/carbon_g", "g");
+            compression.seconds = figure_at(run, "/cost/seconds", "s");
             compression.core_usage = 1;
             compression.unit = "compression";
             print(folder, accounts.of(compression));

@@ -42,6 +42,8 @@ private:
     int last_tenth_ = 0;
 };
 
+/// `value` by a pattern of printf for one double: formatted("%.3g W", 12.34) is "12.3 W".
+std::string formatted(const char* pattern, double value);
 /// "4 s", "3 min 20 s", "2 h 5 min".
 std::string duration_text(double seconds);
 /// "1.23 M", "17.6 G", "812": three significant digits.

@@ -43,12 +43,6 @@ void pause_for(double seconds) {
     ::nanosleep(&time, nullptr);
 }
 
-std::string number(const char* pattern, double value) {
-    char text[64];
-    std::snprintf(text, sizeof text, pattern, value);
-    return text;
-}
-
 // CPU time of what was waited for, and of what still runs.
 class Accounting {
 public:
@@ -74,7 +68,7 @@ public:
             return Figure::unavailable("B", "it ended before its memory was looked at, and took less than " +
                                                 bytes_text(static_cast<double>(inherited)));
         return Figure::measured(static_cast<double>(bytes), "B",
-                                "largest sum over the processes every " + number("%.3g s", interval) +
+                                "largest sum over the processes every " + formatted("%.3g s", interval) +
                                     " (shared pages once), or peak of the largest process");
     }
     int64_t running() const { return running_; }
@@ -123,7 +117,7 @@ std::string live_text(const eval::Usage& now, int64_t processes, double expected
     const auto add = [&](const std::string& part) { text += (text.empty() ? "" : "  ") + part; };
     add(duration_text(*now.seconds.value));
     if (now.energy_j.value) add(energy_text(*now.energy_j.value));
-    if (now.power_w.value) add(number("%.3g W", *now.power_w.value));
+    if (now.power_w.value) add(formatted("%.3g W", *now.power_w.value));
     if (now.carbon_g.value) add(carbon_text(*now.carbon_g.value));
     add("CPU " + duration_text(*now.cpu_s.value));
     add(std::to_string(processes) + (processes == 1 ? " process" : " processes"));
@@ -318,7 +312,7 @@ int run_track(const Arguments& arguments) {
         item("CPU time", duration_text(*usage.cpu_s.value));
         item("memory", figure_text(record.peak_memory_bytes, bytes_text));
         item("energy", figure_text(usage.energy_j, energy_text));
-        item("power", figure_text(usage.power_w, [](double watts) { return number("%.3g W", watts); }));
+        item("power", figure_text(usage.power_w, [](double watts) { return formatted("%.3g W", watts); }));
         item("carbon", figure_text(usage.carbon_g, carbon_text));
         if (record.net_energy_j.available()) item("net", figure_text(record.net_energy_j, energy_text));
         for (const auto& [name, account] : accounts.lines(record.accounts)) item(name, account);

@@ -19,17 +19,6 @@ std::string exact(double value) {
     return Json(value).dump();
 }
 
-// Statistical and systematic error together.
-std::optional<Interval> bounds(const Figure& figure) {
-    if (!figure.value || (!figure.interval && !figure.systematic_ratio)) return std::nullopt;
-    auto interval = figure.interval.value_or(Interval{*figure.value, *figure.value});
-    if (figure.systematic_ratio) {
-        interval.low *= figure.systematic_ratio->low;
-        interval.high *= figure.systematic_ratio->high;
-    }
-    return interval;
-}
-
 std::string local_time(double unix_time) {
     const auto seconds = static_cast<std::time_t>(unix_time);
     std::tm parts{};
@@ -174,12 +163,12 @@ void append_emissions(const std::filesystem::path& path, const TrackRecord& reco
     cells["energy_source"] = record.source;
     cells["energy_method"] = usage.energy_j.available() ? usage.energy_j.method : usage.energy_j.reason;
     cells["energy_provenance"] = name_of(usage.energy_j.provenance);
-    if (const auto interval = bounds(usage.energy_j)) {
+    if (const auto interval = usage.energy_j.bounds()) {
         cells["energy_low"] = exact(interval->low / kJoulesPerKwh);
         cells["energy_high"] = exact(interval->high / kJoulesPerKwh);
     }
     cells["emissions_provenance"] = name_of(usage.carbon_g.provenance);
-    if (const auto interval = bounds(usage.carbon_g)) {
+    if (const auto interval = usage.carbon_g.bounds()) {
         cells["emissions_low"] = exact(interval->low * 1e-3);
         cells["emissions_high"] = exact(interval->high * 1e-3);
     }

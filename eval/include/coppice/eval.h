@@ -58,6 +58,9 @@ struct Figure {
     static Figure unavailable(std::string unit, std::string reason);
 
     bool available() const { return value.has_value(); }
+    /// Where the value lies by its statistical and systematic error together; nullopt without a value or without
+    /// either.
+    std::optional<Interval> bounds() const;
     /// The object of measurement.json: value, unit, provenance, method, interval; reason and systematic_ratio where
     /// they are.
     Json to_json() const;
