@@ -6,21 +6,18 @@ set -u
 coppice=$1 data=$2 out=$3
 shift 3
 mkdir -p "$out"
+. "$(dirname "$0")/run_once.sh"
 
 mlp_head='model: {path: '$data'/fashion/mlp.pt}
 data: {format: idx, test: '$data'/fashion/t10k-images-idx3-ubyte}
 task: {type: classification, metric: top1}'
-resnet20_head='model: {path: '$data'/cifar10/resnet20.pt}
-data: {format: cifar10, train: '$data'/cifar10/train.bin, test: {path: '$data'/cifar10/test.bin, rows: [0, 2000]}, calibration: 128}
-task: {type: classification, metric: top1}'
+resnet20_head=$(resnet20_with "{path: $data/cifar10/test.bin, rows: [0, 2000]}" 128)
 
 run() {  # model name, head, stages
-    local folder="$out/$1-$(echo "$3" | tr -c 'a-zA-Z0-9_.\n' '_' | cut -c1-120)"
-    [ -f "$folder/measured" ] || {
-        printf '%s\nthreads: 1\nstages: [{%s}]\ndeploy: off\nmeasure: {profile: '${PROFILE:-quick}'}\nreport: {formats: [json]}\n' "$2" "$3" >"$folder.yaml"
-        "$coppice" compress "$folder.yaml" --out "$folder" >"$folder.log" 2>&1 || { echo "| $1 | \`$3\` | failed: $(tail -1 "$folder.log") |"; return; }
-        touch "$folder/measured"
-    }
+    local folder="$out/$1-$(name_of "$3" 120)"
+    run_once "$folder" "$2
+stages: [{$3}]
+measure: {profile: ${PROFILE:-quick}}" "$1 | \`$3\`" || return
     python3 - "$1" "$3" "$folder" <<'PY'
 import glob, json, sys
 model, stages, folder = sys.argv[1:]

@@ -6,21 +6,16 @@ set -u
 coppice=$1 data=$2 out=$3
 shift 3
 mkdir -p "$out"
+. "$(dirname "$0")/run_once.sh"
 
-resnet20_head='model: {path: '$data'/cifar10/resnet20.pt}
-data: {format: cifar10, train: '$data'/cifar10/train.bin, test: {path: '$data'/cifar10/test.bin, rows: [0, 2000]}, calibration: 512}
-task: {type: classification, metric: top1}'
-minilm_l6_head='model: {path: '$data'/stsb/minilm_l6.pt}
-data: {format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: '$data'/stsb/train.pt, test: '$data'/stsb/test.pt, calibration: 128}
-task: {type: similarity, metric: spearman}'
+resnet20_head=$(resnet20_with "{path: $data/cifar10/test.bin, rows: [0, 2000]}" 512)
 
 run() {  # model name, head, options
-    local folder="$out/$1-$(echo "$3" | tr -c 'a-zA-Z0-9_.\n' '_' | cut -c1-100)"
-    [ -f "$folder/measured" ] || {
-        printf '%s\nthreads: 1\nstages:\n  - quantize.mixed: %s\ndeploy: off\nmeasure: {profile: off}\nreport: {formats: [json]}\n' "$2" "$3" >"$folder.yaml"
-        "$coppice" compress "$folder.yaml" --out "$folder" >"$folder.log" 2>&1 || { echo "| $1 | \`$3\` | failed: $(tail -1 "$folder.log") |"; return; }
-        touch "$folder/measured"
-    }
+    local folder="$out/$1-$(name_of "$3")"
+    run_once "$folder" "$2
+stages:
+  - quantize.mixed: $3
+measure: {profile: off}" "$1 | \`$3\`" || return
     python3 - "$1" "$3" "$folder" <<'PY'
 import glob, json, sys
 model, options, folder = sys.argv[1:]

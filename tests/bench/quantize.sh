@@ -7,24 +7,19 @@ set -u
 coppice=$1 data=$2 out=$3
 shift 3
 mkdir -p "$out"
+. "$(dirname "$0")/run_once.sh"
 
-minilm_head='model: {path: '$data'/stsb/minilm_l6.pt}
-data: {format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: '$data'/stsb/train.pt, test: '$data'/stsb/test.pt, calibration: 128}
-task: {type: similarity, metric: spearman}'
-resnet20_head='model: {path: '$data'/cifar10/resnet20.pt}
-data: {format: cifar10, train: '$data'/cifar10/train.bin, test: '$data'/cifar10/test.bin, calibration: 512}
-task: {type: classification, metric: top1}'
+resnet20_head=$(resnet20_with "$data/cifar10/test.bin" 512)
 cnn_gru_head='model: {path: '$data'/fsdd/cnn_gru.pt}
 data: {format: tensors, inputs: waveform, divide: 32768, unsqueeze: 1, target: label, train: '$data'/fsdd/train.pt, test: '$data'/fsdd/test.pt, calibration: 128}
 task: {type: classification, metric: top1}'
 
 run() {  # model name, head, stage
-    local folder="$out/$1-$(echo "$3" | tr -c 'a-zA-Z0-9_.\n' '_' | cut -c1-100)"
-    [ -f "$folder/measured" ] || {
-        printf '%s\nthreads: 1\nstages:\n  - %s\ndeploy: off\nmeasure: {profile: '${PROFILE:-quick}'}\nreport: {formats: [json]}\n' "$2" "$3" >"$folder.yaml"
-        "$coppice" compress "$folder.yaml" --out "$folder" >"$folder.log" 2>&1 || { echo "| $1 | $3 | failed: $(tail -1 "$folder.log") |"; return; }
-        touch "$folder/measured"
-    }
+    local folder="$out/$1-$(name_of "$3")"
+    run_once "$folder" "$2
+stages:
+  - $3
+measure: {profile: ${PROFILE:-quick}}" "$1 | $3" || return
     python3 - "$1" "$3" "$folder" <<'PY'
 import glob, json, sys
 model, stage, folder = sys.argv[1:]
@@ -55,7 +50,7 @@ for model in "$@"; do
         for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.weight_only: {type: int8}' \
             'quantize.weight_only: {type: int4, group: 32}' 'quantize.weight_only: {type: int4, group: 32, rounding: gptq}' \
             'quantize.weight_only: {type: int4, group: 64, rounding: hqq}' 'quantize.weight_only: {type: bf16}' 'quantize.auto: {}'; do
-            run "$model" "$minilm_head" "$stage"
+            run "$model" "$minilm_l6_head" "$stage"
         done ;;
     resnet20)
         for stage in 'quantize.static: {}' 'quantize.static: {equalize: true, bias_correction: true}' \
