@@ -297,9 +297,9 @@ std::string stage_table(const View& view, const Detail& detail) {
     std::string out =
         "<section id=stages aria-labelledby=stages-title><h2 id=stages-title>Stages</h2><p class=note>Differences are "
         "to the baseline. Latency is the median of one batch; its difference is the paired ratio, as is that of energy "
-        "where it was taken in pairs. Energy classes go by its share of the baseline's: A to 20 %, B to 35 %, C to 50 "
-        "%, "
-        "D to 70 %, E to 90 %, F to 110 %, G above; two where the interval spans them.<span class=wide> The line below "
+        "where it was taken in pairs. Energy classes go by its share of the baseline's: " +
+        class_bands_text() +
+        "; two where the interval spans them.<span class=wide> The line below "
         "a value is its share of the "
         "baseline.</span><span class=narrow> The table scrolls sideways.</span></p><div "
         "class=scroll tabindex=0 role=region aria-labelledby=stages-title><table "

@@ -28,6 +28,13 @@ std::string class_text(const EnergyClass& energy) {
     return text;
 }
 
+std::string class_bands_text() {
+    std::string text;
+    char name = 'A';
+    for (const double bound : kClassBounds) text += std::string(1, name++) + " to " + fixed(100 * bound, 0) + " %, ";
+    return text + name + " above";
+}
+
 Json to_json(const EnergyClass& energy) {
     return {{"best", std::string(1, energy.best)},
             {"worst", std::string(1, energy.worst)},

@@ -24,6 +24,7 @@ char class_of_ratio(double ratio);
 // the same on both sides of the ratio.
 std::optional<EnergyClass> energy_class(const Stage& stage);
 std::string class_text(const EnergyClass& energy);  // "B", "B to C"
+std::string class_bands_text();                     // "A to 20 %, B to 35 %, ..., G above"
 Json to_json(const EnergyClass& energy);
 
 }  // namespace coppice::eval::report
