@@ -15,4 +15,4 @@ case ${COPPICE_PRESET:-release} in
     clang) folder=build-clang ;;
     *) folder=build ;;
 esac
-exec ctest --test-dir "$folder" --output-on-failure "$@"
+exec ctest --test-dir "$folder" --output-on-failure --parallel "$(nproc)" "$@"

@@ -51,9 +51,10 @@ function(coppice_target target)
   endif()
 endfunction()
 
-# coppice_test(<name> SOURCES ... DEPENDS <targets> [LABELS ...] [TIMEOUT s]): one GoogleTest program; every test a ctest of its own.
+# coppice_test(<name> SOURCES ... DEPENDS <targets> [LABELS ...] [TIMEOUT s] [ALONE]): one GoogleTest program, one ctest. Tests run side by
+# side, each on one thread, but for those that are to have the machine ALONE: they watch clocks, or how threads are chosen.
 function(coppice_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPENDS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "ALONE" "TIMEOUT" "SOURCES;DEPENDS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -63,6 +64,11 @@ function(coppice_test name)
   coppice_target(${name})
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}" ENVIRONMENT "${COPPICE_TEST_ENVIRONMENT}")
+  if(ARG_ALONE)
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL ON)
+  else()
+    set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT OMP_NUM_THREADS=1)
+  endif()
 endfunction()
 
 # Installs all modules, the program, the find module and the package files for find_package(coppice COMPONENTS ...).
