@@ -8,6 +8,7 @@
 
 #include <coppice/report.h>
 
+#include "report/curves.h"
 #include "report/label.h"
 #include "report/page_script.h"
 #include "report/page_style.h"
@@ -390,13 +391,19 @@ std::string spoken(const Json& value, int depth = 0) {
     return text;
 }
 
-std::string pairs(const Json& object) {
+// A list of names and values; `unset` stands where there is no value.
+std::string pairs(const Json& object, const std::string& unset = "not known") {
     if (!object.is_object() || object.empty()) return {};
     std::string out = "<dl class=pairs>";
     for (const auto& [name, value] : object.items()) {
+        const std::string text = spoken(value);
         std::string title = name;
         std::replace(title.begin(), title.end(), '_', ' ');
-        out += "<dt>" + e(title) + "</dt><dd>" + e(shortened(spoken(value), 400)) + "</dd>";
+        out += "<dt>" + e(title) + "</dt><dd>" +
+               e(value.is_null() ? unset
+                 : text.empty()  ? "none"
+                                 : shortened(text, 400)) +
+               "</dd>";
     }
     return out + "</dl>";
 }
@@ -529,14 +536,17 @@ std::string stage_details(const View& view, const Detail& detail) {
                                           : "kept") +
                "</span></summary><div class=body>";
         for (const auto& warning : stage.warnings()) out += "<p class=note>Note: " + e(warning) + "</p>";
-        const std::string options = pairs(member(*stage.stage, "options")),
-                          facts = pairs(member(*stage.stage, "facts"));
+        Json told = member(*stage.stage, "facts");
+        const std::string curves = sensitivity_curves(told, stage.quality, std::min<size_t>(detail.rows, 60));
+        if (!curves.empty()) told.erase("sensitivity");
+        const std::string options = pairs(member(*stage.stage, "options"), "none"), facts = pairs(told);
         if (!options.empty() || !facts.empty()) {
             out += "<div class=columns>";
             if (!options.empty()) out += "<div><h3>Options</h3>" + options + "</div>";
             if (!facts.empty()) out += "<div><h3>Facts</h3>" + facts + "</div>";
             out += "</div>";
         }
+        out += curves;
         if (detail.rows > 0)
             out += changes(member(*stage.stage, "changes"), detail) + layers(member(*stage.stage, "layers"), detail) +
                    figures(stage, detail);

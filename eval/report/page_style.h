@@ -115,6 +115,9 @@ dl.pairs{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.25
 dl.pairs dt{color:var(--muted)}
 dl.pairs dd{margin:0;overflow-wrap:anywhere}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 3.5rem}
+.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:1rem 1.5rem;margin:.75rem 0 1.25rem}
+.curves figure{margin:0}.curves figcaption{color:var(--ink);overflow-wrap:anywhere}
+.curves svg{display:block;width:100%;height:auto}.curves polyline{fill:none;stroke:var(--accent);stroke-width:1.75;stroke-linejoin:round}.curves circle{fill:var(--accent)}
 .marks{list-style:none;margin:.5rem 0;padding:0;font-size:.875rem}
 .marks li{display:grid;grid-template-columns:1.4rem 6.5rem 1fr;color:var(--muted);padding:.1rem 0}
 .marks b{color:var(--ink);font-weight:500}
