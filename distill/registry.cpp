@@ -58,12 +58,38 @@ std::unique_ptr<Loss> make_mse(Options& o) {
     return mse(options);
 }
 
+// The default weights make the term about as large as the softened one is at the start of a recovery after pruning.
+FeatureOptions feature_options(Options& o, double default_weight) {
+    FeatureOptions options;
+    options.layers =
+        o.texts("layers", {}, "regular expressions on the names of the layers to compare; []: sums of two branches");
+    options.weight = weight(o, "weight", default_weight, "of the features against the loss on the outputs");
+    return options;
+}
+
+std::shared_ptr<const Loss> output_loss(Options& o) {
+    return make<Loss>(o, "loss", "distill.logits", losses(), "on the outputs, beside the features");
+}
+
+std::unique_ptr<Loss> make_attention(Options& o) {
+    auto loss = output_loss(o);
+    return attention(std::move(loss), feature_options(o, 10));
+}
+
+std::unique_ptr<Loss> make_hints(Options& o) {
+    auto loss = output_loss(o);
+    return hints(std::move(loss), feature_options(o, 1));
+}
+
 }  // namespace
 
 const std::vector<Entry<Loss>>& losses() {
     static const std::vector<Entry<Loss>> table = {
+        {"distill.attention", "maps of energy inside both models, beside a loss on the outputs (arXiv 1612.03928)",
+         make_attention},
         {"distill.dist", "correlation between classes and between examples (arXiv 2205.10536)", make_dist},
         {"distill.dkd", "decoupled target and other classes (arXiv 2203.08679)", make_dkd},
+        {"distill.hints", "features inside both models, beside a loss on the outputs (arXiv 1412.6550)", make_hints},
         {"distill.kd", "another name of distill.logits", make_kd},
         {"distill.kd_zscore", "softened probabilities of standardised logits (arXiv 2403.01427)", make_kd_zscore},
         {"distill.logits", "softened probabilities of the teacher (arXiv 1503.02531)", make_kd},

@@ -1,6 +1,9 @@
 #include <coppice/error.h>
+#include <coppice/graph.h>
 #include <coppice/train.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
+
+#include <regex>
 
 namespace coppice {
 namespace {
@@ -26,8 +29,41 @@ public:
         stack.insert(stack.end(), inputs.begin(), inputs.end());
         model_.module().get_method("forward").function().getSchema().checkAndNormalizeInputs(stack);
         torch::jit::InterpreterState(code_).run(stack);
+        watched_.clear();
+        for (size_t i = stack.size() - watched_count_; i < stack.size(); ++i) watched_.push_back(stack[i].toTensor());
         return first_tensor(stack.front());
     }
+
+    std::vector<std::string> watch(const std::vector<std::string>& layers) override {
+        const LayerNames names(model_);
+        const auto& graph = model_.graph();
+        const auto copy = graph->copy();
+        std::vector<std::string> found;
+        std::vector<bool> used(layers.size(), false);
+        auto twin = copy->nodes().begin();
+        for (auto* node : graph->nodes()) {
+            auto* copied = *twin++;
+            if (node->outputs().size() != 1 || !node->output()->type()->isSubtypeOf(*c10::TensorType::get())) continue;
+            bool chosen = layers.empty() && is_sum(node);
+            for (size_t i = 0; i < layers.size(); ++i)
+                if (std::regex_search(names.of(node), std::regex(layers[i]))) chosen = used[i] = true;
+            if (!chosen) continue;
+            found.push_back(names.of(node));
+            copy->registerOutput(copied->output());
+        }
+        for (size_t i = 0; i < layers.size(); ++i)
+            if (!used[i])
+                throw InvalidArgument("train", "no layer is called \"" + layers[i] + "\"",
+                                      "coppice inspect --all MODEL lists their names.");
+        if (found.empty())
+            throw InvalidArgument("train", "the model has no sum of two computed tensors to watch",
+                                  "Name the layers; coppice inspect --all MODEL lists them.");
+        code_ = torch::jit::Code(copy, "forward");
+        watched_count_ = found.size();
+        return found;
+    }
+
+    std::vector<at::Tensor> watched() const override { return watched_; }
 
     void train(bool on) override { model_.train(on); }
 
@@ -45,8 +81,22 @@ public:
     }
 
 private:
+    // Neither operand is a parameter or a constant.
+    static bool is_sum(const torch::jit::Node* node) {
+        if (node->kind() != c10::Symbol::aten("add") && node->kind() != c10::Symbol::aten("add_")) return false;
+        for (size_t i = 0; i < 2; ++i) {
+            const auto* operand = node->input(i);
+            if (!operand->type()->isSubtypeOf(*c10::TensorType::get())) return false;
+            if (operand->node()->kind() == c10::prim::GetAttr || operand->node()->kind() == c10::prim::Constant)
+                return false;
+        }
+        return true;
+    }
+
     Model model_;
     torch::jit::Code code_;
+    size_t watched_count_ = 0;
+    std::vector<at::Tensor> watched_;
 };
 
 class ModuleTrainable final : public Trainable {
@@ -76,6 +126,11 @@ private:
 };
 
 }  // namespace
+
+std::vector<std::string> Trainable::watch(const std::vector<std::string>&) {
+    throw UnsupportedModel("train", "what is trained here does not give the outputs of its layers",
+                           "Use a loss on the outputs alone, for example distill.logits.");
+}
 
 std::unique_ptr<Trainable> trainable(Model model) {
     return std::make_unique<ModelTrainable>(std::move(model));

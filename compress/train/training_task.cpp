@@ -36,6 +36,40 @@ void warn_of_fixed_layers(const Model& model, const std::string& where, Context&
     context.facts["layers_in_eval_mode"] = layers;
 }
 
+// A feature loss as the trainer knows losses: reads what both models kept in the forward passes just made.
+class WatchingLoss final : public Loss {
+public:
+    WatchingLoss(const FeatureLoss& loss, Trainable& student, Trainable& teacher)
+        : loss_(loss), student_(student), teacher_(teacher), names_(student.watch(loss.layers())) {
+        const auto others = teacher.watch(loss.layers());
+        for (size_t i = 0; i < std::max(names_.size(), others.size()); ++i)
+            if (i >= names_.size() || i >= others.size() || names_[i] != others[i]) {
+                const bool student_lacks = i >= names_.size();
+                throw InvalidArgument("train",
+                                      std::string(student_lacks ? "the student" : "the teacher") + " lacks layer \"" +
+                                          (student_lacks ? others[i] : names_[i]) + "\" of the other",
+                                      "Name layers that both have.");
+            }
+    }
+
+    Needs needs() const override {
+        auto needs = loss_.needs();
+        needs.teacher = true;
+        return needs;
+    }
+
+    const std::vector<std::string>& names() const { return names_; }
+
+    at::Tensor operator()(const at::Tensor& output, const at::Tensor& teacher, const Batch& batch) const override {
+        return loss_(output, teacher, batch) + loss_.of_features(names_, student_.watched(), teacher_.watched());
+    }
+
+private:
+    const FeatureLoss& loss_;
+    Trainable &student_, &teacher_;
+    const std::vector<std::string> names_;
+};
+
 void report(const TrainResult& result, Context& context) {
     double seconds = 0;
     std::optional<double> energy, carbon;
@@ -126,6 +160,11 @@ TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
         teacher->train(false);
         ask_teacher = [&teacher](const Inputs& inputs) { return teacher->forward(inputs); };
     }
+    std::unique_ptr<WatchingLoss> watching;
+    if (const auto* features = dynamic_cast<const FeatureLoss*>(&loss)) {
+        watching = std::make_unique<WatchingLoss>(*features, module, *teacher);
+        context.facts["feature_layers"] = watching->names();
+    }
     std::function<double()> evaluate;
     if (evaluate_ && context.evaluate) evaluate = [&] { return context.evaluate(model); };
 
@@ -134,8 +173,8 @@ TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
     const auto checkpoint = context.work_dir.empty() ? std::filesystem::path() : context.work_dir / "checkpoint.pt";
     auto with_meter = callbacks;
     if (!with_meter.spent) with_meter.spent = context.spent;
-    const auto result = Trainer(options).fit(module, *context.data.train, loss, ask_teacher, with_meter, checkpoint,
-                                             *context.log, evaluate, context.interrupted);
+    const auto result = Trainer(options).fit(module, *context.data.train, watching ? *watching : loss, ask_teacher,
+                                             with_meter, checkpoint, *context.log, evaluate, context.interrupted);
     report(result, context);
     model.eval();
     return result;

@@ -16,6 +16,24 @@ public:
     virtual void train(bool on) = 0;
     virtual std::vector<std::pair<std::string, at::Tensor>> parameters() = 0;  ///< those that train
     virtual std::vector<std::pair<std::string, at::Tensor>> buffers() = 0;
+
+    /// From the next forward() on the outputs of some layers are kept as well. @param layers  regular expressions on
+    /// names (of LayerNames); empty: every sum of two computed tensors of floats, which are the
+    /// outputs of the blocks of a residual network
+    /// @return the names, in the order of the graph
+    /// @throws InvalidArgument when an expression matches no layer; UnsupportedModel where layers cannot be reached
+    virtual std::vector<std::string> watch(const std::vector<std::string>& layers);
+    /// What the layers gave in the last forward(), in that order.
+    virtual std::vector<at::Tensor> watched() const { return {}; }
+};
+
+/// A loss that also compares what layers give inside the student and the teacher. The teacher needs the same names.
+class FeatureLoss : public Loss {
+public:
+    virtual const std::vector<std::string>& layers() const = 0;  ///< as Trainable::watch() takes them
+    /// What is added to operator(): one tensor per layer, of any floating-point type, in the same order on both sides.
+    virtual at::Tensor of_features(const std::vector<std::string>& names, const std::vector<at::Tensor>& student,
+                                   const std::vector<at::Tensor>& teacher) const = 0;
 };
 
 /// Shares the module of `model`.

@@ -83,7 +83,27 @@ struct MseOptions {
 /// the teacher's, labelled or not.
 std::unique_ptr<Loss> mse(MseOptions options = {});
 
-/// Rows: distill.dist, distill.dkd, distill.kd, distill.kd_zscore, distill.logits (kd by its recipe name), distill.mse.
+/// Settings of attention() and hints().
+struct FeatureOptions {
+    std::vector<std::string> layers;  ///< regular expressions on layer names; empty: the sums of residual networks
+    double weight = 1;                ///< of the term of the features
+};
+
+/// Attention transfer, Zagoruyko & Komodakis, arXiv 1612.03928: `loss` + weight x mean over layers and examples of
+/// |q(s) - q(t)|^2, where q sums the squares over dimension 1 (channels), flattens the rest and divides by its
+/// Euclidean norm. Widths may differ, as after pruning; the other dimensions must not. Tensors of [N, T, C] are summed
+/// over C, which is the last dimension of three. The paper's beta / 2 = 500 multiplies the mean over positions as well:
+/// `weight` is that over the number of positions.
+/// @param loss  on the outputs, for example kd()
+std::unique_ptr<Loss> attention(std::shared_ptr<const Loss> loss, FeatureOptions options = {});
+
+/// FitNets' hints, Romero et al., arXiv 1412.6550, without their regressor, for students that kept the width of these
+/// layers: `loss` + weight x mean over layers of |s - t|^2 / |t|^2 (squared norms over the batch).
+/// @throws InvalidArgument naming the layer when a student's is narrower
+std::unique_ptr<Loss> hints(std::shared_ptr<const Loss> loss, FeatureOptions options = {});
+
+/// Rows: distill.attention, distill.dist, distill.dkd, distill.hints, distill.kd, distill.kd_zscore, distill.logits (kd
+/// by its recipe name), distill.mse.
 const std::vector<Entry<Loss>>& losses();
 
 /// Stage distill.logits: train.finetune of the foundation with `loss: distill.logits` where the recipe names none.
