@@ -111,6 +111,10 @@ public:
         }
         if (chosen.details.empty()) chosen.details.resize(chosen.layers.size());
         record_layers(context, chosen.layers, chosen.details);
+        if (chosen.plan) {
+            for (const auto& row : layer_rows(chosen.plan->layers())) context.facts["layers"].push_back(row);
+        }
+        add_layer_seconds(context, prepared, chosen.model);
         context.facts["chosen"] = chosen.name;
         context.facts["model_seconds"] = seconds;
         if (!why_no_static.empty()) context.facts["why_not_static"] = why_no_static;

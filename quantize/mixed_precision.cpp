@@ -9,6 +9,7 @@
 
 #include <coppice/error.h>
 
+#include "layers/layers.h"
 #include "mixed/table.h"
 #include "mixed/upgrades.h"
 
@@ -70,6 +71,7 @@ public:
         const auto best = fall_back(model, steps.size() - 1, build, options_.fallback, context, kWhere, "steps");
         chosen = steps[best.second];
         record(table, layers, chosen, built.at(best.second).details, context);
+        add_layer_seconds(context, table.prepared(), best.first);
         auto& facts = context.facts;
         facts["budget"] = options_.budget;
         facts["ratio"] = options_.ratio;

@@ -101,6 +101,7 @@ public:
         }
         const auto result = convert(plan);
         record(plan, context, calibration);
+        add_layer_seconds(context, prepare(model, context.example, nullptr), result);
         context.facts["engine"] = engine_name;
         if (!seconds.empty()) context.facts["engine_seconds"] = seconds;
         if (engine_name != "x86")
@@ -141,20 +142,8 @@ private:
         for (const auto& change : plan.impl().folded) context.record(change);
         int64_t int8_layers = 0, float_layers = 0, int8_weights = 0, float_weights = 0;
         double worst = std::numeric_limits<double>::infinity();
-        Json rows = Json::array();
         for (const auto& layer : plan.layers()) {
             if (layer.parameters > 0) {
-                Json row = {{"layer", layer.layer},
-                            {"op", layer.op},
-                            {"parameters", layer.parameters},
-                            {"precision", layer.int8 ? "int8" : "float32"}};
-                if (layer.sqnr_db != 0) row["sqnr_db"] = layer.sqnr_db;
-                if (layer.int8) {
-                    row["input_range"] = {layer.range.low, layer.range.high};
-                    row["clipped_ratio"] = layer.clipped_ratio;
-                }
-                if (!layer.reason.empty()) row["reason"] = layer.reason;
-                rows.push_back(row);
                 ++(layer.int8 ? int8_layers : float_layers);
                 (layer.int8 ? int8_weights : float_weights) += layer.parameters;
             }
@@ -167,7 +156,7 @@ private:
             }
         }
         auto& facts = context.facts;
-        facts["layers"] = rows;
+        facts["layers"] = layer_rows(plan.layers());
         facts["weight_bits"] = options_.weight_bits;
         facts["int8_layers"] = int8_layers;
         facts["float_layers"] = float_layers;

@@ -476,6 +476,50 @@ std::string layers(const Json& list, const Detail& detail) {
                        {"Layer", "Operator", "Output", "Parameters", "MACs", "Activation"}, 3, rows, detail, "layers");
 }
 
+// What a quantizer says of each layer: the fact `layers`, [{layer, precision, ...}].
+std::string quantized_layers(const Json& rows, const Detail& detail) {
+    std::vector<std::vector<std::string>> cells;
+    for (const auto& row : rows) {
+        const auto figure = [&row](const char* name, const auto& show) {
+            const auto value = number_member(row, name);
+            return value ? "<span class=nw>" + e(show(*value)) + "</span>" : std::string();
+        };
+        const auto time = [](double value) { return quantity(value, "s"); };
+        const auto before = number_member(row, "seconds_before"), after = number_member(row, "seconds_after");
+        const Json& range = member(row, "input_range");
+        std::string reason = text_member(row, "reason");
+        if (reason.empty()) reason = text_member(row, "refused");
+        cells.push_back({e(text_member(row, "layer")), e(text_member(row, "precision")), e(reason),
+                         figure("sqnr_db", [](double value) { return fixed(value, 1) + " dB"; }),
+                         range.is_array() && range.size() == 2 && range[0].is_number() && range[1].is_number()
+                             ? "<span class=nw>" +
+                                   e(number(range[0].get<double>()) + " to " + number(range[1].get<double>())) +
+                                   "</span>"
+                             : "",
+                         figure("clipped_ratio", [](double value) { return number(100 * value, 2) + " %"; }),
+                         figure("seconds_before", time), figure("seconds_after", time),
+                         before && after && *after > 0 ? compared(*after, *before, {"faster", "slower"}) : ""});
+    }
+    const std::string note =
+        std::any_of(rows.begin(), rows.end(), [](const Json& row) { return row.contains("seconds_before"); })
+            ? "<p class=note>Time: operator by operator on the example, of the layer and of what runs after it until "
+              "the "
+              "next one, conversions included.</p>"
+            : "";
+    return layer_table(plural(cells.size(), "layer", "layers") + " by precision, noise and time",
+                       {"Layer", "Precision", "Why not lower", "Signal to noise", "Input range", "Clipped",
+                        "Time before", "after", ""},
+                       3, cells, detail, "layers") +
+           note;
+}
+
+bool has_quantized_layers(const Json& facts) {
+    const Json& rows = member(facts, "layers");
+    return rows.is_array() && !rows.empty() && std::all_of(rows.begin(), rows.end(), [](const Json& row) {
+               return !text_member(row, "precision").empty();
+           });
+}
+
 std::string figures(const Stage& stage, const Detail& detail) {
     std::vector<std::vector<std::string>> rows;
     const auto add = [&rows](const std::string& name, const Figure& figure) {
@@ -539,6 +583,8 @@ std::string stage_details(const View& view, const Detail& detail) {
         Json told = member(*stage.stage, "facts");
         const std::string curves = sensitivity_curves(told, stage.quality, std::min<size_t>(detail.rows, 60));
         if (!curves.empty()) told.erase("sensitivity");
+        const Json by_layer = has_quantized_layers(told) ? told["layers"] : Json();
+        if (!by_layer.is_null()) told.erase("layers");
         const std::string options = pairs(member(*stage.stage, "options"), "none"), facts = pairs(told);
         if (!options.empty() || !facts.empty()) {
             out += "<div class=columns>";
@@ -548,7 +594,8 @@ std::string stage_details(const View& view, const Detail& detail) {
         }
         out += curves;
         if (detail.rows > 0)
-            out += changes(member(*stage.stage, "changes"), detail) + layers(member(*stage.stage, "layers"), detail) +
+            out += (by_layer.is_null() ? "" : quantized_layers(by_layer, detail)) +
+                   changes(member(*stage.stage, "changes"), detail) + layers(member(*stage.stage, "layers"), detail) +
                    figures(stage, detail);
         out += "</div></details>";
     }

@@ -546,6 +546,7 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     auto result = emit_within(model, prepared, layers, order, options.fallback, context, options.where, details);
     for (const auto& change : folded) context.record(change);
     record_layers(context, layers, details);
+    add_layer_seconds(context, prepared, result);
     return result;
 }
 

@@ -118,6 +118,12 @@ double fastest_seconds(const Model& model, const Inputs& inputs);
 /// Records one change per layer, and facts[layers] with figures.
 void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details);
 
+/// Adds seconds_before and seconds_after to the rows of facts[layers]: wall clock on the example, operator by operator,
+/// of the layer and of what runs after it until the next one; the median of five runs. Rows stay without them whose
+/// layer has no operator of that name in both models.
+/// @param before  the float model with its batch norms folded
+void add_layer_seconds(Context& context, const Model& before, const Model& after);
+
 /// Accuracy-aware fallback: builds with more and more layers in float, the noisiest first, until `context.evaluate`
 /// lost no more than `fallback.max_drop` against `baseline`. The best model so far is kept, time and evaluations are
 /// bounded.

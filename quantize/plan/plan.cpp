@@ -452,6 +452,25 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     return copy;
 }
 
+Json layer_rows(const std::vector<LayerPlan>& layers) {
+    Json rows = Json::array();
+    for (const auto& layer : layers) {
+        if (layer.parameters == 0) continue;
+        Json row = {{"layer", layer.layer},
+                    {"op", layer.op},
+                    {"parameters", layer.parameters},
+                    {"precision", layer.int8 ? "int8" : "float32"}};
+        if (layer.sqnr_db != 0) row["sqnr_db"] = layer.sqnr_db;
+        if (layer.int8) {
+            row["input_range"] = {layer.range.low, layer.range.high};
+            row["clipped_ratio"] = layer.clipped_ratio;
+        }
+        if (!layer.reason.empty()) row["reason"] = layer.reason;
+        rows.push_back(row);
+    }
+    return rows;
+}
+
 std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
                                    const std::unordered_map<const Value*, Affine>* parameters) {
     const LayerNames names(model);

@@ -37,6 +37,9 @@ void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c1
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 
+/// The figures of every layer with weights, as rows of facts[layers].
+Json layer_rows(const std::vector<LayerPlan>& layers);
+
 /// @param parameters  of int8 values, for the ranges; null before they are known
 std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
                                    const std::unordered_map<const torch::jit::Value*, Affine>* parameters = nullptr);

@@ -1,6 +1,7 @@
 #include <torch/csrc/jit/testing/file_check.h>
 
 #include "layer_check.h"
+#include "layers/layers.h"
 
 namespace coppice::quantize {
 namespace {
@@ -53,6 +54,49 @@ TEST(StaticInt8, QuantizesAResidualNetworkFromEndToEnd) {
     const Inputs image{sine({4, 3, 8, 8}, 1.4)};
     const auto before = model.forward(image).toTensor();
     EXPECT_LE(max_difference(int8.forward(image).toTensor(), before), 0.05 * before.abs().max().item<double>());
+}
+
+TEST(StaticInt8, EveryLayerHasItsTimeBeforeAndAfter) {
+    auto context = context_of();
+    static_int8(small_batches())->apply(residual_model(), context);
+    ASSERT_EQ(context.facts["layers"].size(), 5u);
+    for (const auto& row : context.facts["layers"]) {
+        EXPECT_GT(row.at("seconds_before").get<double>(), 0) << row;
+        EXPECT_GT(row.at("seconds_after").get<double>(), 0) << row;
+    }
+}
+
+TEST(LayerSeconds, CountAllThatRunsUntilTheNextLayerAndLeaveOutLayersThatOneModelLacks) {
+    // Behind the first layer runs a product that takes a thousand times as long as either layer.
+    const std::string source =
+        "def forward(self, x):\n"
+        "    a = torch.linear(x, self.first.weight, self.first.bias)\n"
+        "    b = torch.matmul(torch.matmul(self.big, self.big), a.t()).t()\n"
+        "    return torch.linear(b, self.second.weight, self.second.bias)\n";
+    const auto with = [&](const std::string& second) {
+        std::string renamed = source;
+        for (size_t at; (at = renamed.find("second")) != std::string::npos;) renamed.replace(at, 6, second);
+        return build_model({{"first.weight", sine({256, 8})},
+                            {"first.bias", sine({256})},
+                            {"big", sine({256, 256})},
+                            {second + ".weight", sine({4, 256})},
+                            {second + ".bias", sine({4})}},
+                           renamed);
+    };
+    Context context;
+    context.example = {sine({1, 8})};
+    context.facts["layers"] = {{{"layer", "first"}}, {{"layer", "last"}}};
+    add_layer_seconds(context, with("last"), with("last"));
+    const auto seconds = [&](size_t row, const char* name) {
+        return context.facts["layers"][row].at(name).get<double>();
+    };
+    for (const char* name : {"seconds_before", "seconds_after"})
+        EXPECT_GT(seconds(0, name), 3 * seconds(1, name)) << name;
+
+    context.facts["layers"] = {{{"layer", "first"}}, {{"layer", "last"}}};
+    add_layer_seconds(context, with("last"), with("other"));
+    EXPECT_TRUE(context.facts["layers"][0].contains("seconds_after"));
+    EXPECT_FALSE(context.facts["layers"][1].contains("seconds_before"));
 }
 
 TEST(StaticInt8, LeavesItsArgumentAsItWas) {

@@ -116,6 +116,26 @@ TEST(ReportPage, StaysBelowHalfAMegabyteAndSaysWhatItLeavesOut) {
     EXPECT_THAT(cut, HasSubstr("more stages are in report.json"));
 }
 
+TEST(ReportPage, ShowsWhatAQuantizerSaysOfEachLayer) {
+    Json report = sample();
+    auto& facts = report["runs"][0]["stages"][1]["stage"]["facts"];
+    EXPECT_THAT(html(report), Not(HasSubstr("by precision, noise and time")));
+    facts["layers"] = {{{"layer", "conv<1>"},
+                        {"precision", "int8"},
+                        {"sqnr_db", 41.26},
+                        {"input_range", {-2.5, 3}},
+                        {"clipped_ratio", 0.012},
+                        {"seconds_before", 120e-6},
+                        {"seconds_after", 30e-6}},
+                       {{"layer", "head"}, {"precision", "float32"}, {"reason", "too noisy"}}};
+    const std::string page = html(report);
+    for (const char* part : {"2 layers by precision, noise and time", "conv&lt;1&gt;", "41.3 dB", "-2.50 to 3", "1.2 %",
+                             "120 µs", "30.0 µs", "4.0× faster", "too noisy"})
+        EXPECT_THAT(page, HasSubstr(part));
+    facts["layers"] = {"conv1"};  // of another kind: left to the facts
+    EXPECT_THAT(html(report), Not(HasSubstr("by precision, noise and time")));
+}
+
 TEST(ReportPage, ShowsTheProvenanceBesideEveryValueOfTheTable) {
     const std::string page = html(sample());
     const size_t begin = page.find("<table id=stage-table>"), end = page.find("</table>", begin);

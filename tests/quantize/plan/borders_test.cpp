@@ -1,5 +1,5 @@
 // The borders are a minimum cut; here every choice is tried.
-#include "../../../quantize/plan/units.h"
+#include "plan/units.h"
 
 #include <limits>
 #include <random>

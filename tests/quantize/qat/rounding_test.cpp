@@ -1,5 +1,5 @@
 // The loops that stand in for LibTorch's fake quantization in training.
-#include "../../../quantize/qat/rounding.h"
+#include "qat/rounding.h"
 
 #include <cmath>
 
