@@ -7,6 +7,7 @@
 #include <coppice/engine.h>
 #include <coppice/eval.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 
@@ -96,6 +97,12 @@ Environment environment(const std::filesystem::path& root) {
     result.engine = engine_name(at::globalContext().qEngine());
     result.kernel = first_line(root / "proc/sys/kernel/osrelease");
     result.governor = first_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor");
+    // glibc gives the memory of large activations back after a run and takes it anew, unless it is told to keep it.
+    for (const char* name : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX",
+                             "GLIBC_TUNABLES", "LD_PRELOAD"})
+        if (const char* value = std::getenv(name))
+            result.malloc += (result.malloc.empty() ? "" : " ") + std::string(name) + "=" + value;
+    if (result.malloc.empty()) result.malloc = "default";
     std::istringstream memory(field(text_of(root / "proc/meminfo"), "MemTotal"));
     int64_t kibibytes = 0;
     if (memory >> kibibytes) result.memory_bytes = kibibytes * 1024;
@@ -116,26 +123,8 @@ Json Environment::to_json() const {
             {"governor", or_null(governor)},
             {"smt", smt ? Json(*smt) : Json(nullptr)},
             {"affinity", or_null(affinity)},
+            {"malloc", malloc},
             {"memory_bytes", memory_bytes ? Json(memory_bytes) : Json(nullptr)}};
-}
-
-std::vector<std::string> Environment::differences(const Environment& other) const {
-    std::vector<std::string> names;
-    const auto compare = [&](const char* name, bool same) {
-        if (!same) names.emplace_back(name);
-    };
-    compare("cpu", cpu == other.cpu);
-    compare("flags", flags == other.flags);
-    compare("cores", cores == other.cores);
-    compare("threads", threads == other.threads);
-    compare("libtorch", libtorch == other.libtorch);
-    compare("engine", engine == other.engine);
-    compare("kernel", kernel == other.kernel);
-    compare("governor", governor == other.governor);
-    compare("smt", smt == other.smt);
-    compare("affinity", affinity == other.affinity);
-    compare("virtual_machine", virtual_machine == other.virtual_machine);
-    return names;
 }
 
 }  // namespace coppice::eval

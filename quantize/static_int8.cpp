@@ -158,6 +158,7 @@ private:
         auto& facts = context.facts;
         facts["layers"] = layer_rows(plan.layers());
         facts["weight_bits"] = options_.weight_bits;
+        if (options_.weight_bits < 8) facts["simulated"] = true;  // stored and multiplied as int8
         facts["int8_layers"] = int8_layers;
         facts["float_layers"] = float_layers;
         facts["int8_weights"] = int8_weights;

@@ -175,8 +175,9 @@ std::string quality_section(const Run& run) {
 }
 
 std::string cost_section(const View& view, const Run& run) {
-    std::string out =
-        "## Cost of an inference\n\n| measure | original | this model | change |\n| --- | ---: | ---: | --- |\n";
+    std::string out = "## Cost of an inference\n\n" +
+                      (run.final->simulated ? std::string("This model is ") + kSimulatedMeans + ".\n\n" : "") +
+                      "| measure | original | this model | change |\n| --- | ---: | ---: | --- |\n";
     for (const auto& measure : view.measures) {
         const Figure after = run.final->on(measure);
         if (!after.value) continue;

@@ -182,15 +182,6 @@ Json pareto_of(const View& view, const ReportOptions& options, std::vector<std::
     return json;
 }
 
-// What must be the same for times to be compared. Runs on different machines or with different threads are warned of.
-std::string fingerprint(const Stage& stage) {
-    const Json& environment = member(*stage.measurement, "environment");
-    std::string text;
-    for (const char* key : {"cpu", "threads", "libtorch", "kernel", "governor"})
-        text += text_member(environment, key) + "; ";
-    return text;
-}
-
 }  // namespace
 
 Json collect_report(const std::vector<fs::path>& runs, const std::string& title) {
@@ -231,11 +222,17 @@ Json collect_report(const std::vector<fs::path>& runs, const ReportOptions& opti
     }
 
     const View view = make_view(report);
-    std::set<std::string> machines;
-    for (const auto& stage : view.stages) machines.insert(fingerprint(stage));
-    if (machines.size() > 1)
-        warnings.push_back(
-            "The stages were not all measured in the same environment; compare times and energies with care.");
+    std::set<std::string> differences;
+    for (const auto& stage : view.stages)
+        for (const auto& name : environment_differences(member(*view.stages.front().measurement, "environment"),
+                                                        member(*stage.measurement, "environment")))
+            differences.insert(name);
+    if (!differences.empty()) {
+        std::string names;
+        for (const auto& name : differences) names += (names.empty() ? "" : ", ") + name;
+        warnings.push_back("The stages were not all measured in the same environment (" + names +
+                           "); compare times and energies with care.");
+    }
     for (const auto& run : view.runs)
         if (!run.baseline && !run.stages.empty())
             warnings.push_back(run.folder + " has no baseline; differences to it are not shown.");

@@ -79,12 +79,7 @@ bool common_baseline(const Stage& a, const Stage& b) {
 }
 
 std::vector<std::string> fingerprint_differences(const Stage& a, const Stage& b) {
-    std::vector<std::string> names;
-    const Json &one = member(*a.measurement, "environment"), &other = member(*b.measurement, "environment");
-    for (const char* key : {"cpu", "flags", "cores", "threads", "libtorch", "engine", "kernel", "governor",
-                            "virtual_machine", "container"})
-        if (member(one, key) != member(other, key)) names.emplace_back(key);
-    return names;
+    return environment_differences(member(*a.measurement, "environment"), member(*b.measurement, "environment"));
 }
 
 std::string joined(const std::vector<std::string>& texts) {
@@ -358,6 +353,14 @@ void check_comparison(const Json& json) {
 }
 
 }  // namespace
+
+std::vector<std::string> environment_differences(const Json& one, const Json& other) {
+    std::vector<std::string> names;
+    if (!one.is_object() || !other.is_object()) return names;
+    for (const auto& [name, value] : one.items())
+        if (name != "memory_bytes" && other.contains(name) && other.at(name) != value) names.push_back(name);
+    return names;
+}
 
 Json compare_runs(const fs::path& path_a, const fs::path& path_b) {
     const auto side_a = side_of(path_a), side_b = side_of(path_b);

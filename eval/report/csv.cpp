@@ -73,7 +73,7 @@ std::string csv(const Json& json) {
     const Latency none;
 
     Row head;
-    for (const char* name : {"run", "stage", "name", "kept", "verdict", "quality_metric"}) head.text(name);
+    for (const char* name : {"run", "stage", "name", "kept", "simulated", "verdict", "quality_metric"}) head.text(name);
     const auto name_figure = [&head](const std::string& name) {
         for (const char* part : {"", "_unit", "_provenance", "_low", "_high"}) head.text(name + part);
     };
@@ -95,6 +95,7 @@ std::string csv(const Json& json) {
         row.text(stage.folder);
         row.text(stage.name);
         row.text(stage.kept ? "yes" : "no");
+        row.text(stage.simulated ? "yes" : "no");
         row.text(stage.verdict);
         row.text(stage.quality.metric);
         row.figure(quality_figure(stage.quality));

@@ -579,6 +579,7 @@ std::string stage_details(const View& view, const Detail& detail) {
                 : stage.run->side_by_side ? "model"
                                           : "kept") +
                "</span></summary><div class=body>";
+        if (stage.simulated) out += "<p class=note>Note: the model is " + e(kSimulatedMeans) + ".</p>";
         for (const auto& warning : stage.warnings()) out += "<p class=note>Note: " + e(warning) + "</p>";
         Json told = member(*stage.stage, "facts");
         const std::string curves = sensitivity_curves(told, stage.quality, std::min<size_t>(detail.rows, 60));

@@ -45,6 +45,7 @@ std::string sentence_of(const Run& run, const View& view) {
         if (ratio.provenance != "measured" && ratio.provenance != "derived") part += " (" + ratio.provenance + ")";
         text += ", " + part;
     }
+    if (after.simulated) text += std::string("; ") + kSimulatedMeans;
     return text;
 }
 
@@ -205,6 +206,13 @@ std::string terminal_table(const Json& json) {
             if (name != "unavailable") out += " " + provenance_mark(name) + " " + name;
         out += "\n";
     }
+    // In the table itself long labels are cut.
+    std::string simulated;
+    for (const auto& stage : view.stages)
+        if (stage.simulated)
+            simulated += (simulated.empty() ? "Simulated precision, neither smaller nor faster for it: " : ", ") +
+                         printable(stage.position.empty() ? stage.name : stage.position + " " + stage.name);
+    if (!simulated.empty()) out += simulated + "\n";
     return out;
 }
 

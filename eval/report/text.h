@@ -51,6 +51,12 @@ struct Words {
 };
 std::string compared(double value, double baseline, const Words& words);
 
+// What a reader has to know of a stage marked as simulated.
+inline const char* const kSimulatedMeans =
+    "simulated: it computes in wider numbers what integers of so few bits would give; such integers would be smaller "
+    "and may be "
+    "faster than what is measured here";
+
 std::string escape_html(const std::string& text);      // & < > " ' and control characters
 std::string escape_markdown(const std::string& text);  // a table cell: no pipe, line break, tag or emphasis
 std::string printable(const std::string& text);        // control characters (escape sequences of a terminal) replaced

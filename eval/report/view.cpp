@@ -213,6 +213,7 @@ View make_view(const Json& report) {
         run.side_by_side = text_member(*run.manifest, "kind") == "eval";
         const Json& stages = member(runs[r], "stages");
         if (!stages.is_array()) continue;
+        bool simulated = false;  // the model that the next stage starts from
         for (size_t s = 0; s < stages.size(); ++s) {
             Stage& stage = view.stages.emplace_back();
             stage.run = &run;
@@ -233,6 +234,9 @@ View make_view(const Json& report) {
             const Json& kept = member(*stage.stage, "kept");
             stage.kept = !kept.is_boolean() || kept.get<bool>();
             stage.verdict = text_member(*stage.stage, "verdict");
+            stage.simulated = simulated || member(member(*stage.stage, "facts"), "simulated") == Json(true);
+            if (stage.simulated) stage.label += " (simulated)";
+            if (stage.kept && !run.side_by_side) simulated = stage.simulated;
             stage.quality = quality_of(member(*stage.measurement, "quality"));
             stage.latencies = latencies_of(member(*stage.measurement, "latency"));
             run.stages.push_back(&stage);

@@ -51,6 +51,8 @@ struct Stage {
     std::string folder, name;
     std::string label;  // "1 prune.channel"; with several runs "run-a · 1 prune.channel"
     bool is_baseline = false, kept = true, is_final = false;  // final: the last kept one
+    bool simulated =
+        false;  // the model computes in wider numbers what the precision of this stage or one before would give
     std::string verdict;
     Quality quality;
     std::vector<Latency> latencies;

@@ -1,4 +1,5 @@
 #include <coppice/eval.h>
+#include <coppice/report.h>
 
 #include <fstream>
 
@@ -58,10 +59,25 @@ TEST(Environment, DescribesThisMachine) {
 TEST(Environment, NamesWhatDiffers) {
     auto machine = environment();
     auto other = machine;
-    EXPECT_TRUE(machine.differences(other).empty());
+    EXPECT_TRUE(environment_differences(machine.to_json(), other.to_json()).empty());
     other.threads += 1;
     other.kernel = "another";
-    EXPECT_THAT(machine.differences(other), ::testing::ElementsAre("threads", "kernel"));
+    other.memory_bytes += 1;  // no figure depends on it
+    EXPECT_THAT(environment_differences(machine.to_json(), other.to_json()),
+                ::testing::ElementsAre("threads", "kernel"));
+    auto older = machine.to_json();
+    older.erase("malloc");
+    older["smt"] = "another";
+    EXPECT_THAT(environment_differences(older, machine.to_json()), ::testing::ElementsAre("smt"));
+}
+
+TEST(Environment, TellsWhatTheAllocatorWasTold) {
+    ::unsetenv("MALLOC_TRIM_THRESHOLD_");
+    const auto plain = environment().malloc;
+    ::setenv("MALLOC_TRIM_THRESHOLD_", "1048576", 1);
+    EXPECT_THAT(environment().malloc, ::testing::HasSubstr("MALLOC_TRIM_THRESHOLD_=1048576"));
+    ::unsetenv("MALLOC_TRIM_THRESHOLD_");
+    EXPECT_EQ(environment().malloc, plain);
 }
 
 }  // namespace

@@ -292,6 +292,22 @@ TEST(MeasureLatency, AModelThatRefusesABatchSizeSaysSo) {
     EXPECT_THAT(reversed[0][1].ratio_to_baseline.reason, ::testing::HasSubstr("the baseline does not run"));
 }
 
+TEST(MeasureLatency, RunsACopyThatNothingElseRanThrough) {
+    // Counts its calls; at batch 2 it fails where it ever ran at batch 1.
+    const auto module = testing::build_module({{"single", at::zeros({1})}}, R"(
+def forward(self, x):
+    if x.size(0) == 1:
+        self.single.add_(1)
+    elif bool(self.single > 0):
+        return x.reshape([7])
+    return x * 2
+)");
+    const auto rows = measure_latency({{"counting", module}}, {testing::sine({1, 3})}, {1, 2}, {1}, brief());
+    EXPECT_TRUE(rows[0][0].p50_s.available());
+    EXPECT_TRUE(rows[1][0].p50_s.available()) << rows[1][0].p50_s.reason;
+    EXPECT_EQ(module.attr("single").toTensor().item<float>(), 0);
+}
+
 TEST(MeasureLatency, LeavesAModelInTrainingModeAsItWas) {
     auto module = testing::build_module({}, "def forward(self, x):\n    return torch.dropout(x, 0.5, self.training)\n");
     module.setattr("training", true);

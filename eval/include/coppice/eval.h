@@ -475,8 +475,9 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
                                       EnergyMeter* meter = nullptr);
 
 /// time_interleaved for models: each is put into the form it deploys in (torch::jit::freeze where that works, under
-/// InferenceMode, default executor), inputs are the example tiled to the batch size. A model that refuses a batch size
-/// gets unavailable figures with its reason for that one. The number of threads is restored afterwards.
+/// InferenceMode, default executor), inputs are the example tiled to the batch size. Each batch size and number of
+/// threads has a copy of its own that nothing else ran through. A model that refuses a batch size gets unavailable
+/// figures with its reason for that one. The number of threads is restored afterwards.
 /// @return for each batch x threads, in order, one Latency per variant
 std::vector<std::vector<Latency>> measure_latency(const std::vector<Variant>& variants, const Inputs& example,
                                                   const std::vector<int64_t>& batches,
@@ -524,11 +525,9 @@ struct Environment {
     std::string governor;     ///< "performance", ...; empty where unknown
     std::optional<bool> smt;  ///< two hardware threads share a core
     std::string affinity;     ///< hardware threads of this process: "0-3,8"
+    std::string malloc;       ///< what the environment says to it: "MALLOC_TRIM_THRESHOLD_=1073741824"; or "default"
     int64_t memory_bytes = 0;
     Json to_json() const;
-    /// Names of what differs: cpu, flags, cores, threads, libtorch, engine, kernel, governor, smt, affinity,
-    /// virtual_machine.
-    std::vector<std::string> differences(const Environment& other) const;
 };
 /// @param root  below which /proc and /sys are looked for
 Environment environment(const std::filesystem::path& root = "/");

@@ -88,6 +88,10 @@ std::string model_card(const Json& report);
 /// Plain text of at most 100 columns for the end of a run: one line per stage.
 std::string terminal_table(const Json& report);
 
+/// Names of the members of two fingerprints (`environment` in measurement.json) that differ and that times depend on:
+/// all but memory_bytes. What one of them does not have, because an older program wrote it, is not compared.
+std::vector<std::string> environment_differences(const Json& one, const Json& other);
+
 /// One sentence: what became of quality, size, speed and energy, and on which machine.
 std::string summary_sentence(const Json& report);
 

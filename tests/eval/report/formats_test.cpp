@@ -1,4 +1,5 @@
 // JSON with its schema, CSV, Markdown and the terminal's table; golden files for all four.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -126,6 +127,33 @@ TEST(TerminalTable, MarksAFigureWhoseSourceDiffersFromItsColumn) {
     EXPECT_THAT(terminal_table(sample()), Not(HasSubstr("◇")));
 }
 
+TEST(Formats, MarkAStageWhosePrecisionIsSimulatedAndTheModelsMadeFromIt) {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    Json report = collect_report({folder / "run-a"});
+    for (const auto& text :
+         {html(report), markdown(report), csv(report), terminal_table(report), model_card(report), svg(report)})
+        EXPECT_EQ(text.find("(simulated)"), std::string::npos);
+    auto& stages = report["runs"][0]["stages"];
+    // The last stage but one: the last starts from it.
+    auto& marked = stages[stages.size() - 2];
+    ASSERT_EQ(marked["stage"]["kept"], true);
+    marked["stage"]["facts"]["simulated"] = true;
+    report["summary"] = summary_sentence(report);
+    const std::string label = "9 deploy (simulated)";
+    for (const auto& text : {html(report), markdown(report), svg(report)}) EXPECT_THAT(text, HasSubstr("(simulated)"));
+    EXPECT_THAT(terminal_table(report),
+                HasSubstr("Simulated precision, neither smaller nor faster for it: 8 quantize.static, 9 deploy"));
+    EXPECT_THAT(markdown(report), HasSubstr(label));
+    EXPECT_THAT(html(report), HasSubstr("computes in wider numbers"));
+    EXPECT_THAT(model_card(report), HasSubstr("computes in wider numbers"));
+    EXPECT_THAT(report["summary"].get<std::string>(), HasSubstr("simulated"));
+    size_t yes = 0;
+    std::istringstream lines(csv(report));
+    for (std::string line; std::getline(lines, line);) yes += line.find(",yes,yes,") != std::string::npos;
+    EXPECT_EQ(yes, 2u);
+}
+
 TEST(Formats, RefuseJsonThatIsNoReport) {
     for (const auto& render : {html, csv, markdown, terminal_table, summary_sentence}) {
         EXPECT_ERROR(render(Json::object()), InvalidArgument, "not a report");
@@ -187,25 +215,40 @@ TEST(Numbers, ReadAsPeopleWriteThem) {
 void expect_golden(const std::string& name, const std::string& text) {
     const char* source = std::getenv("COPPICE_SOURCE");
     if (!source) GTEST_SKIP() << "needs COPPICE_SOURCE, the project's folder";
-    const fs::path file = fs::path(source) / "tests" / "golden" / "report" / name;
+    const fs::path file = fs::path(source) / name;
     if (std::getenv("COPPICE_UPDATE_GOLDEN")) write_atomically(file, text);
-    EXPECT_EQ(read_text(file), text);
+    const std::string found = read_text(file);
+    const auto [here, there] = std::mismatch(text.begin(), text.end(), found.begin(), found.end());
+    EXPECT_TRUE(here == text.end() && there == found.end())
+        << name << " differs from its byte " << here - text.begin() << " on: now "
+        << std::string(here, here + std::min<std::ptrdiff_t>(80, text.end() - here)) << ", in the file "
+        << std::string(there, there + std::min<std::ptrdiff_t>(80, found.end() - there));
 }
 
 TEST(Golden, TerminalTable) {
-    expect_golden("sample.txt", terminal_table(sample()));
+    expect_golden("tests/golden/report/sample.txt", terminal_table(sample()));
 }
 TEST(Golden, Markdown) {
-    expect_golden("sample.md", markdown(sample()));
+    expect_golden("tests/golden/report/sample.md", markdown(sample()));
 }
 TEST(Golden, ModelCard) {
-    expect_golden("sample-card.md", model_card(sample()));
+    expect_golden("tests/golden/report/sample-card.md", model_card(sample()));
 }
 TEST(Golden, Csv) {
-    expect_golden("sample.csv", csv(sample()));
+    expect_golden("tests/golden/report/sample.csv", csv(sample()));
 }
 TEST(Golden, Pareto) {
-    expect_golden("sample-pareto.json", sample()["pareto"].dump(1) + "\n");
+    expect_golden("tests/golden/report/sample-pareto.json", sample()["pareto"].dump(1) + "\n");
+}
+
+// What the README shows is what the program of today makes of the figures measured then.
+TEST(Golden, ExampleOfFourteenVariants) {
+    const char* source = std::getenv("COPPICE_SOURCE");
+    if (!source) GTEST_SKIP() << "needs COPPICE_SOURCE, the project's folder";
+    const std::string folder = "examples/resnet20_variants/";
+    const Json report = Json::parse(read_text(fs::path(source) / folder / "report.json"));
+    expect_golden(folder + "report.html", html(report));
+    expect_golden(folder + "report.svg", svg(report));
 }
 
 }  // namespace
