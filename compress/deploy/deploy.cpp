@@ -18,18 +18,19 @@ const double kLeastGain = 0.01;
 
 struct Form {
     std::string name;
-    bool fold, fuse, channels_last, bf16, attention;
+    bool fold, fuse, channels_last, bf16, attention, merge;
 };
 
 // From simple to complex; "auto" moves on only for a gain.
 const std::vector<Form> kForms = {
-    {"as_is", false, false, false, false, false},
-    {"folded", true, false, false, false, false},
-    {"fused", true, true, false, false, false},
-    {"attention", true, true, false, false, true},
-    {"channels_last", true, false, true, false, false},
-    {"fused_channels_last", true, true, true, false, false},
-    {"bf16", true, true, true, true, false},
+    {"as_is", false, false, false, false, false, false},
+    {"folded", true, false, false, false, false, false},
+    {"fused", true, true, false, false, false, false},
+    {"attention", true, true, false, false, true, false},
+    {"merged", true, true, false, false, true, true},
+    {"channels_last", true, false, true, false, false, false},
+    {"fused_channels_last", true, true, true, false, false, false},
+    {"bf16", true, true, true, true, false, false},
 };
 
 struct Candidate {
@@ -37,11 +38,11 @@ struct Candidate {
     Model model;
     Module stock;                      // saved and loaded, as a user will run it
     std::vector<LayerChange> changes;  // of fold_batch_norm
-    int folded = 0, fused = 0, channels_last = 0, bf16 = 0, attention = 0;
+    int folded = 0, fused = 0, channels_last = 0, bf16 = 0, attention = 0, merged = 0;
     std::string rejected;  // why it is not measured
     double error = 0;      // largest relative difference of an output
 
-    std::vector<int> rewrites() const { return {folded, fused, channels_last, bf16, attention}; }
+    std::vector<int> rewrites() const { return {folded, fused, channels_last, bf16, attention, merged}; }
 };
 
 Module reloaded(const Model& model) {
@@ -58,6 +59,7 @@ Candidate make_candidate(const Model& base, const Form& form, const Inputs& exam
     candidate.model = base.clone();
     if (form.fold) candidate.folded = fold_batch_norm(candidate.model, example, &candidate.changes);
     if (form.attention) candidate.attention = fuse_attention(candidate.model, example);
+    if (form.merge) candidate.merged = merge_linear(candidate.model, example);
     if (form.fuse) candidate.fused = fuse_elementwise(candidate.model, example);
     if (form.channels_last) candidate.channels_last = to_channels_last(candidate.model, example);
     if (form.bf16) candidate.bf16 = to_bfloat16(candidate.model, example);
@@ -273,6 +275,7 @@ private:
                         {"folded", candidate.folded},
                         {"fused", candidate.fused},
                         {"attention", candidate.attention},
+                        {"merged", candidate.merged},
                         {"channels_last", candidate.channels_last},
                         {"error_ratio", rounded(candidate.error)}};
             return row;

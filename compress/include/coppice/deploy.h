@@ -54,6 +54,17 @@ int fuse_elementwise(Model& model, const Inputs& example);
 /// @return the number of attentions replaced
 int fuse_attention(Model& model, const Inputs& example);
 
+/// Linear layers that read one value become one layer, as the query, key and value of attention or gate and up of a
+/// gated feed-forward:
+///
+///     before  linear(x, W1, b1), linear(x, W2, b2), ...
+///     after   split(linear(x, [W1; W2; ...], [b1; b2; ...]), [out1, out2, ...])
+///
+/// Values stay the same up to rounding; the results are views of one tensor. What follows, quantizing for one, sees one
+/// layer. Layers whose parameters only this place can reach keep training.
+/// @return the number of layers that were merged
+int merge_linear(Model& model, const Inputs& example);
+
 /// float32 parameters, buffers and inputs in bfloat16, float outputs back in float32. 8 bits of precision remain.
 /// @return the number of tensors converted
 int to_bfloat16(Model& model, const Inputs& example);
@@ -67,8 +78,8 @@ int64_t zero_subnormals(Model& model);
 struct DeployOptions {
     /// "auto" measures and takes the fastest. A name applies that form without measuring (then the same model gives the
     /// same bits, which a choice by the clock cannot promise): as_is, folded (batch norm), fused (folded +
-    /// fuse_elementwise), attention (fused + fuse_attention), channels_last (folded + to_channels_last),
-    /// fused_channels_last, bf16 (fused_channels_last + to_bfloat16).
+    /// fuse_elementwise), attention (fused + fuse_attention), merged (attention + merge_linear), channels_last (folded
+    /// + to_channels_last), fused_channels_last, bf16 (fused_channels_last + to_bfloat16).
     std::string form = "auto";
     bool bf16 = false;                  ///< let "auto" try bf16
     double tolerance = 1e-4;            ///< largest difference of an output, relative to its largest magnitude

@@ -30,7 +30,7 @@ TEST(Deploy, EveryFormKeepsTheFunctionAndItsArgument) {
     const auto model = residual_model();
     const auto before_text = model.graph()->toString();
     const auto before = output(model, kImage);
-    for (const char* name : {"auto", "as_is", "folded", "fused", "attention", "channels_last", "fused_channels_last"}) {
+    for (const char* name : {"auto", "as_is", "folded", "fused", "attention", "merged", "channels_last", "fused_channels_last"}) {
         Context context;
         context.example = kImage;
         const auto result = deploy(form(name))->apply(model, context);
@@ -74,10 +74,10 @@ TEST(Deploy, SaysWhatItTriedWithTimesAndIntervals) {
     options.seconds = 3;
     deploy(options)->apply(residual_model(), context);
     const auto& forms = context.facts.at("forms");
-    ASSERT_EQ(forms.size(), 6u);
+    ASSERT_EQ(forms.size(), 7u);
     int kept = 0;
     for (const auto& row : forms) {
-        if (row.at("name") == "attention") {
+        if (row.at("name") == "attention" || row.at("name") == "merged") {
             EXPECT_EQ(row.at("reason"), "nothing to rewrite that a simpler form does not");
             continue;
         }
@@ -184,7 +184,7 @@ TEST(Deploy, TriesBf16OnlyWhenAsked) {
     Context context;
     context.example = kImage;
     deploy(options)->apply(residual_model(), context);
-    EXPECT_EQ(context.facts.at("forms").size(), 7u);
+    EXPECT_EQ(context.facts.at("forms").size(), 8u);
     EXPECT_EQ(context.facts.at("forms").back().at("name"), "bf16");
 }
 
