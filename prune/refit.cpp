@@ -80,6 +80,10 @@ public:
         count_ += static_cast<double>(rows.size(0));
     }
 
+    /// Least squares through hardly more points than unknowns fit these points and nothing else.
+    bool has_few_rows() const { return count_ < 2 * static_cast<double>(cut_.size(1)); }
+    std::string layer() const { return before_.weight.substr(0, before_.weight.rfind('.')); }
+
     /// Writes weight and bias; {"layer", "error_before", "error_after"}.
     Json solve(Model& smaller, double ridge) const {
         const int64_t inputs = cut_.size(1);
@@ -109,9 +113,7 @@ public:
         const double after =
             before - 2 * (change * b).sum().item<double>() + (change * at::matmul(a, change)).sum().item<double>();
         const double energy = std::max(energy_ / count_, 1e-300);
-        return {{"layer", before_.weight.substr(0, before_.weight.rfind('.'))},
-                {"error_before", before / energy},
-                {"error_after", std::max(after, 0.0) / energy}};
+        return {{"layer", layer()}, {"error_before", before / energy}, {"error_after", std::max(after, 0.0) / energy}};
     }
 
     bool seen() const { return count_ > 0; }
@@ -145,6 +147,7 @@ void refit(Model& smaller, const Model& original, const Groups& groups, const Re
     for (const auto& reader : readers(smaller)) after[reader.weight].push_back(reader);
     context.facts["refit"] = Json::array();
     std::set<std::string> done;
+    std::vector<std::string> few;
     for (const auto& first : order) {
         // All layers that read the same value are fitted in one pass over the data.
         std::vector<std::pair<Reader, Fit>> fits;
@@ -177,9 +180,18 @@ void refit(Model& smaller, const Model& original, const Groups& groups, const Re
                 fit.add(x, smaller_x, options.positions, context.seed + static_cast<uint64_t>(count));
         }
         for (auto& [twin, fit] : fits)
-            if (fit.seen()) context.facts["refit"].push_back(fit.solve(smaller, options.ridge));
+            if (fit.seen()) {
+                context.facts["refit"].push_back(fit.solve(smaller, options.ridge));
+                if (fit.has_few_rows()) few.push_back(fit.layer());
+            }
         context.log->progress("re-fit", static_cast<double>(done.size()), static_cast<double>(before.size()), "");
     }
+    if (!few.empty())
+        context.log->warning(
+            std::string(kWhere) + ": " + std::to_string(few.size()) + (few.size() > 1 ? " layers (" : " layer (") +
+            few.front() + (few.size() > 1 ? ", ..." : "") +
+            ") fitted to fewer than two rows of calibration data per input, which fits those rows and little else; "
+            "give several times as many by data: {calibration: N} or positions");
     for (size_t g = 0; g < removal.size(); ++g)
         for (const auto& slice : groups.all()[g].slices)
             if (!removal[g].empty() && slice.parameter && !slice.produces && slice.tensor.dim() > 1 &&

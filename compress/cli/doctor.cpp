@@ -166,11 +166,12 @@ int run_doctor(const Arguments& arguments) {
     item("system", machine.kernel + (machine.virtual_machine ? ", virtual machine" : "") +
                        (machine.container.empty() ? "" : ", container: " + machine.container) +
                        (machine.governor.empty() ? "" : ", governor: " + machine.governor));
-    item("malloc",
-         machine.malloc + (machine.malloc == "default"
-                               ? ": MALLOC_TRIM_THRESHOLD_=1073741824 in the environment keeps memory between "
-                                 "runs, which makes models with large activations faster"
-                               : ""));
+    item("malloc", machine.malloc);
+    if (machine.malloc == "default")
+        item("",
+             "with MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 in a program's environment it "
+             "keeps "
+             "memory between runs: models with large activations are faster");
 
     std::cout << "\nLibTorch\n";
     item("version", machine.libtorch);

@@ -1,6 +1,7 @@
 // Linear layers of one input become one: the weights below one another, the output cut into what each gave.
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
+#include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 
 #include <map>
@@ -16,23 +17,22 @@ struct Member {
     std::optional<at::Tensor> bias;
 };
 
-// What can be merged: aten::linear with parameters of its own, on an input that nothing changes in place.
-std::optional<Member> member(const Model& model, Node* node) {
+// What can be merged: aten::linear with a weight that nothing else reads, on an input that nothing changes in place.
+std::optional<Member> member(const Model& model, const AliasDb& aliases, const std::map<std::string, int>& reads,
+                             Node* node) {
     const auto layer = as_linear(node);
     if (!layer || node->kind() != aten::linear || layer->weight_transposed) return std::nullopt;
     const auto weight = parameter_of(model, layer->weight);
     if (!weight || !attribute_name(layer->weight) || weight->dim() != 2 || !weight->is_floating_point() ||
-        weight->layout() != at::kStrided)
+        weight->layout() != at::kStrided || reads.at(*attribute_name(layer->weight)) > 1)
         return std::nullopt;
     Member result{*layer, *weight, std::nullopt};
     if (layer->has_bias) {
         result.bias = parameter_of(model, layer->bias);
         if (!result.bias) return std::nullopt;
     }
-    for (const auto& use : layer->input->uses()) {
-        const std::string name = use.user->kind().toUnqualString();
-        if (!name.empty() && name.back() == '_') return std::nullopt;
-    }
+    // Changed in place under any name, the input would not be the same for all.
+    if (aliases.hasWriters(layer->input)) return std::nullopt;
     return result;
 }
 
@@ -77,9 +77,14 @@ void merge(Model& model, const std::vector<Member>& members) {
 }  // namespace
 
 int merge_linear(Model& model, const Inputs& example) {
+    const AliasDb aliases(model.graph());
+    std::map<std::string, int> reads;  // a weight that several layers share stays shared
+    for (Node* node : all_nodes(*model.graph()))
+        for (const Value* value : node->inputs())
+            if (const auto name = attribute_name(value)) ++reads[*name];
     std::map<std::pair<size_t, const Block*>, std::vector<Member>> groups;  // keyed in the order of the graph
     for (Node* node : all_nodes(*model.graph()))
-        if (auto found = member(model, node)) {
+        if (auto found = member(model, aliases, reads, node)) {
             auto& group = groups[{found->layer.input->unique(), node->owningBlock()}];
             if (group.empty() || (group[0].weight.scalar_type() == found->weight.scalar_type() &&
                                   group[0].weight.requires_grad() == found->weight.requires_grad()))

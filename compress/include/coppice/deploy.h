@@ -61,7 +61,7 @@ int fuse_attention(Model& model, const Inputs& example);
 ///     after   split(linear(x, [W1; W2; ...], [b1; b2; ...]), [out1, out2, ...])
 ///
 /// Values stay the same up to rounding; the results are views of one tensor. What follows, quantizing for one, sees one
-/// layer. Layers whose parameters only this place can reach keep training.
+/// layer. A weight that is read twice and an input that is changed in place are left alone.
 /// @return the number of layers that were merged
 int merge_linear(Model& model, const Inputs& example);
 

@@ -59,6 +59,18 @@ TEST(MergeLinear, LeavesLayersOfOtherInputsAndInputsThatChangeInPlace) {
         "    k = torch.linear(y, self.k.weight)\n"
         "    return q + k\n");
     EXPECT_EQ(merge_linear(changed, kExample), 0);
+    auto through_a_view = projections(
+        "    y = x + 1\n"
+        "    q = torch.linear(y, self.q.weight, self.q.bias)\n"
+        "    y.view([-1]).mul_(2.0)\n"
+        "    k = torch.linear(y, self.k.weight)\n"
+        "    return q + k\n");
+    EXPECT_EQ(merge_linear(through_a_view, kExample), 0);
+    auto tied = projections(
+        "    q = torch.linear(x, self.q.weight, self.q.bias)\n"
+        "    k = torch.linear(x, self.q.weight)\n"
+        "    return q + k\n");
+    EXPECT_EQ(merge_linear(tied, kExample), 0);
 }
 
 TEST(MergeLinear, IsAFormOfDeployAndWhatFollowsSeesOneLayer) {
