@@ -30,7 +30,8 @@ TEST(Deploy, EveryFormKeepsTheFunctionAndItsArgument) {
     const auto model = residual_model();
     const auto before_text = model.graph()->toString();
     const auto before = output(model, kImage);
-    for (const char* name : {"auto", "as_is", "folded", "fused", "attention", "merged", "channels_last", "fused_channels_last"}) {
+    for (const char* name :
+         {"auto", "as_is", "folded", "fused", "attention", "merged", "channels_last", "fused_channels_last"}) {
         Context context;
         context.example = kImage;
         const auto result = deploy(form(name))->apply(model, context);
