@@ -171,6 +171,7 @@ int run_track(const Arguments& arguments) {
         "idle", "measure idle power for so long before and after", text()->default_value("0"), "SECONDS")(
         "expect", "how long it takes: the line on the terminal then shows progress and the time left", text(),
         "SECONDS")("project", "name in the record, to group by", text()->default_value("coppice"), "NAME")(
+        "user", "the same: on whose account", text()->default_value(""), "NAME")(
         "experiment", "identifier in the record", text()->default_value(""), "ID")(
         "tag", "in the record; may be repeated", cxxopts::value<std::vector<std::string>>(), "TAG")(
         "interval", "seconds between two looks at the processes", text()->default_value("1"), "SECONDS");
@@ -259,6 +260,7 @@ int run_track(const Arguments& arguments) {
 
     eval::TrackRecord record;
     record.project = line.text("project");
+    record.user = line.text("user");
     record.run_id = random_id();
     record.experiment_id = line.text("experiment");
     record.tags = line.texts("tag");

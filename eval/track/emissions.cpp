@@ -93,6 +93,7 @@ Json TrackRecord::to_json() const {
                  {"version", 1},
                  {"coppice", version},
                  {"project", project},
+                 {"user", user.empty() ? Json() : Json(user)},
                  {"run_id", run_id},
                  {"experiment_id", experiment_id},
                  {"tags", tags},
@@ -123,7 +124,7 @@ std::vector<std::string> emissions_columns() {
             // Coppice's own
             "coppice_version", "energy_source", "energy_method", "energy_provenance", "energy_low", "energy_high",
             "emissions_provenance", "emissions_low", "emissions_high", "grid", "grid_g_per_kwh", "cpu_seconds",
-            "peak_memory_bytes", "exit_code", "tags"};
+            "peak_memory_bytes", "exit_code", "tags", "user"};
 }
 
 void append_emissions(const std::filesystem::path& path, const TrackRecord& record) {
@@ -134,6 +135,7 @@ void append_emissions(const std::filesystem::path& path, const TrackRecord& reco
     const auto& usage = record.usage;
     cells["timestamp"] = local_time(usage.started + usage.seconds.value.value_or(0));
     cells["project_name"] = record.project;
+    cells["user"] = record.user;
     cells["run_id"] = record.run_id;
     cells["experiment_id"] = record.experiment_id;
     put("duration", usage.seconds.value, 1);

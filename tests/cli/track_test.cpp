@@ -42,12 +42,12 @@ TEST_F(TrackTest, OptionsBehindTheDashesAreTheCommands) {
 TEST_F(TrackTest, CountsTheWholeTree) {
     // The work is done by a grandchild that its parent does not wait for.
     const auto outcome = track(
-        {"-q",  "--energy",  "cpu_time", "--cpu-watts-per-core",
-         "10",  "--grid",    "360",      "--pue",
-         "2",   "--json",    "run.json", "--interval",
-         "0.1", "--project", "p",        "--tag",
-         "a",   "--tag",     "b",        "--price",
-         "0.36"},
+        {"-q",   "--energy",  "cpu_time", "--cpu-watts-per-core",
+         "10",   "--grid",    "360",      "--pue",
+         "2",    "--json",    "run.json", "--interval",
+         "0.1",  "--project", "p",        "--tag",
+         "a",    "--tag",     "b",        "--price",
+         "0.36", "--user",    "anna"},
         {"sh", "-c",
          "(i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; : > done) & while [ ! -e done ]; do sleep 0.05; done"});
     ASSERT_EQ(outcome.code, 0) << outcome.err;
@@ -60,6 +60,7 @@ TEST_F(TrackTest, CountsTheWholeTree) {
     EXPECT_EQ(json["energy_j"]["provenance"], "modelled");
     EXPECT_EQ(json["exit_code"], 0);
     EXPECT_EQ(json["project"], "p");
+    EXPECT_EQ(json["user"], "anna");
     EXPECT_EQ(json["tags"], Json({"a", "b"}));
     EXPECT_TRUE(json["peak_memory_bytes"]["value"].is_null() || json["peak_memory_bytes"]["value"] > 100000);
     EXPECT_EQ(json["net_energy_j"]["value"], json["energy_j"]["value"]) << "the model has no idle draw in it";

@@ -118,6 +118,7 @@ TEST(ProcessTree, AddsDescendantsOnly) {
 TrackRecord sample_record() {
     TrackRecord record;
     record.project = "a, b";
+    record.user = "anna";
     record.run_id = "1234";
     record.tags = {"x", "y"};
     record.usage.started = 1767225600;
@@ -186,6 +187,7 @@ TEST(EmissionsCsv, HasCodeCarbonsColumnsAndThenItsOwn) {
     EXPECT_EQ(cell["gpu_energy"], "") << "unknown is empty, never 0";
     EXPECT_EQ(cell["exit_code"], "3");
     EXPECT_EQ(cell["tags"], "x;y");
+    EXPECT_EQ(cell["user"], "anna");
 }
 
 TEST(EmissionsCsv, IsAppendedToSafely) {

@@ -92,7 +92,7 @@ private:
 
 /// Everything that is known of a tracked run.
 struct TrackRecord {
-    std::string project, run_id, experiment_id;
+    std::string project, user, run_id, experiment_id;
     std::vector<std::string> tags, command;
     int exit_code = 0;
     Usage usage;
