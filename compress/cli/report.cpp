@@ -70,6 +70,13 @@ int compare(const CommandLine& line, const std::vector<std::string>& runs) {
     return kDone;
 }
 
+Json read_report(const std::filesystem::path& file) {
+    const auto json = Json::parse(read_text(file), nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || json.value("format", Json()) != "coppice-report")
+        throw IoError(file.string(), "is no report of Coppice", "Give a run directory, or its report.json.");
+    return json;
+}
+
 // What many runs and tracked programs took, by project, user or tag.
 int allocate(const CommandLine& line, const std::vector<std::string>& sources) {
     for (const char* other : {"format", "out", "title", "load", "regions", "compare", "x", "y"})
@@ -134,6 +141,7 @@ int run_report(const Arguments& given) {
         "Makes one report of one or several run directories: quality against run time, size, operations, power,\n"
         "energy and carbon. Unfinished runs are reported as far as they got.",
         "  coppice report runs/resnet20\n"
+        "  coppice report report.json --format html\n"
         "  coppice report runs/a runs/b --format html,csv --out comparison --title \"a or b\"\n"
         "  coppice report --compare runs/a runs/b\n"
         "  coppice report --compare runs/a/00-baseline runs/a/02-train.finetune --json\n"
@@ -188,12 +196,23 @@ int run_report(const Arguments& given) {
             formats.push_back(format);
         }
     }
-    const std::filesystem::path out = line.given("out") ? line.text("out") : runs.size() == 1 ? runs[0] : ".";
+    // A report.json: the other formats are made anew from it, whatever became of the run.
+    const bool stored = runs.size() == 1 && std::filesystem::is_regular_file(runs[0]);
+    if (stored) {
+        for (const char* option : {"x", "y", "title"})
+            if (line.given(option)) line.fail("--" + std::string(option) + " needs the run, not its report.json");
+        if (!line.given("format")) formats.erase(std::remove(formats.begin(), formats.end(), "json"), formats.end());
+    }
+    const std::filesystem::path here = stored ? std::filesystem::path(runs[0]).parent_path() : std::filesystem::path();
+    const std::filesystem::path out = line.given("out")  ? std::filesystem::path(line.text("out"))
+                                      : stored           ? (here.empty() ? "." : here)
+                                      : runs.size() == 1 ? std::filesystem::path(runs[0])
+                                                         : ".";
     eval::ReportOptions options;
     options.title = line.text("title");
     if (line.given("x")) options.x = line.text("x");
     if (line.given("y")) options.y = line.text("y");
-    const auto report = eval::collect_report({runs.begin(), runs.end()}, options);
+    const auto report = stored ? read_report(runs[0]) : eval::collect_report({runs.begin(), runs.end()}, options);
     std::error_code error;
     std::filesystem::create_directories(out, error);
     if (error)

@@ -189,6 +189,16 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_EQ(std::count(regions.begin(), regions.end(), '\n'), 1 + 6 * 214) << "a row for each stage and zone";
     EXPECT_THAT(regions, HasSubstr("small,05-deploy,FR,2025,41.44,1.0,"));
     EXPECT_EQ(run({"report", "runs/small", "--load", "0"}).code, 2);
+    // From the stored report alone, byte for byte.
+    ASSERT_EQ(run({"report", "runs/small"}).code, 0);
+    std::filesystem::create_directory(folder / "alone");
+    std::filesystem::copy_file(folder / "runs/small/report.json", folder / "alone/report.json");
+    const auto rebuilt = run({"report", "alone/report.json"});
+    ASSERT_EQ(rebuilt.code, 0) << rebuilt.err;
+    for (const char* name : {"report.html", "report.csv", "report.md"})
+        EXPECT_TRUE(read_text(folder / "alone" / name) == read_text(folder / "runs/small" / name)) << name;
+    EXPECT_THAT(run({"report", "runs/small/manifest.json"}).err, HasSubstr("is no report of Coppice"));
+    EXPECT_EQ(run({"report", "alone/report.json", "--title", "x"}).code, 2);
     const auto priced = run({"report", "runs/small", "--format", "md", "--out", "elsewhere", "--price", "0.3",
                              "--embodied-kg", "1200", "--green-algorithms", "--memory-gb", "4"});
     EXPECT_EQ(priced.code, 0) << priced.err;
