@@ -25,31 +25,29 @@ public:
     }
 
     at::Tensor forward(const Inputs& inputs) override {
+        if (!places_.empty()) return forward_watched(inputs);
         torch::jit::Stack stack = {model_.module()._ivalue()};
         stack.insert(stack.end(), inputs.begin(), inputs.end());
         model_.module().get_method("forward").function().getSchema().checkAndNormalizeInputs(stack);
         torch::jit::InterpreterState(code_).run(stack);
-        watched_.clear();
-        for (size_t i = stack.size() - watched_count_; i < stack.size(); ++i) watched_.push_back(stack[i].toTensor());
         return first_tensor(stack.front());
     }
 
     std::vector<std::string> watch(const std::vector<std::string>& layers) override {
         const LayerNames names(model_);
-        const auto& graph = model_.graph();
-        const auto copy = graph->copy();
-        std::vector<std::string> found;
+        const std::vector<std::regex> patterns(layers.begin(), layers.end());
         std::vector<bool> used(layers.size(), false);
-        auto twin = copy->nodes().begin();
-        for (auto* node : graph->nodes()) {
-            auto* copied = *twin++;
+        std::vector<std::string> found;
+        places_.clear();
+        for (const auto* node : model_.graph()->nodes()) {
             if (node->outputs().size() != 1 || !node->output()->type()->isSubtypeOf(*c10::TensorType::get())) continue;
+            const auto& name = names.of(node);
             bool chosen = layers.empty() && is_sum(node);
             for (size_t i = 0; i < layers.size(); ++i)
-                if (std::regex_search(names.of(node), std::regex(layers[i]))) chosen = used[i] = true;
+                if (std::regex_search(name, patterns[i])) chosen = used[i] = true;
             if (!chosen) continue;
-            found.push_back(names.of(node));
-            copy->registerOutput(copied->output());
+            places_[node] = found.size();
+            found.push_back(name);
         }
         for (size_t i = 0; i < layers.size(); ++i)
             if (!used[i])
@@ -58,8 +56,6 @@ public:
         if (found.empty())
             throw InvalidArgument("train", "the model has no sum of two computed tensors to watch",
                                   "Name the layers; coppice inspect --all MODEL lists them.");
-        code_ = torch::jit::Code(copy, "forward");
-        watched_count_ = found.size();
         return found;
     }
 
@@ -93,9 +89,20 @@ private:
         return true;
     }
 
+    // The interpreter cannot be observed.
+    at::Tensor forward_watched(const Inputs& inputs) {
+        watched_.resize(places_.size());
+        NodeHooks hooks;
+        hooks.after = [this](const torch::jit::Node* node, std::vector<c10::IValue>& outputs) {
+            if (const auto place = places_.find(node); place != places_.end())
+                watched_[place->second] = outputs[0].toTensor();
+        };
+        return first_tensor(run_nodes(model_, inputs, hooks));
+    }
+
     Model model_;
     torch::jit::Code code_;
-    size_t watched_count_ = 0;
+    std::unordered_map<const torch::jit::Node*, size_t> places_;  // in watched_
     std::vector<at::Tensor> watched_;
 };
 

@@ -150,9 +150,10 @@ TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
     const auto own_loss = loss_ ? nullptr : default_loss(context.task);
     const Loss& loss = loss_ ? *loss_ : *own_loss;
 
+    const auto* features = dynamic_cast<const FeatureLoss*>(&loss);
     std::unique_ptr<Trainable> teacher;
     std::function<at::Tensor(const Inputs&)> ask_teacher;
-    if (loss.needs().teacher) {
+    if (loss.needs().teacher || features) {
         if (teacher_ == "baseline" && !context.baseline)
             throw InvalidArgument(where_, "there is no baseline to learn from", "Give teacher: FILE.");
         teacher =
@@ -161,7 +162,7 @@ TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
         ask_teacher = [&teacher](const Inputs& inputs) { return teacher->forward(inputs); };
     }
     std::unique_ptr<WatchingLoss> watching;
-    if (const auto* features = dynamic_cast<const FeatureLoss*>(&loss)) {
+    if (features) {
         watching = std::make_unique<WatchingLoss>(*features, module, *teacher);
         context.facts["feature_layers"] = watching->names();
     }
