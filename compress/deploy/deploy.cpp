@@ -18,19 +18,19 @@ const double kLeastGain = 0.01;
 
 struct Form {
     std::string name;
-    bool fold, fuse, channels_last, bf16, attention, merge;
+    bool fold = false, fuse = false, channels_last = false, bf16 = false, attention = false, merge = false;
 };
 
 // From simple to complex; "auto" moves on only for a gain.
 const std::vector<Form> kForms = {
-    {"as_is", false, false, false, false, false, false},
-    {"folded", true, false, false, false, false, false},
-    {"fused", true, true, false, false, false, false},
-    {"attention", true, true, false, false, true, false},
-    {"merged", true, true, false, false, true, true},
-    {"channels_last", true, false, true, false, false, false},
-    {"fused_channels_last", true, true, true, false, false, false},
-    {"bf16", true, true, true, true, false, false},
+    {.name = "as_is"},
+    {.name = "folded", .fold = true},
+    {.name = "fused", .fold = true, .fuse = true},
+    {.name = "attention", .fold = true, .fuse = true, .attention = true},
+    {.name = "merged", .fold = true, .fuse = true, .attention = true, .merge = true},
+    {.name = "channels_last", .fold = true, .channels_last = true},
+    {.name = "fused_channels_last", .fold = true, .fuse = true, .channels_last = true},
+    {.name = "bf16", .fold = true, .fuse = true, .channels_last = true, .bf16 = true},
 };
 
 struct Candidate {

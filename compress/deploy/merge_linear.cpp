@@ -57,9 +57,8 @@ void merge(Model& model, const std::vector<Member>& members) {
     };
     auto& graph = *model.graph();
     Value* weight = stored("weight", weights);
-    Value* bias = biased ? stored("bias", biases) : nullptr;
     const WithInsertPoint before(first);
-    if (!bias) bias = graph.insertConstant(c10::IValue());
+    Value* bias = biased ? stored("bias", biases) : graph.insertConstant(c10::IValue());
     Value* whole = graph.insert(aten::linear, {members.front().layer.input, weight, bias});
     whole->node()->setScope(first->scope());
     whole->node()->setSourceRange(first->sourceRange());
@@ -82,16 +81,20 @@ int merge_linear(Model& model, const Inputs& example) {
     for (Node* node : all_nodes(*model.graph()))
         for (const Value* value : node->inputs())
             if (const auto name = attribute_name(value)) ++reads[*name];
-    std::map<std::pair<size_t, const Block*>, std::vector<Member>> groups;  // keyed in the order of the graph
+    std::vector<std::vector<Member>> groups;  // of one input, block and kind of weight, in the order of the graph
+    const auto together = [](const Member& a, const Member& b) {
+        return a.layer.input == b.layer.input && a.layer.node->owningBlock() == b.layer.node->owningBlock() &&
+               a.weight.scalar_type() == b.weight.scalar_type() && a.weight.requires_grad() == b.weight.requires_grad();
+    };
     for (Node* node : all_nodes(*model.graph()))
         if (auto found = member(model, aliases, reads, node)) {
-            auto& group = groups[{found->layer.input->unique(), node->owningBlock()}];
-            if (group.empty() || (group[0].weight.scalar_type() == found->weight.scalar_type() &&
-                                  group[0].weight.requires_grad() == found->weight.requires_grad()))
-                group.push_back(std::move(*found));
+            auto group =
+                std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return together(g[0], *found); });
+            if (group == groups.end()) group = groups.emplace(groups.end());
+            group->push_back(std::move(*found));
         }
     int merged = 0;
-    for (const auto& [input, members] : groups) {
+    for (const auto& members : groups) {
         if (members.size() < 2) continue;
         merge(model, members);
         merged += static_cast<int>(members.size());
