@@ -170,8 +170,7 @@ int run_doctor(const Arguments& arguments) {
     if (machine.malloc == "default")
         item("",
              "with MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 in a program's environment it "
-             "keeps "
-             "memory between runs: models with large activations are faster");
+             "keeps memory between runs: models with large activations are faster");
 
     std::cout << "\nLibTorch\n";
     item("version", machine.libtorch);

@@ -71,7 +71,7 @@ int compare(const CommandLine& line, const std::vector<std::string>& runs) {
 }
 
 Json read_report(const std::filesystem::path& file) {
-    const auto json = Json::parse(read_text(file), nullptr, /*allow_exceptions=*/false);
+    const auto json = read_json(file);
     if (!json.is_object() || json.value("format", Json()) != "coppice-report")
         throw IoError(file.string(), "is no report of Coppice", "Give a run directory, or its report.json.");
     return json;
@@ -203,11 +203,9 @@ int run_report(const Arguments& given) {
             if (line.given(option)) line.fail("--" + std::string(option) + " needs the run, not its report.json");
         if (!line.given("format")) formats.erase(std::remove(formats.begin(), formats.end(), "json"), formats.end());
     }
-    const std::filesystem::path here = stored ? std::filesystem::path(runs[0]).parent_path() : std::filesystem::path();
-    const std::filesystem::path out = line.given("out")  ? std::filesystem::path(line.text("out"))
-                                      : stored           ? (here.empty() ? "." : here)
-                                      : runs.size() == 1 ? std::filesystem::path(runs[0])
-                                                         : ".";
+    std::filesystem::path out = runs.size() == 1 ? runs[0] : ".";
+    if (stored && (out = out.parent_path()).empty()) out = ".";
+    if (line.given("out")) out = line.text("out");
     eval::ReportOptions options;
     options.title = line.text("title");
     if (line.given("x")) options.x = line.text("x");

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 
 #include <coppice/report.h>
 
@@ -391,11 +392,13 @@ std::string spoken(const Json& value, int depth = 0) {
     return text;
 }
 
-// A list of names and values; `unset` stands where there is no value.
-std::string pairs(const Json& object, const std::string& unset = "not known") {
+// A list of names and values; `unset` stands where there is no value, `except` is left out.
+std::string pairs(const Json& object, const std::string& unset = "not known",
+                  const std::set<std::string>& except = {}) {
     if (!object.is_object() || object.empty()) return {};
-    std::string out = "<dl class=pairs>";
+    std::string out;
     for (const auto& [name, value] : object.items()) {
+        if (except.count(name)) continue;
         const std::string text = spoken(value);
         std::string title = name;
         std::replace(title.begin(), title.end(), '_', ' ');
@@ -405,7 +408,7 @@ std::string pairs(const Json& object, const std::string& unset = "not known") {
                                  : shortened(text, 400)) +
                "</dd>";
     }
-    return out + "</dl>";
+    return out.empty() ? out : "<dl class=pairs>" + out + "</dl>";
 }
 
 // A table of `rows`, at most as many as the detail allows.
@@ -503,8 +506,7 @@ std::string quantized_layers(const Json& rows, const Detail& detail) {
     const std::string note =
         std::any_of(rows.begin(), rows.end(), [](const Json& row) { return row.contains("seconds_before"); })
             ? "<p class=note>Time: operator by operator on the example, of the layer and of what runs after it until "
-              "the "
-              "next one, conversions included.</p>"
+              "the next one, conversions included.</p>"
             : "";
     return layer_table(plural(cells.size(), "layer", "layers") + " by precision, noise and time",
                        {"Layer", "Precision", "Why not lower", "Signal to noise", "Input range", "Clipped",
@@ -581,12 +583,14 @@ std::string stage_details(const View& view, const Detail& detail) {
                "</span></summary><div class=body>";
         if (stage.simulated) out += "<p class=note>Note: the model is " + e(kSimulatedMeans) + ".</p>";
         for (const auto& warning : stage.warnings()) out += "<p class=note>Note: " + e(warning) + "</p>";
-        Json told = member(*stage.stage, "facts");
+        const Json& told = member(*stage.stage, "facts");
         const std::string curves = sensitivity_curves(told, stage.quality, std::min<size_t>(detail.rows, 60));
-        if (!curves.empty()) told.erase("sensitivity");
-        const Json by_layer = has_quantized_layers(told) ? told["layers"] : Json();
-        if (!by_layer.is_null()) told.erase("layers");
-        const std::string options = pairs(member(*stage.stage, "options"), "none"), facts = pairs(told);
+        const bool by_layer = has_quantized_layers(told);
+        std::set<std::string> drawn;  // not once more as raw values
+        if (!curves.empty()) drawn.insert("sensitivity");
+        if (by_layer) drawn.insert("layers");
+        const std::string options = pairs(member(*stage.stage, "options"), "none"),
+                          facts = pairs(told, "not known", drawn);
         if (!options.empty() || !facts.empty()) {
             out += "<div class=columns>";
             if (!options.empty()) out += "<div><h3>Options</h3>" + options + "</div>";
@@ -595,7 +599,7 @@ std::string stage_details(const View& view, const Detail& detail) {
         }
         out += curves;
         if (detail.rows > 0)
-            out += (by_layer.is_null() ? "" : quantized_layers(by_layer, detail)) +
+            out += (by_layer ? quantized_layers(member(told, "layers"), detail) : "") +
                    changes(member(*stage.stage, "changes"), detail) + layers(member(*stage.stage, "layers"), detail) +
                    figures(stage, detail);
         out += "</div></details>";
