@@ -6,6 +6,7 @@
 // forms alone, against float.
 #include <cmath>
 #include <cstdio>
+#include <set>
 
 #include <coppice/error.h>
 #include <coppice/quantize.h>
@@ -112,7 +113,12 @@ public:
         if (chosen.details.empty()) chosen.details.resize(chosen.layers.size());
         record_layers(context, chosen.layers, chosen.details);
         if (chosen.plan) {
-            for (const auto& row : layer_rows(chosen.plan->layers())) context.facts["layers"].push_back(row);
+            // What the plan left in float may have got another form since, whose row is there.
+            auto& rows = context.facts["layers"];
+            std::set<std::string> known;
+            for (const auto& row : rows) known.insert(row.at("layer").get<std::string>());
+            for (const auto& row : layer_rows(chosen.plan->layers()))
+                if (!known.count(row.at("layer").get<std::string>())) rows.push_back(row);
         }
         add_layer_seconds(context, prepared, chosen.model);
         context.facts["chosen"] = chosen.name;

@@ -89,6 +89,10 @@ TEST(Auto, TakesStaticInt8WhereTheWholeModelIsFasterWithIt) {
     const auto int8 = auto_precision(options)->apply(residual_model(), context);
     EXPECT_TRUE(holds(int8, "quantized::conv2d_relu"));
     EXPECT_EQ(context.facts["chosen"], "static");
+    std::map<std::string, int> rows;
+    for (const auto& row : context.facts["layers"]) ++rows[row.at("layer").get<std::string>()];
+    EXPECT_EQ(rows.size(), 5u);
+    for (const auto& [layer, count] : rows) EXPECT_EQ(count, 1) << layer;
 }
 
 TEST(Auto, MeasuresByTheClockWithoutATimer) {
