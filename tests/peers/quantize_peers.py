@@ -16,6 +16,7 @@ for a shape, and LibTorch's oneDNN convolutions lay their int8 weights out for t
 calls, in random order, with a pause and unmeasured calls before, so that nobody's threads still spin while another is measured; a figure is the median over rounds, a ratio the median of the rounds'
 ratios. Quality: top-1 of the 10,000 CIFAR-10 test images, Spearman of the 750 pairs of STS-B.
 """
+import functools
 import importlib.metadata as metadata
 import json
 import multiprocessing
@@ -218,11 +219,11 @@ def block(call, inputs):
     return (time.perf_counter() - start) / calls
 
 
-def serve(pipe, make, name, program, data, work, threads):
+def serve(pipe, make, name, data, work, threads):
     """Answers ("made",), ("quality",) and ("block", batch) until the other end closes."""
     torch.set_num_threads(threads)
     load = workload(name, data, work)
-    call, seconds = make(load, work, threads) if make is not coppice else coppice(program, load, work, threads)
+    call, seconds = make(load, work, threads)
     answers = {"made": lambda: seconds, "quality": lambda: load.quality(call, data)}
     while True:
         try:
@@ -247,14 +248,14 @@ def main():
     ratios = {"convolutional / OpenVINO": [], "encoder / OpenVINO": [], "all / ONNX Runtime": []}
     for name in names:
         workload(name, data, work)  # writes what the program reads
-        makers = (coppice, openvino, onnxruntime)
+        makers = (functools.partial(coppice, program), openvino, onnxruntime)
 
         def started():
             """A process for each runtime, one after the other: making models is timed as well."""
             pipes = []
             for make in makers:
                 near, far = spawn.Pipe()
-                spawn.Process(target=serve, args=(far, make, name, program, data, work, threads), daemon=True).start()
+                spawn.Process(target=serve, args=(far, make, name, data, work, threads), daemon=True).start()
                 far.close()
                 pipes.append(near)
                 ask(near, "made")

@@ -1,5 +1,6 @@
 #include "prune/criteria/criteria.h"
 #include "reference/pruning.h"
+#include "support/warnings.h"
 
 namespace coppice::testing {
 namespace {
@@ -142,14 +143,6 @@ def forward(self, x):
     EXPECT_NEAR(reached, expected, 1e-5 * expected + 1e-7);  // float32 outputs
 }
 
-class Told final : public Log {
-public:
-    void write(const std::string& level, const std::string& message) override {
-        if (level == "warning") warnings.push_back(message);
-    }
-    std::vector<std::string> warnings;
-};
-
 TEST(PruneRefit, WarnsWhereTheRowsAreHardlyMoreThanTheInputs) {
     const auto model = build_model({{"a.weight", at::eye(5) + sine({5, 5}, 0.4)}, {"b.weight", sine({3, 5}, 0.8)}}, R"(
 def forward(self, x):
@@ -159,12 +152,12 @@ def forward(self, x):
         const auto x = sine({rows, 5}) + 0.2;
         auto cut = cut_channels(model, {x}, "a", {0, 3});
         auto context = calibrated_on({x});
-        Told log;
+        Warnings log;
         context.log = &log;
         prune::refit(cut.smaller, model, cut.groups, cut.removal, all_positions(), context);
-        ASSERT_EQ(log.warnings.size(), warned ? 1u : 0u) << rows;
+        ASSERT_EQ(log.texts.size(), warned ? 1u : 0u) << rows;
         if (warned) {
-            EXPECT_THAT(log.warnings[0], ::testing::HasSubstr("1 layer (b) fitted"));
+            EXPECT_THAT(log.texts[0], ::testing::HasSubstr("1 layer (b) fitted"));
         }
     }
 }

@@ -1,4 +1,5 @@
 #include "models.h"
+#include "support/warnings.h"
 
 namespace coppice::testing {
 namespace {
@@ -105,14 +106,6 @@ TEST(FineTune, GoesOnFromItsCheckpoint) {
     EXPECT_EQ(context.facts["resumed"], true);
     EXPECT_TRUE(bitwise_equal(values(*trainable(resumed)), values(*trainable(expected))));
 }
-
-class Warnings final : public Log {
-public:
-    void write(const std::string& level, const std::string& message) override {
-        if (level == "warning") texts.push_back(message);
-    }
-    std::vector<std::string> texts;
-};
 
 TEST(FineTune, KeepsTheZerosOfASparseModelWhenAskedTo) {
     const auto data = stripes(60);
