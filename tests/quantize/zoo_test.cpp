@@ -33,6 +33,35 @@ std::vector<ZooModel> chosen() {
     return models;
 }
 
+/// Sums of squares of the floating-point tensors and of what `rounded` differs by.
+std::pair<double, double> signal_and_noise(const std::vector<at::Tensor>& exact,
+                                           const std::vector<at::Tensor>& rounded) {
+    double signal = 0, noise = 0;
+    for (size_t i = 0; i < exact.size(); ++i) {
+        EXPECT_EQ(exact[i].sizes(), rounded[i].sizes());
+        if (!exact[i].is_floating_point()) continue;
+        signal += exact[i].pow(2).sum().item<double>();
+        noise += (exact[i] - rounded[i]).pow(2).sum().item<double>();
+    }
+    return {signal, noise};
+}
+
+/// By how much the float model's ratio of noise to signal exceeds that of float inputs which are rounded to 8 bits.
+double amplification(const Model& model, const Inputs& inputs, const std::vector<at::Tensor>& exact) {
+    Inputs rounded = inputs;
+    double signal = 0, noise = 0;
+    for (auto& input : rounded) {
+        if (!input.isTensor() || !input.toTensor().is_floating_point()) continue;
+        const auto x = input.toTensor();
+        const auto quantum = (x.max() - x.min()) / 255;
+        input = at::round(x / quantum) * quantum;
+        signal += x.pow(2).sum().item<double>();
+        noise += (x - input.toTensor()).pow(2).sum().item<double>();
+    }
+    const auto [signal_after, noise_after] = signal_and_noise(exact, all_tensors(model.forward(rounded)));
+    return noise_after / signal_after / (noise / signal);
+}
+
 class QuantizeZoo : public ::testing::TestWithParam<std::tuple<ZooModel, std::string>> {};
 
 TEST_P(QuantizeZoo, WorksOrSaysWhyNot) {
@@ -42,11 +71,15 @@ TEST_P(QuantizeZoo, WorksOrSaysWhyNot) {
     Context context;
     context.example = zoo_inputs(spec);
     Model quantized;
+    std::vector<LayerPlan> layers;
     try {
-        if (stage == "static")
-            quantized = convert(plan_static(model, context.example, {context.example}));
-        else
+        if (stage == "static") {
+            const auto plan = plan_static(model, context.example, {context.example});
+            layers = plan.layers();
+            quantized = convert(plan);
+        } else {
             quantized = dynamic_int8()->apply(model, context);
+        }
     } catch (const UnsupportedModel& error) {
         EXPECT_GT(error.problem().size(), 20u);
         std::cout << "refused: " << error.what() << "\n";
@@ -55,16 +88,20 @@ TEST_P(QuantizeZoo, WorksOrSaysWhyNot) {
     const auto exact = all_tensors(model.forward(context.example));
     const auto rounded = all_tensors(quantized.forward(context.example));
     ASSERT_EQ(exact.size(), rounded.size());
-    double signal = 0, noise = 0;
-    for (size_t i = 0; i < exact.size(); ++i) {
-        ASSERT_EQ(exact[i].sizes(), rounded[i].sizes());
-        if (!exact[i].is_floating_point()) continue;
-        signal += exact[i].pow(2).sum().item<double>();
-        noise += (exact[i] - rounded[i]).pow(2).sum().item<double>();
-    }
+    const auto [signal, noise] = signal_and_noise(exact, rounded);
     std::cout << "SQNR " << 10 * std::log10(signal / noise) << " dB\n";
-    // Random weights are no trained ones, noise adds up over a hundred layers; more noise than signal is a defect.
-    EXPECT_LT(noise, signal);
+    // The weights are random, and some of these networks make a small disturbance large, in float as well: there the
+    // layers are looked at one by one. Otherwise more noise than signal is a defect.
+    if (noise >= signal) {
+        EXPECT_GT(amplification(model, context.example, exact), 100);
+        int measured = 0;
+        for (const auto& layer : layers) {
+            if (!layer.int8 || layer.sqnr_db == 0) continue;
+            ++measured;
+            EXPECT_GT(layer.sqnr_db, 20) << layer.layer;
+        }
+        EXPECT_GT(measured, 0);
+    }
     TemporaryFolder folder;
     quantized.save(folder / "model.pt");
     auto stock = torch::jit::load((folder / "model.pt").string());
