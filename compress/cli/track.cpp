@@ -283,6 +283,7 @@ int run_track(const Arguments& arguments) {
     }
     record.net_energy_j =
         eval::net_of_idle(usage.energy_j, record.idle_power_w, usage.seconds, idle_meter->counts_idle());
+    record.memory_energy_j = eval::memory_energy_j(*idle_meter, record.environment.memory_bytes, usage.seconds);
     Accounts::Work work;
     work.energy_j = usage.energy_j;
     work.carbon_g = usage.carbon_g;
@@ -317,6 +318,9 @@ int run_track(const Arguments& arguments) {
         item("power", figure_text(usage.power_w, [](double watts) { return formatted("%.3g W", watts); }));
         item("carbon", figure_text(usage.carbon_g, carbon_text));
         if (record.net_energy_j.available()) item("net", figure_text(record.net_energy_j, energy_text));
+        if (record.memory_energy_j.available())
+            item("DRAM", figure_text(record.memory_energy_j, energy_text) + ": " + record.memory_energy_j.method +
+                             "; not in the energy above");
         for (const auto& [name, account] : accounts.lines(record.accounts)) item(name, account);
         item("method", usage.energy_j.available() ? usage.energy_j.method : log->source());
         if (usage.carbon_g.available())

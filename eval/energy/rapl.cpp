@@ -157,6 +157,12 @@ std::string RaplReader::method() const {
     return "RAPL counters of " + names + without + "; the whole machine, other programs included";
 }
 
+bool RaplReader::counts_memory() const {
+    return std::any_of(zones_.begin(), zones_.end(), [](const Zone& zone) {
+        return zone.failure.empty() && (zone.name == "psys" || zone.name.find("dram") != std::string::npos);
+    });
+}
+
 Figure RaplReader::total(double now) const {
     if (!discovery_failure_.empty()) return Figure::unavailable("J", discovery_failure_);
     double joules = 0;

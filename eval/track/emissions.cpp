@@ -106,6 +106,7 @@ Json TrackRecord::to_json() const {
     json["peak_memory_bytes"] = peak_memory_bytes.to_json();
     json["idle_power_w"] = idle_power_w.to_json();
     json["net_energy_j"] = net_energy_j.to_json();
+    json["memory_energy_j"] = memory_energy_j.to_json();
     json["idle"] = idle;
     json.update(accounts);
     json["carbon"] = grid.to_json(pue);

@@ -28,7 +28,8 @@ TEST_F(TrackTest, PassesOnOutputInputAndExitCode) {
     EXPECT_EQ(outcome.out, "out\n") << "stdout is the command's alone";
     EXPECT_THAT(outcome.err, HasSubstr("err\n"));
     EXPECT_THAT(outcome.err, HasSubstr("sh ended with code 7"));
-    EXPECT_THAT(outcome.err, HasSubstr("modelled"));
+    EXPECT_THAT(outcome.err, ::testing::ContainsRegex("modelled|assumed"));
+    EXPECT_THAT(outcome.err, HasSubstr("not in the energy above"));
     EXPECT_EQ(track({"-q"}, {"sh", "-c", "kill -9 $$"}).code, 128 + SIGKILL);
     EXPECT_EQ(track({"-q"}, {"true"}).err, "");
 }
@@ -66,6 +67,10 @@ TEST_F(TrackTest, CountsTheWholeTree) {
     EXPECT_EQ(json["net_energy_j"]["value"], json["energy_j"]["value"]) << "the model has no idle draw in it";
     EXPECT_EQ(json["net_energy_j"]["provenance"], "modelled");
     EXPECT_TRUE(json["idle"].is_null()) << "it was not asked for";
+    EXPECT_NEAR(json["memory_energy_j"]["value"].get<double>(),
+                json["seconds"]["value"].get<double>() * 0.3725e-9 * json["environment"]["memory_bytes"].get<double>(),
+                1e-6)
+        << "beside the energy, not in it";
 }
 
 TEST_F(TrackTest, AppendsEmissionsAndWritesTheCardField) {

@@ -130,6 +130,7 @@ TrackRecord sample_record() {
     record.usage.carbon_g = Figure::assumed(240, "g", "energy x grid");
     record.peak_memory_bytes = Figure::measured(1 << 30, "B", "statm");
     record.net_energy_j = Figure::unavailable("J", "no idle power");
+    record.memory_energy_j = Figure::modelled(23, "J", "time x 16 GB x 0.3725 W/GB");
     record.idle_power_w = Figure::unavailable("W", "no idle power");
     record.environment = environment();
     record.source = "cpu_time";
@@ -245,7 +246,7 @@ TEST(TrackRecord, HasEveryFigureWithItsProvenance) {
     EXPECT_EQ(json["format"], "coppice-track");
     EXPECT_EQ(json["version"], 1);
     for (const char* name : {"seconds", "cpu_seconds", "energy_j", "power_w", "carbon_g", "peak_memory_bytes",
-                             "idle_power_w", "net_energy_j"})
+                             "idle_power_w", "net_energy_j", "memory_energy_j"})
         EXPECT_NO_THROW(Figure::from_json(json[name])) << name;
     EXPECT_EQ(json["net_energy_j"]["reason"], "no idle power");
 }

@@ -97,6 +97,7 @@ struct TrackRecord {
     int exit_code = 0;
     Usage usage;
     Figure peak_memory_bytes, idle_power_w, net_energy_j;
+    Figure memory_energy_j;  ///< see eval::memory_energy_j(); not in usage.energy_j
     Environment environment;
     std::string source;  ///< of energy
     std::string version;
