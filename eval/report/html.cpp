@@ -629,7 +629,8 @@ std::string cost_and_method(const View& view) {
         row("Time", total_compression(run, "seconds"));
         row("Energy", total_compression(run, "energy_j"));
         row("Carbon", total_compression(run, "carbon_g"), " CO₂e");
-        row("Earned back after", payback(run), " inferences");
+        row("Energy earned back after", payback(run), " inferences");
+        row("Carbon earned back after", payback(run, "g"), " inferences");
         out += "</dl>";
     }
     out += "<h3>Where a number comes from</h3><ul class=marks>";
