@@ -173,6 +173,36 @@ TEST_F(TrackTest, PassesOnSignals) {
     EXPECT_EQ(record()["exit_code"], 5) << "and still tells what was spent";
 }
 
+TEST_F(TrackTest, ASignalThatComesBeforeTheCommandStartsIsNotLost) {
+    Program program({"track", "-q", "--json", "run.json", "--", "sleep", "600"}, folder.path());
+    // Its handler is there, the command may not be: bit 14 of the signals that are caught is SIGTERM.
+    ASSERT_TRUE(program.wait_until([&] {
+        std::ifstream status("/proc/" + std::to_string(program.pid()) + "/status");
+        for (std::string line; std::getline(status, line);)
+            if (line.rfind("SigCgt:", 0) == 0) return (std::stoull(line.substr(7), nullptr, 16) >> 14 & 1) == 1;
+        return false;
+    }));
+    program.signal(SIGTERM);
+    EXPECT_EQ(program.wait().code, 128 + SIGTERM);
+    EXPECT_EQ(record()["exit_code"], 128 + SIGTERM);
+}
+
+TEST_F(TrackTest, WhereNothingCanBeWrittenTheCommandIsNotStarted) {
+    std::ofstream(folder / "other.csv") << "timestamp,project_name\n";
+    const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+        {{"--csv", "other.csv"}, "begins with other columns"},
+        {{"--csv", "no/such.csv"}, "cannot be opened"},
+        {{"--json", "no/such.json"}, "its folder does not exist"},
+        {{"--card", "no/such.yaml"}, "its folder does not exist"}};
+    for (const auto& [options, text] : cases) {
+        const auto outcome = track(options, {"touch", "started"});
+        EXPECT_EQ(outcome.code, 1) << text;
+        EXPECT_THAT(outcome.err, HasSubstr(text));
+        EXPECT_FALSE(std::filesystem::exists(folder / "started")) << text;
+    }
+    EXPECT_EQ(read_text(folder / "other.csv"), "timestamp,project_name\n");
+}
+
 TEST_F(TrackTest, NamesMistakes) {
     const auto check = [&](const std::vector<std::string>& arguments, int code, const std::string& text) {
         const auto outcome = run_program(arguments, folder.path());

@@ -206,6 +206,12 @@ TEST(EmissionsCsv, IsAppendedToSafely) {
     EXPECT_ERROR(append_emissions(folder / "other.csv", sample_record()), IoError, "other columns");
     EXPECT_EQ(read_text(folder / "other.csv"), "timestamp,project_name\n");
     EXPECT_ERROR(append_emissions(folder / "no/such.csv", sample_record()), IoError, "cannot be opened");
+    EXPECT_ERROR(check_emissions(folder / "other.csv"), IoError, "other columns");
+    EXPECT_ERROR(check_emissions(folder / "no/such.csv"), IoError, "cannot be opened");
+    EXPECT_NO_THROW(check_emissions(path));
+    EXPECT_NO_THROW(check_emissions(folder / "new.csv"));
+    append_emissions(folder / "new.csv", sample_record());
+    EXPECT_EQ(rows_of(folder / "new.csv").size(), 2) << "the look before left an empty file, not a second header";
 }
 
 TEST(EmissionsCsv, TakesRowsFromSeveralProcessesAtOnce) {
