@@ -128,7 +128,7 @@ dl.pairs dd{margin:0;overflow-wrap:anywhere}
 footer{margin-top:4rem;padding-bottom:3rem;color:var(--muted);font-size:.875rem}
 @media (max-width:860px){.tiles{grid-template-columns:1fr 1fr;gap:1.5rem 2rem}}
 @media (max-width:600px){header,main,footer{padding-left:1.1rem;padding-right:1.1rem}header{padding-top:2rem}h1{font-size:1.75rem}.lead{font-size:1.05rem}section{margin-top:2.75rem}.tiles .big{font-size:1.3rem}.tiles{gap:1.25rem 1.25rem}
-.controls,.controls label,select{width:100%}.controls label{flex-direction:column;align-items:stretch;gap:.2rem}
+#multiples{grid-template-columns:1fr 1fr;gap:.9rem 1rem}.controls,.controls label,select{width:100%}.controls label{flex-direction:column;align-items:stretch;gap:.2rem}
 #stage-table th:first-child{min-width:7.2rem;max-width:7.6rem;padding-right:.5rem}
 .share,.wide{display:none}.narrow{display:inline}
 details.stage>summary{grid-template-columns:.8rem 1fr auto}summary .said{grid-column:2/-1;grid-row:2}.body{padding-left:0}
