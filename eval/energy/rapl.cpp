@@ -5,6 +5,7 @@
 #include <map>
 
 #include "energy/sources.h"
+#include "number_text.h"
 
 namespace coppice::eval {
 namespace {
@@ -109,8 +110,7 @@ void RaplReader::sample(double now) {
         }
         const double passed = now - zone.last_time;
         if (zone.max_uj && passed > *zone.max_uj * 1e-6 / kMaximumWatts) {
-            zone.failure = zone.name + " was not read for " + std::to_string(static_cast<int>(passed)) +
-                           " s and may have wrapped unseen";
+            zone.failure = zone.name + " was not read for " + number_text(passed) + " s and may have wrapped unseen";
             continue;
         }
         double delta = *read.value - zone.last_uj;
