@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "number_text.h"
+#include "sleep.h"
 
 namespace coppice::eval {
 namespace {
@@ -17,17 +18,17 @@ namespace {
 constexpr double kDriftRatio = 0.05;
 constexpr double kBusyRatio = 0.1;  // of all CPUs, taken by others: times are then those of a busy machine
 
-void sleep_for(double seconds) {
-    timespec time{static_cast<time_t>(seconds), static_cast<long>((seconds - std::floor(seconds)) * 1e9)};
-    while (::nanosleep(&time, &time) != 0) {
-    }
-}
-
 std::string percent(double ratio) {
     return number_text(100 * ratio) + " %";
 }
 
 }  // namespace
+
+void sleep_for(double seconds) {
+    timespec time{static_cast<time_t>(seconds), static_cast<long>((seconds - std::floor(seconds)) * 1e9)};
+    while (::nanosleep(&time, &time) != 0) {
+    }
+}
 
 std::optional<MachineTime> machine_time(const std::filesystem::path& root) {
     std::ifstream file(root / "proc/stat");

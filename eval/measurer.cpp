@@ -11,6 +11,7 @@
 namespace coppice::eval {
 namespace {
 
+constexpr double kSecondsPerYear = 365.25 * 86400;
 constexpr double kMinimumSeconds = 0.5;  // of timing for one batch and thread count, however many there are
 
 torch::jit::Module load_module(const std::filesystem::path& file) {
@@ -84,7 +85,15 @@ MeasureOptions MeasureOptions::read(Options& options) {
     } catch (const InvalidArgument& error) {
         throw options.error("grid", "is \"" + result.grid + "\": " + error.problem(), error.fix());
     }
-    result.pue = options.number_in("pue", result.pue, 1.0, 10.0, "power usage effectiveness of the site");
+    result.pue = options.number_in("pue", result.pue, 1.0, 10.0,
+                                   "power usage effectiveness of the site; 1.54 is the industry's average of 2025");
+    result.embodied_kg = options.optional_number("embodied_kg", "CO2e of making the machine, for the SCI");
+    if (result.embodied_kg && !(*result.embodied_kg >= 0))
+        throw options.error("embodied_kg", "must not be negative", "The maker's data sheet has it.");
+    result.lifetime_years =
+        options.number_in("lifetime_years", result.lifetime_years, 0.1, 100.0, "of the machine, for the SCI");
+    result.machine_share = options.number_in("machine_share", result.machine_share, 1e-6, 1.0,
+                                             "of the machine that was reserved, for the SCI");
     result.relative_interval = options.number_in("relative_interval", result.relative_interval, 1e-4, 1.0,
                                                  "half width of the ratio's interval at which timing ends early");
     std::vector<std::string> sources = {"auto"};
@@ -112,6 +121,17 @@ MeasureOptions MeasureOptions::read(Options& options) {
     if (result.energy.idle_watts && *result.energy.idle_watts < 0)
         throw options.error("idle_watts", "must not be negative", "");
     return result;
+}
+
+Figure MeasureOptions::embodied_g(const Figure& seconds) const {
+    if (!embodied_kg)
+        return Figure::unavailable("g", "the machine's embodied carbon is not declared (measure: embodied_kg)");
+    if (!seconds.available()) return Figure::unavailable("g", seconds.reason);
+    auto share = embodied_share_g(1000 * *embodied_kg, *seconds.value, kSecondsPerYear * lifetime_years, machine_share);
+    if (seconds.interval && *seconds.value > 0)
+        share.interval = Interval{*share.value * seconds.interval->low / *seconds.value,
+                                  *share.value * seconds.interval->high / *seconds.value};
+    return share;
 }
 
 StageMeter::StageMeter(const MeasureOptions& options)
@@ -278,7 +298,8 @@ Json Measurer::assemble(const Subject& subject) const {
     Figure idle_power = meter_->idle_power_w();  // what the user gave counts more than a look of some seconds
     if (!idle_power.available() && subject.idle) idle_power = subject.idle->power_w;
     const bool counts_idle = meter_->counts_idle();
-    Figure power, energy, net, energy_ratio, overhead;
+    Figure power, energy, net, memory, embodied, energy_ratio, overhead;
+    const auto machine = environment(options_.energy.root);
     if (const auto* row = representative(subject.latency)) {
         power = row->power_w;
         energy_ratio = row->energy_ratio;
@@ -288,12 +309,15 @@ Json Measurer::assemble(const Subject& subject) const {
         const auto seconds =
             quotient(Figure::measured(1, "1", "example"), row->throughput_per_s, "s", "1 / throughput");
         net = net_of_idle(energy, idle_power, seconds, counts_idle);
+        memory = memory_energy_j(*meter_, machine.memory_bytes, seconds);
+        embodied = options_.embodied_g(seconds);
         overhead = row->meter_overhead;
     } else {
         const std::string reason =
             subject.latency.empty() ? "timing is switched off (profile: off)" : subject.latency.front().p50_s.reason;
         power = Figure::unavailable("W", reason);
-        energy = net = Figure::unavailable("J", reason);
+        energy = net = memory = Figure::unavailable("J", reason);
+        embodied = options_.embodied_g(Figure::unavailable("s", reason));
         overhead = Figure::unavailable("ratio", reason);
         energy_ratio = Figure::unavailable("ratio", reason);
     }
@@ -301,13 +325,20 @@ Json Measurer::assemble(const Subject& subject) const {
     figures["idle_power_w"] = idle_power.to_json();
     figures["energy_per_inference_j"] = energy.to_json();
     figures["net_energy_per_inference_j"] = net.to_json();
+    figures["memory_energy_per_inference_j"] = memory.to_json();
     figures["meter_overhead_ratio"] = overhead.to_json();
     figures["energy_ratio_to_baseline"] = energy_ratio.to_json();
     figures["carbon_per_inference_g"] = carbon_g(energy, grid_, options_.pue).to_json();
+    figures["embodied_per_inference_g"] = embodied.to_json();
+    // A declared share that cannot be computed must not turn into one that is not declared.
+    figures["sci_per_inference_g"] =
+        (options_.embodied_kg && !embodied.available() ? embodied
+                                                       : sci_g(energy, grid_, options_.pue, embodied, 1, "inference"))
+            .to_json();
 
     json["latency"] = Json::array();
     for (const auto& row : subject.latency) json["latency"].push_back(row.to_json());
-    json["environment"] = environment(options_.energy.root).to_json();
+    json["environment"] = machine.to_json();
     json["idle"] = subject.idle ? subject.idle->to_json() : Json(nullptr);
     if (subject.idle && !subject.idle->note.empty())
         json["warnings"].push_back("The idle machine: " + subject.idle->note + ".");
@@ -315,12 +346,15 @@ Json Measurer::assemble(const Subject& subject) const {
         json["warnings"].push_back("The energy source's own calls took more than 0.5 % of the time that was measured.");
     if (!subject.compression.is_null()) {
         json["compression"] = subject.compression;
+        const auto seconds = Figure::from_json(subject.compression.at("seconds"));
         json["compression"]["net_energy_j"] =
-            net_of_idle(Figure::from_json(subject.compression.at("energy_j")), idle_power,
-                        Figure::from_json(subject.compression.at("seconds")), counts_idle)
+            net_of_idle(Figure::from_json(subject.compression.at("energy_j")), idle_power, seconds, counts_idle)
                 .to_json();
+        json["compression"]["memory_energy_j"] = memory_energy_j(*meter_, machine.memory_bytes, seconds).to_json();
+        json["compression"]["embodied_g"] = options_.embodied_g(seconds).to_json();
     }
     json["carbon"] = grid_.to_json(options_.pue);
+    json["carbon"]["embodied_kg"] = options_.embodied_kg ? Json(*options_.embodied_kg) : Json("not declared");
     return json;
 }
 

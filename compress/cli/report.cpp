@@ -40,13 +40,13 @@ std::string regions_csv(const Json& report) {
 }
 
 // "runs/a: its energy is earned back after 12 days at 1000 inferences a day (10 to 15)"
-std::string payback_text(const Json& run, double per_day) {
-    const auto days = eval::payback_days(figure_at(run, "/cost/payback_inferences", "1"), per_day);
+std::string payback_text(const Json& run, const std::string& what, const char* pointer, double per_day) {
+    const auto days = eval::payback_days(figure_at(run, pointer, "1"), per_day);
+    std::string line = run.at("folder").get<std::string>() + ": its " + what + " is earned back ";
+    if (!days.value) return line + "never, or it is not known: " + days.reason;
     char text[128];
-    if (!days.value) return run.at("folder").get<std::string>() + ": earned back never, or not known: " + days.reason;
-    std::snprintf(text, sizeof text, ": its energy is earned back after %.3g days at %.6g inferences a day",
-                  *days.value, per_day);
-    std::string line = run.at("folder").get<std::string>() + text;
+    std::snprintf(text, sizeof text, "after %.3g days at %.6g inferences a day", *days.value, per_day);
+    line += text;
     if (days.interval) {
         std::snprintf(text, sizeof text, " (%.3g to %.3g)", days.interval->low, days.interval->high);
         line += text;
@@ -221,7 +221,10 @@ int run_report(const Arguments& given) {
             std::cerr << "warning: " << (warning.is_string() ? warning.get<std::string>() : warning.dump()) << "\n";
     std::cout << eval::terminal_table(report) << "\n" << wrapped(eval::summary_sentence(report), 100, 0) << "\n\n";
     if (line.given("load"))
-        for (const auto& run : report.at("runs")) std::cout << wrapped(payback_text(run, load), 100, 0) << "\n";
+        for (const auto& run : report.at("runs"))
+            for (const auto& [what, pointer] : {std::pair("energy", "/cost/payback_inferences"),
+                                                std::pair("carbon", "/cost/payback_carbon_inferences")})
+                std::cout << wrapped(payback_text(run, what, pointer, load), 100, 0) << "\n";
     if (accounts.asked()) print_accounts(report, accounts);
     if (line.given("regions")) {
         write_atomically(line.text("regions"), regions_csv(report));

@@ -27,11 +27,14 @@ using eval::Figure;
 
 constexpr int kNotExecutable = 126, kNotFound = 127;  // as shells have it
 
-volatile std::sig_atomic_t g_child = 0;
+volatile std::sig_atomic_t g_child = 0, g_early = 0;
 
 // A terminal's Ctrl-C reaches the whole foreground group by itself; SIGTERM and SIGHUP are sent to one process only.
 void pass_on(int signal) {
-    if (g_child > 0) ::kill(static_cast<pid_t>(g_child), signal);
+    if (g_child > 0)
+        ::kill(static_cast<pid_t>(g_child), signal);
+    else
+        g_early = signal;  // there is nobody to pass it to yet
 }
 
 double seconds_of(const timeval& time) {
@@ -101,12 +104,16 @@ int start(const std::vector<std::string>& command, pid_t& child) {
         [[maybe_unused]] const auto ignored = ::write(report[1], &error, sizeof error);
         ::_exit(kNotFound);
     }
-    g_child = child;
     ::close(report[1]);
     int error = 0;
     const auto got = ::read(report[0], &error, sizeof error);
     ::close(report[0]);
-    if (got != sizeof error) return 0;
+    if (got != sizeof error) {
+        // Only now: before it runs the command, the child has our handlers, and a signal would be lost in it.
+        g_child = child;
+        if (g_early) ::kill(child, static_cast<int>(g_early));
+        return 0;
+    }
     ::waitpid(child, nullptr, 0);
     return error;
 }
@@ -138,6 +145,12 @@ std::string random_id() {
         id += text;
     }
     return id;
+}
+
+// What cannot be written is better known before the command runs.
+void check_folder(const std::string& file) {
+    if (!std::filesystem::is_directory(std::filesystem::absolute(file).parent_path()))
+        throw IoError(file, "its folder does not exist", "Make it first.");
 }
 
 // The machine before and after the command; nothing for 0 seconds.
@@ -198,6 +211,9 @@ int run_track(const Arguments& arguments) {
     if (line.given("meter")) options.meter_file = line.text("meter");
     if (line.given("cpu-watts-per-core")) options.cpu_watts_per_core = number_option(line, "cpu-watts-per-core");
     if (line.given("idle-watts")) options.idle_watts = number_option(line, "idle-watts");
+    for (const char* file : {"json", "card"})
+        if (line.given(file)) check_folder(line.text(file));
+    if (line.given("csv")) eval::check_emissions(line.text("csv"));
     Accounting accounting;
     options.cpu_clock = [&accounting] { return accounting.cpu_seconds(); };
 
@@ -283,6 +299,7 @@ int run_track(const Arguments& arguments) {
     }
     record.net_energy_j =
         eval::net_of_idle(usage.energy_j, record.idle_power_w, usage.seconds, idle_meter->counts_idle());
+    record.memory_energy_j = eval::memory_energy_j(*idle_meter, record.environment.memory_bytes, usage.seconds);
     Accounts::Work work;
     work.energy_j = usage.energy_j;
     work.carbon_g = usage.carbon_g;
@@ -299,11 +316,6 @@ int run_track(const Arguments& arguments) {
     }
     record.accounts = accounts.of(work);
 
-    if (line.given("json"))
-        write_atomically(line.text("json"),
-                         record.to_json().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
-    if (line.given("card")) write_atomically(line.text("card"), eval::model_card_field(record));
-    if (line.given("csv")) eval::append_emissions(line.text("csv"), record);
     if (line.level() != TerminalLog::Level::kQuiet) {
         const auto item = [](const std::string& name, const std::string& value) {
             std::cerr << "  " << name << std::string(name.size() < 9 ? 9 - name.size() : 1, ' ')
@@ -317,6 +329,9 @@ int run_track(const Arguments& arguments) {
         item("power", figure_text(usage.power_w, [](double watts) { return formatted("%.3g W", watts); }));
         item("carbon", figure_text(usage.carbon_g, carbon_text));
         if (record.net_energy_j.available()) item("net", figure_text(record.net_energy_j, energy_text));
+        if (record.memory_energy_j.available())
+            item("DRAM", figure_text(record.memory_energy_j, energy_text) + ": " + record.memory_energy_j.method +
+                             "; not in the energy above");
         for (const auto& [name, account] : accounts.lines(record.accounts)) item(name, account);
         item("method", usage.energy_j.available() ? usage.energy_j.method : log->source());
         if (usage.carbon_g.available())
@@ -326,6 +341,12 @@ int run_track(const Arguments& arguments) {
             std::cerr << "warning: " << left
                       << " of its processes still run; what they take from now on is not counted\n";
     }
+    // After what is told: a full disk must not take that with it.
+    if (line.given("json"))
+        write_atomically(line.text("json"),
+                         record.to_json().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    if (line.given("card")) write_atomically(line.text("card"), eval::model_card_field(record));
+    if (line.given("csv")) eval::append_emissions(line.text("csv"), record);
     return code;
 }
 

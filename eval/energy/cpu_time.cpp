@@ -3,6 +3,7 @@
 // the systematic ratio only.
 #include <coppice/eval.h>
 
+#include <algorithm>
 #include <cctype>
 #include <regex>
 
@@ -13,11 +14,21 @@
 namespace coppice::eval {
 namespace {
 
-// Median of the 279 CPUs in the table, rounded: their thermal design power per core spans 2.4 to 23 W.
+// Median of the 279 CPUs in the table, rounded.
 constexpr double kDefaultWattsPerCore = 8;
 // Thermal design power is a limit of heat, not a draw: measured package power of busy cores lies between half of it
 // and, with few cores boosting, three times it per core.
 constexpr Interval kTdpRatio = {0.5, 3};
+
+// Thermal design power per core that the table spans.
+Interval table_watts() {
+    Interval span{1e9, 0};
+    for (const auto& row : cpu_rows()) {
+        span.low = std::min(span.low, row.watts / row.cores);
+        span.high = std::max(span.high, row.watts / row.cores);
+    }
+    return span;
+}
 
 class CpuTimeMeter final : public EnergyMeter {
 public:
@@ -30,8 +41,10 @@ public:
     std::string method() const override { return "CPU seconds x " + power_.method; }
     void start() override { start_ = clock_(); }
     Figure read() override {
-        return Figure::modelled((clock_() - start_) * power_.watts_per_core, "J", method(), std::nullopt,
-                                power_.systematic_ratio);
+        auto figure = Figure::modelled((clock_() - start_) * power_.watts_per_core, "J", method(), std::nullopt,
+                                       power_.systematic_ratio);
+        if (!power_.known && figure.available()) figure.provenance = Provenance::kAssumed;
+        return figure;
     }
     bool counts_idle() const override { return false; }
     Figure idle_power_w() const override {
@@ -85,8 +98,12 @@ CpuPower cpu_power(const std::string& cpu_model, std::optional<double> watts_per
                        std::to_string(row.cores) + " cores of " + name + ")";
         return power;
     }
+    const auto span = table_watts();
     power.watts_per_core = kDefaultWattsPerCore;
-    power.method = "an assumed " + number_text(kDefaultWattsPerCore) + " W per core, because " +
+    power.systematic_ratio = {kTdpRatio.low * span.low / kDefaultWattsPerCore,
+                              kTdpRatio.high * span.high / kDefaultWattsPerCore};
+    power.method = "an assumed " + number_text(kDefaultWattsPerCore) + " W per core (" + number_text(span.low) +
+                   " to " + number_text(span.high) + " W in the table), because " +
                    (name.empty() ? std::string("the CPU has no name") : "\"" + name + "\" is not in the table");
     return power;
 }

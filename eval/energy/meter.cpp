@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "energy/sources.h"
+#include "number_text.h"
 
 namespace coppice::eval {
 namespace {
@@ -53,6 +54,14 @@ public:
         for (const auto& meter : meters_) seconds = std::max(seconds, meter->minimum_window_s());
         return seconds;
     }
+    double update_s() const override {
+        double seconds = 0;
+        for (const auto& meter : meters_) seconds = std::max(seconds, meter->update_s());
+        return seconds;
+    }
+    bool counts_memory() const override {
+        return std::any_of(meters_.begin(), meters_.end(), [](const auto& meter) { return meter->counts_memory(); });
+    }
 
 private:
     Figure total(Figure (EnergyMeter::*ask)()) {
@@ -96,6 +105,15 @@ double unix_seconds() {
 
 Figure EnergyMeter::idle_power_w() const {
     return Figure::unavailable("W", "source " + name() + " cannot tell idle power");
+}
+
+Figure memory_energy_j(const EnergyMeter& meter, int64_t memory_bytes, const Figure& seconds) {
+    if (meter.counts_memory()) return Figure::unavailable("J", "memory is in what " + meter.name() + " counts");
+    if (memory_bytes <= 0) return Figure::unavailable("J", "the size of the memory is not known");
+    const double gigabytes = 1e-9 * static_cast<double>(memory_bytes);
+    const std::string method =
+        "time x " + number_text(gigabytes) + " GB x " + Json(GreenAlgorithms::kWattsPerGb).dump() + " W/GB";
+    return product(seconds, Figure::modelled(gigabytes * GreenAlgorithms::kWattsPerGb, "W", method), "J", method);
 }
 
 EnergySource no_source() {

@@ -75,6 +75,7 @@ public:
         return EnergyMeter::idle_power_w();
     }
     double minimum_window_s() const override { return 10; }
+    bool counts_memory() const override { return true; }
 
 private:
     const std::filesystem::path path_;

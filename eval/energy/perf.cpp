@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -150,22 +151,28 @@ std::vector<Device> devices_of(const Unit& unit) {
 
 EnergySource perf_source() {
     const std::string summary = "Linux perf events power/energy-*/ of CPU packages and memory (Intel, AMD)";
-    const DeviceOptions how{.what = "perf energy events",
-                            .update_seconds = 0,
-                            .stall_seconds = 5,
-                            .poll_seconds = 1,
-                            .systematic = {1.0, 1.6}};  // package to wall: supply, mainboard and fans are not counted
+    const auto how = [](const Unit& unit) {
+        return DeviceOptions{
+            .what = "perf energy events",
+            .update_seconds = 0,
+            .stall_seconds = 5,
+            .poll_seconds = 1,
+            .systematic = {1.0, 1.6},  // package to wall: supply, mainboard and fans are not counted
+            .counts_memory = std::any_of(unit.events.begin(), unit.events.end(),
+                                         [](const Event& event) { return event.name.rfind("package", 0) != 0; })};
+    };
     return {"perf", summary,
             [summary, how](const EnergyOptions& options) {
                 const auto unit = open_unit(options);
                 EnergySourceStatus status{"perf", summary, unit.failure.empty(), unit.failure, unit.enable};
                 if (status.usable)
-                    status.reason =
-                        DeviceReader(devices_of(unit), how).method() + "; the whole machine, other programs included";
+                    status.reason = DeviceReader(devices_of(unit), how(unit)).method() +
+                                    "; the whole machine, other programs included";
                 return status;
             },
             [how](const EnergyOptions& options) {
-                return polled_meter("perf", std::make_unique<DeviceReader>(devices_of(open_unit(options)), how),
+                const auto unit = open_unit(options);
+                return polled_meter("perf", std::make_unique<DeviceReader>(devices_of(unit), how(unit)),
                                     options.idle_watts);
             }};
 }

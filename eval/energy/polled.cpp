@@ -59,6 +59,11 @@ public:
         return Figure::unavailable("W", "idle power was not measured; set idle_watts");
     }
     double minimum_window_s() const override { return minimum_window_; }
+    double update_s() const override { return reader_->update_s(); }
+    bool counts_memory() const override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return reader_->counts_memory();
+    }
 
 private:
     Figure read_locked() {

@@ -18,6 +18,9 @@ public:
     virtual Figure total(double now) const = 0;
     virtual double poll_seconds() const = 0;
     virtual std::string method() const = 0;
+    /// See EnergyMeter.
+    virtual double update_s() const { return 0; }
+    virtual bool counts_memory() const { return false; }
 };
 
 /// A meter around a reader; thread-safe. Polls while it runs, because a counter may wrap every minute.
@@ -48,6 +51,7 @@ struct DeviceOptions {
     double stall_seconds = 5;   ///< without a step after which a counter is taken for broken
     double poll_seconds = 1;
     Interval systematic = {1, 1};
+    bool counts_memory = false;
 };
 /// Sums devices. A device that fails takes the total with it, because a sum without it would look like a saving. Where
 /// a device reports both, the counter counts, and power that was integrated beside it over at least 10 s and differs by
@@ -60,6 +64,8 @@ public:
     Figure total(double now) const override;
     double poll_seconds() const override { return options_.poll_seconds; }
     std::string method() const override;
+    double update_s() const override { return options_.update_seconds; }
+    bool counts_memory() const override { return options_.counts_memory; }
 
 private:
     struct State {

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "energy/sources.h"
+#include "number_text.h"
 
 namespace coppice::eval {
 namespace {
@@ -109,8 +110,7 @@ void RaplReader::sample(double now) {
         }
         const double passed = now - zone.last_time;
         if (zone.max_uj && passed > *zone.max_uj * 1e-6 / kMaximumWatts) {
-            zone.failure = zone.name + " was not read for " + std::to_string(static_cast<int>(passed)) +
-                           " s and may have wrapped unseen";
+            zone.failure = zone.name + " was not read for " + number_text(passed) + " s and may have wrapped unseen";
             continue;
         }
         double delta = *read.value - zone.last_uj;
@@ -155,6 +155,12 @@ std::string RaplReader::method() const {
     for (const auto& zone : zones_)
         if (!zone.failure.empty()) without += "; without " + zone.name + " (" + zone.failure + ")";
     return "RAPL counters of " + names + without + "; the whole machine, other programs included";
+}
+
+bool RaplReader::counts_memory() const {
+    return std::any_of(zones_.begin(), zones_.end(), [](const Zone& zone) {
+        return zone.failure.empty() && (zone.name == "psys" || zone.name.find("dram") != std::string::npos);
+    });
 }
 
 Figure RaplReader::total(double now) const {

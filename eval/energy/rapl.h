@@ -34,6 +34,7 @@ public:
     /// A quarter of the time in which the fastest counter could wrap at 1 kW.
     double poll_seconds() const override;
     std::string method() const override;
+    bool counts_memory() const override;
 
 private:
     bool is_package(const Zone& zone) const { return zone.name.find('/') == std::string::npos; }

@@ -12,6 +12,7 @@ struct Found {
     std::vector<Device> devices;
     std::string failure, enable;
     Interval systematic = {1.0, 1.05};
+    bool counts_memory = true;  // all but the sockets of CPUs
 };
 
 std::vector<std::filesystem::path> folders_of(const std::filesystem::path& parent) {
@@ -73,6 +74,7 @@ Found find_hwmon(const EnergyOptions& options) {
     if (found.devices.empty() && !sockets.empty()) {  // the machine's own meter contains its sockets
         found.devices = std::move(sockets);
         found.systematic = {1.0, 1.6};
+        found.counts_memory = false;
     }
     if (!found.devices.empty())
         found.failure.clear();
@@ -122,8 +124,12 @@ Found find_batteries(const EnergyOptions& options) {
 EnergySource make_source(const std::string& name, const std::string& summary, const std::string& what,
                          Found (*find)(const EnergyOptions&)) {
     const auto how = [what](const Found& found) {
-        return DeviceOptions{
-            .what = what, .update_seconds = 0, .stall_seconds = 5, .poll_seconds = 1, .systematic = found.systematic};
+        return DeviceOptions{.what = what,
+                             .update_seconds = 0,
+                             .stall_seconds = 5,
+                             .poll_seconds = 1,
+                             .systematic = found.systematic,
+                             .counts_memory = found.counts_memory};
     };
     return {name, summary,
             [=](const EnergyOptions& options) {

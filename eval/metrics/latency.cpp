@@ -12,6 +12,7 @@
 #include <random>
 
 #include "number_text.h"
+#include "sleep.h"
 
 namespace coppice::eval {
 namespace {
@@ -208,6 +209,8 @@ Json Latency::to_json() const {
             {"throughput_per_s", throughput_per_s.to_json()},
             {"ratio_to_baseline", ratio_to_baseline.to_json()},
             {"steady", steady},
+            {"relative_interval",
+             {{"wanted", wanted_interval}, {"reached", reached_interval ? Json(*reached_interval) : Json(nullptr)}}},
             {"pairs", pairs},
             {"queries", queries},
             {"cpu_s", cpu_s.to_json()},
@@ -252,6 +255,9 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
                                : options.clock
                                    ? [] { return std::optional<MachineTime>(); }
                                    : std::function<std::optional<MachineTime>()>([] { return machine_time(); });
+    const auto sleep = options.sleep   ? options.sleep
+                       : options.clock ? [](double) {}
+                                       : std::function<void(double)>(sleep_for);
     const size_t variants = queries.size();
     // Twice as long as the meter's own time asks for: its calls scatter.
     const double meter_window =
@@ -268,9 +274,11 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
     std::iota(order.begin(), order.end(), size_t{0});
     const double start = clock();
     int64_t rounds = 0, next_look = kMinimumRounds;
+    const double update_s = meter ? meter->update_s() : 0;
     const auto run_window = [&](size_t v) {
         auto& own = series[v];
         std::vector<double> times(own.per_window);
+        if (update_s > 0) sleep(update_s * static_cast<double>(engine() >> 11) * 0x1p-53);
         const auto machine = machine_clock();
         const double meter_start = clock();
         if (meter) meter->start();
@@ -393,6 +401,9 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
                                     number_text(static_cast<double>(block) * round_seconds) + " s",
                                 paired.interval);
         }
+        const auto& judged = v == 0 ? row.p50_s : row.ratio_to_baseline;
+        if (judged.interval) row.reached_interval = half_width(*judged.interval, *judged.value);
+        row.wanted_interval = options.relative_interval;
         row.cpu_s = Figure::measured(mean_of(own.cpu), "s", "CPU time of the process, all threads",
                                      mean_interval(own.cpu, block, options.seed));
         row.cpu_share = mean > 0 ? mean_of(own.cpu) / mean : 0;

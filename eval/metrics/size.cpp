@@ -12,6 +12,9 @@
 #include <set>
 #include <tuple>
 
+#include "metrics/packed.h"
+#include "number_text.h"
+
 namespace coppice::eval {
 namespace {
 
@@ -80,22 +83,11 @@ private:
     // save.
     void packed(const c10::IValue& value, const std::string& name) {
         ++result.packed;
-        const auto both = [&](const std::tuple<at::Tensor, std::optional<at::Tensor>>& weight_and_bias) {
-            tensor(std::get<0>(weight_and_bias), Place::kPacked);
-            if (const auto& bias = std::get<1>(weight_and_bias)) tensor(*bias, Place::kPacked);
-        };
-        const auto ends_with = [&](const std::string& end) {
-            return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
-        };
         try {
-            if (ends_with("quantized.Conv2dPackedParamsBase")) {
-                both(value.toCustomClass<ConvPackedParamsBase<2>>()->unpack());
-            } else if (ends_with("quantized.Conv3dPackedParamsBase")) {
-                both(value.toCustomClass<ConvPackedParamsBase<3>>()->unpack());
-            } else if (ends_with("quantized.LinearPackedParamsBase")) {
-                both(value.toCustomClass<LinearPackedParamsBase>()->unpack());
-            } else if (ends_with("quantized.EmbeddingPackedParamsBase")) {
-                tensor(value.toCustomClass<EmbeddingPackedParamsBase>()->unpack(), Place::kPacked);
+            std::optional<at::Tensor> bias;
+            if (const auto weight = unpacked(value, &bias)) {
+                tensor(*weight, Place::kPacked);
+                if (bias) tensor(*bias, Place::kPacked);
             } else if (auto* get_state = value.type()->expect<c10::ClassType>()->findMethod("__getstate__")) {
                 visit((*get_state)({value}), Place::kPacked);
             } else {
@@ -155,6 +147,27 @@ std::optional<int64_t> status_bytes(const std::string& key) {
 
 }  // namespace
 
+std::optional<at::Tensor> unpacked(const c10::IValue& value, std::optional<at::Tensor>* bias) {
+    if (!value.isCustomClass()) return std::nullopt;
+    const auto name = value.type()->str();
+    const auto ends_with = [&](const std::string& end) {
+        return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
+    };
+    const auto weight_of = [&](std::tuple<at::Tensor, std::optional<at::Tensor>> both) {
+        if (bias) *bias = std::get<1>(both);
+        return std::get<0>(both);
+    };
+    if (ends_with("quantized.Conv2dPackedParamsBase"))
+        return weight_of(value.toCustomClass<ConvPackedParamsBase<2>>()->unpack());
+    if (ends_with("quantized.Conv3dPackedParamsBase"))
+        return weight_of(value.toCustomClass<ConvPackedParamsBase<3>>()->unpack());
+    if (ends_with("quantized.LinearPackedParamsBase"))
+        return weight_of(value.toCustomClass<LinearPackedParamsBase>()->unpack());
+    if (ends_with("quantized.EmbeddingPackedParamsBase"))
+        return value.toCustomClass<EmbeddingPackedParamsBase>()->unpack();
+    return std::nullopt;
+}
+
 Weights weights_of(const torch::jit::Module& module) {
     Counter counter;
     const torch::NoGradGuard no_grad;
@@ -203,7 +216,7 @@ std::vector<std::pair<std::string, Figure>> size_figures(const std::filesystem::
         {"weight_bytes", Figure::measured(count(weights.bytes), "B", "all " + from + ", shared storage once")}};
 
     auto macs = Figure::unavailable("1", macs_reason.empty() ? "the model was not analysed" : macs_reason),
-         flops = macs;
+         flops = macs, nonzero = macs, bits = macs;
     if (model.defined()) {
         try {
             const auto costs = cost(model, example);
@@ -215,17 +228,28 @@ std::vector<std::pair<std::string, Figure>> size_figures(const std::filesystem::
             const std::string method = "counted from the shapes of a run on the example input" +
                                        (unknown.empty() ? "" : "; not counted: " + unknown);
             if (!quantized.empty()) {
-                macs = flops = Figure::unavailable("1", "no rule for " + quantized);
+                macs = flops = nonzero = bits = Figure::unavailable("1", "no rule for " + quantized);
             } else {
                 macs = Figure::derived(costs.macs, "1", method);
                 flops = Figure::derived(costs.flops, "1", method);
+                const auto work = operations(model, example, costs);
+                std::string precisions;
+                for (const auto& [name, share] : work.by_precision)
+                    precisions += (precisions.empty() ? "" : ", ") + number_text(share) + " " + name;
+                nonzero = Figure::derived(work.nonzero_macs, "1",
+                                          "multiply-adds x share of the weights that are not 0, by operator");
+                bits = Figure::derived(
+                    work.bit_operations, "1",
+                    "multiply-adds x bits of both operands: " + (precisions.empty() ? "none" : precisions));
             }
         } catch (const std::exception& error) {
-            macs = flops = Figure::unavailable("1", message_of(error));
+            macs = flops = nonzero = bits = Figure::unavailable("1", message_of(error));
         }
     }
     figures.emplace_back("macs", macs);
     figures.emplace_back("flops", flops);
+    figures.emplace_back("nonzero_macs", nonzero);
+    figures.emplace_back("bit_operations", bits);
     figures.emplace_back("peak_memory_bytes", peak_memory(model_file, example));
     return figures;
 }

@@ -198,6 +198,7 @@ std::string cost_section(const View& view, const Run& run) {
     line("Energy", total_compression(run, "energy_j"), "");
     line("Carbon", total_compression(run, "carbon_g"), " CO2e");
     line("Its energy is earned back after", payback(run), " inferences");
+    line("Its carbon is earned back after", payback(run, "g"), " inferences");
     const Json& grid = member(*run.final->measurement, "carbon");
     if (const auto text = text_member(grid, "attribution"); !text.empty())
         out += "- Grid: " + escape_markdown(text_member(grid, "grid")) + ", " +
@@ -229,7 +230,8 @@ std::string limits(const View& view, const Run& run) {
         escape_markdown(text_member(machine, "threads", "?")) + " threads" +
         (member(machine, "virtual_machine") == true ? ", in a virtual machine" : "") +
         "; on other hardware the ratios are others.");
-    if (const Figure energy = model.figure("energy_per_inference_j"); energy.provenance == "modelled") {
+    if (const Figure energy = model.figure("energy_per_inference_j");
+        energy.provenance == "modelled" || energy.provenance == "assumed") {
         say("Energy was not measured but modelled (" + escape_markdown(energy.method) + ")" +
             (energy.systematic_ratio
                  ? "; the truth may lie between " + number(energy.systematic_ratio->first, 2) + " and " +

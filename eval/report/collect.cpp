@@ -241,7 +241,8 @@ Json collect_report(const std::vector<fs::path>& runs, const ReportOptions& opti
         costs.push_back({{"seconds", to_json(total_compression(run, "seconds"))},
                          {"energy_j", to_json(total_compression(run, "energy_j"))},
                          {"carbon_g", to_json(total_compression(run, "carbon_g"))},
-                         {"payback_inferences", to_json(payback(run))}});
+                         {"payback_inferences", to_json(payback(run))},
+                         {"payback_carbon_inferences", to_json(payback(run, "g"))}});
     std::vector<std::vector<Json>> classes;
     for (const auto& run : view.runs) {
         classes.emplace_back();

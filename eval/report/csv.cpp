@@ -87,6 +87,15 @@ std::string csv(const Json& json) {
             name_figure(name + suffix);
     }
     for (const auto& name : cost) name_figure("compression_" + name);
+    // What the carbon rests on; in measurement.json by the second name.
+    const std::vector<std::pair<const char*, const char*>> basis = {{"grid", "grid"},
+                                                                    {"grid_g_per_kwh", "grid_g_per_kwh"},
+                                                                    {"grid_year", "year"},
+                                                                    {"grid_basis", "basis"},
+                                                                    {"grid_attribution", "attribution"},
+                                                                    {"pue", "pue"},
+                                                                    {"embodied_kg", "embodied_kg"}};
+    for (const auto& [name, key] : basis) head.text(name);
     std::string out = head.take();
 
     for (const auto& stage : view.stages) {
@@ -108,6 +117,7 @@ std::string csv(const Json& json) {
                 row.figure(*figure);
         }
         for (const auto& name : cost) row.figure(figure_of(member(member(*stage.measurement, "compression"), name)));
+        for (const auto& [name, key] : basis) row.text(text_member(member(*stage.measurement, "carbon"), key));
         out += row.take();
     }
     return out;

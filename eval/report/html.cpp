@@ -106,6 +106,7 @@ Json picture_data(const View& view, const Detail& detail) {
                  {"provenances", provenances()},
                  {"marks", Json::array()},
                  {"zoom", 0},
+                 {"zoomed", false},
                  {"points", Json::array()},
                  {"measures", Json::array()}};
     for (const auto& name : provenances()) data["marks"].push_back(provenance_mark(name));
@@ -181,6 +182,9 @@ Json picture_data(const View& view, const Detail& detail) {
         if (stage.is_final && comparable(stage)) drop = std::max(drop, std::abs(difference(stage)));
     const double range = std::max(4 * drop, 0.03 * std::abs(best));
     if (std::isfinite(best) && best - worst > 2 * range) data["zoom"] = best - range;
+    // What is between the stages of a run is not what a reader asks for first; of models side by side each one is.
+    data["zoomed"] = data["zoom"] != 0 &&
+                     std::any_of(view.runs.begin(), view.runs.end(), [](const Run& run) { return !run.side_by_side; });
     return data;
 }
 
@@ -225,7 +229,9 @@ std::string picture(const View& view, const Json& data) {
         out += "<option value=\"" + e(measure["key"]) + "\"" + (measure["key"] == up ? " selected" : "") + ">" +
                e(measure["name"]) + "</option>";
     out += "</select></label>";
-    if (data["zoom"] != 0) out += "<button type=button class=plain id=zoom aria-pressed=false>Show all models</button>";
+    if (data["zoom"] != 0)
+        out += std::string("<button type=button class=plain id=zoom aria-pressed=") +
+               (data["zoomed"] == true ? "false" : "true") + ">Show all models</button>";
     out +=
         "</div></div><figure><div id=plot>" +
         drawn(view, usual ? chosen : picture_of(view, axis_of(view, key, "report"), axis_of(view, "quality", "report")),
@@ -246,6 +252,10 @@ std::string picture(const View& view, const Json& data) {
     for (const auto& measure : data["measures"])
         if (measure["key"] == key) out += e(measure["note"]);
     out += "</span></figcaption></figure>";
+    if (data["measures"].size() > 1)
+        out +=
+            "<div class=needs-script hidden><h3 id=multiples-title>Against each measure</h3><div id=multiples "
+            "role=group aria-labelledby=multiples-title></div></div>";
     if (!usual) out += "<figure id=chosen>" + drawn(view, chosen, false) + "</figure>";
     return out + "</section>";
 }
@@ -629,7 +639,8 @@ std::string cost_and_method(const View& view) {
         row("Time", total_compression(run, "seconds"));
         row("Energy", total_compression(run, "energy_j"));
         row("Carbon", total_compression(run, "carbon_g"), " CO₂e");
-        row("Earned back after", payback(run), " inferences");
+        row("Energy earned back after", payback(run), " inferences");
+        row("Carbon earned back after", payback(run, "g"), " inferences");
         out += "</dl>";
     }
     out += "<h3>Where a number comes from</h3><ul class=marks>";

@@ -67,7 +67,8 @@ constexpr const char* kSchema = R"json({
             "seconds": {"$ref": "#/$defs/figure"},
             "energy_j": {"$ref": "#/$defs/figure"},
             "carbon_g": {"$ref": "#/$defs/figure"},
-            "payback_inferences": {"$ref": "#/$defs/figure"}
+            "payback_inferences": {"description": "of the energy", "$ref": "#/$defs/figure"},
+            "payback_carbon_inferences": {"$ref": "#/$defs/figure"}
           }
         }
       }
@@ -113,6 +114,12 @@ constexpr const char* kSchema = R"json({
                   "p99_s": {"$ref": "#/$defs/figure"},
                   "throughput_per_s": {"$ref": "#/$defs/figure"},
                   "ratio_to_baseline": {"$ref": "#/$defs/figure"},
+                  "relative_interval": {
+                    "description": "half width of the ratio's interval / the ratio; the baseline's is of p50",
+                    "type": "object",
+                    "required": ["wanted", "reached"],
+                    "properties": {"wanted": {"type": "number"}, "reached": {"type": ["number", "null"]}}
+                  },
                   "steady": {"type": "boolean"}
                 }
               }

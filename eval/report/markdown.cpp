@@ -60,7 +60,7 @@ std::string markdown(const Json& json) {
     for (const auto& run : view.runs) {
         if (run.stages.empty()) continue;
         const Figure seconds = total_compression(run, "seconds"), energy = total_compression(run, "energy_j");
-        const Figure carbon = total_compression(run, "carbon_g"), after = payback(run);
+        const Figure carbon = total_compression(run, "carbon_g"), after = payback(run), clean = payback(run, "g");
         if (seconds.value) {
             out += "\nCompressing" + (run.name.empty() ? "" : " (" + escape_markdown(run.name) + ")") + " took " +
                    cell(quantity(seconds), seconds.provenance);
@@ -68,6 +68,9 @@ std::string markdown(const Json& json) {
             if (carbon.value) out += ", " + cell(quantity(carbon) + " CO2e", carbon.provenance);
             if (after.value)
                 out += "; its energy is earned back after " + cell(quantity(after), after.provenance) + " inferences";
+            if (clean.value)
+                out += std::string(after.value ? "," : ";") + " its carbon after " +
+                       cell(quantity(clean), clean.provenance);
             out += ".\n";
         }
         const Json& source = member(*run.stages.front()->measurement, "carbon");

@@ -70,7 +70,7 @@ function logTicks(low, high, room) {
 
 // ---- the picture
 var plot = document.getElementById("plot"), select = document.getElementById("measure"), upSelect = document.getElementById("up"), zoomButton = document.getElementById("zoom");
-var caption = document.getElementById("plot-note"), tip = null, zoomed = !!zoomButton;
+var caption = document.getElementById("plot-note"), tip = null, zoomed = data.zoomed;
 
 function measureOf(key) {
   for (var i = 0; i < data.measures.length; i++) if (data.measures[i].key === key) return data.measures[i];
@@ -293,6 +293,44 @@ function draw() {
   probe.remove();
   caption.textContent = measure.note + (hidden ? " " + hidden + (hidden === 1 ? " model of much lower quality is" : " models of much lower quality are") + " not shown." : "");
 }
+// ---- small pictures, one per measure: quality up, the measure across, as in the large one
+var multiples = document.getElementById("multiples");
+function drawMultiples() {
+  if (!multiples) return;
+  multiples.replaceChildren.apply(multiples, data.measures.map(function (measure) {
+    var W = 150, H = 84, r = 3;
+    var shown = measure.points.filter(function (p) { return !zoomed || data.points[p[0]].y[0] >= data.zoom; });
+    if (!shown.length) shown = measure.points;
+    var log = shown.every(function (p) { return p[2] > 0; }), at = {};
+    function across(p) { return log ? Math.log10(p[2]) : p[2]; }
+    function up(p) { return data.points[p[0]].y[0]; }
+    function scale(f, from, to) {
+      var low = Math.min.apply(null, shown.map(f)), high = Math.max.apply(null, shown.map(f));
+      return function (p) { return high > low ? from + (f(p) - low) / (high - low) * (to - from) : (from + to) / 2; };
+    }
+    var X = scale(across, 8, W - 8), Y = scale(up, H - 8, 8);
+    var root = svg("svg", { viewBox: "0 0 " + W + " " + H, "aria-hidden": "true" });
+    root.appendChild(svg("path", { "class": "grid", fill: "none", d: "M.5 0V" + (H - .5) + "H" + W }));
+    shown.forEach(function (p) { at[p[0]] = X(p).toFixed(1) + "," + Y(p).toFixed(1); });
+    var line = measure.front.filter(function (i) { return at[i]; }).map(function (i) { return at[i]; });
+    if (line.length > 1) root.appendChild(svg("polyline", { "class": "frontline", points: line.join(" ") }));
+    shown.slice().sort(function (a, b) { return b[1] - a[1]; }).forEach(function (p) {
+      var base = data.points[p[0]].baseline;
+      root.appendChild(svg("g", { "class": STATUS[p[1]] }, [base ? svg("path", { "class": "mark", d: star(X(p), Y(p), 6) }) : svg("circle", { "class": "mark", cx: X(p), cy: Y(p), r: r })]));
+    });
+    var button = html("button", { type: "button", "aria-pressed": "" + (select.value === measure.key) }, [html("span", {}, [measure.name]), root]);
+    button.addEventListener("click", function () {
+      select.value = measure.key;
+      draw();
+      remember({ measure: measure.key });
+      var place = Array.prototype.indexOf.call(multiples.children, button);
+      drawMultiples();
+      multiples.children[place].focus({ preventScroll: true });
+      document.getElementById("pareto").scrollIntoView({ block: "nearest" });
+    });
+    return button;
+  }));
+}
 function open(anchor) {
   var details = document.getElementById(anchor);
   if (!details) return;
@@ -355,17 +393,19 @@ function restore() {
   if (/^#stage-/.test(location.hash)) open(location.hash.slice(1));
 }
 if (select) {
-  select.addEventListener("change", function () { draw(); remember({ measure: select.value }); });
+  select.addEventListener("change", function () { draw(); drawMultiples(); remember({ measure: select.value }); });
   if (upSelect) upSelect.addEventListener("change", function () { draw(); remember({ up: upSelect.value }); });
   if (zoomButton) zoomButton.addEventListener("click", function () {
     zoomed = !zoomed;
     zoomButton.setAttribute("aria-pressed", "" + !zoomed);
     draw();
+    drawMultiples();
     remember({ zoom: zoomed ? "1" : "0" });
   });
   document.querySelectorAll(".needs-script").forEach(function (node) { node.hidden = false; });
   restore();
   draw();
+  drawMultiples();
   var width = plot.clientWidth;
   window.addEventListener("resize", function () { if (plot.clientWidth !== width) { width = plot.clientWidth; draw(); } });
 } else restore();
@@ -374,7 +414,19 @@ document.addEventListener("click", function (e) {
   var link = e.target.closest && e.target.closest('a[href^="#stage-"]');
   if (link) { e.preventDefault(); open(link.getAttribute("href").slice(1)); }
 });
-window.addEventListener("beforeprint", function () { document.querySelectorAll("details.stage").forEach(function (d) { d.open = true; }); });
+// On paper: what each stage was told and what it found; figures and layers only where they were opened.
+var closed = [];
+window.addEventListener("beforeprint", function () {
+  document.querySelectorAll("details.stage:not([open])").forEach(function (d) {
+    if (!d.querySelector(".columns, .curves, .body > .note")) return;
+    d.open = true;
+    closed.push(d);
+  });
+});
+window.addEventListener("afterprint", function () {
+  closed.forEach(function (d) { d.open = false; });
+  closed = [];
+});
 })();
 )js";
 

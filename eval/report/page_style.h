@@ -70,6 +70,10 @@ svg .halo{fill:transparent}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;list-style:none;margin:.4rem 0 .6rem;padding:0}
 .legend li{display:inline-flex;gap:.45rem;align-items:center}
 .legend svg{width:22px;height:16px;flex:none}
+#multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.9rem 1.5rem}
+#multiples button{font:inherit;font-size:.875rem;line-height:1.3;color:var(--ink);text-align:left;background:none;border:0;border-top:2px solid var(--line);padding:.35rem 0;cursor:pointer;display:flex;flex-direction:column;justify-content:space-between;gap:.3rem}
+#multiples button[aria-pressed=true]{border-color:var(--accent)}#multiples button:hover{border-color:var(--ink)}
+#multiples svg{display:block;width:100%;height:auto}#multiples .mark{stroke-width:1}
 .scroll{position:relative;overflow-x:auto;margin:.75rem 0 0;border-top:1px solid var(--line);border-bottom:1px solid var(--line)}
 .scroll.tall{max-height:26rem;overflow:auto}
 table{border-collapse:separate;border-spacing:0;width:100%;font-size:.875rem;line-height:1.4}
@@ -124,14 +128,16 @@ dl.pairs dd{margin:0;overflow-wrap:anywhere}
 footer{margin-top:4rem;padding-bottom:3rem;color:var(--muted);font-size:.875rem}
 @media (max-width:860px){.tiles{grid-template-columns:1fr 1fr;gap:1.5rem 2rem}}
 @media (max-width:600px){header,main,footer{padding-left:1.1rem;padding-right:1.1rem}header{padding-top:2rem}h1{font-size:1.75rem}.lead{font-size:1.05rem}section{margin-top:2.75rem}.tiles .big{font-size:1.3rem}.tiles{gap:1.25rem 1.25rem}
-.controls,.controls label,select{width:100%}.controls label{flex-direction:column;align-items:stretch;gap:.2rem}
+#multiples{grid-template-columns:1fr 1fr;gap:.9rem 1rem}.controls,.controls label,select{width:100%}.controls label{flex-direction:column;align-items:stretch;gap:.2rem}
 #stage-table th:first-child{min-width:7.2rem;max-width:7.6rem;padding-right:.5rem}
 .share,.wide{display:none}.narrow{display:inline}
 details.stage>summary{grid-template-columns:.8rem 1fr auto}summary .said{grid-column:2/-1;grid-row:2}.body{padding-left:0}
 dl.pairs{grid-template-columns:minmax(6rem,40%) 1fr;gap:.25rem 1rem}.tall table{min-width:41rem}}
-@page{size:A4 landscape;margin:12mm}
+@page{size:A4 landscape;margin:12mm;@bottom-right{content:counter(page) " / " counter(pages);font:8pt system-ui,sans-serif;color:#444}}
 @media print{:root{--paper:#fff;--raised:#fff;--ink:#000;--muted:#444;--faint:#777;--line:#ccc;--soft:#f5f5f5;--accent:#1d6b4c;--accent-soft:#fff}
-body{font-size:10.5pt}header,main,footer{max-width:none;padding:0}.controls,.skip,.tip,button.sort::after{display:none}.scroll,.scroll.tall{overflow:visible;max-height:none}section{margin-top:1.6rem}table{font-size:7.5pt}.sub{font-size:6.5pt}th,td{padding:.25rem .3rem}#stage-table thead th.n{min-width:0}button.sort{padding:0!important}#stage-table th:first-child{position:static;min-width:24mm}.pv,.pv.modelled{font-size:6pt}.share{display:none}tr,figure,.tiles,details.stage>summary{break-inside:avoid}h2,h3{break-after:avoid}}
+body{font-size:10.5pt}header,main,footer{max-width:none;padding:0}.controls,.skip,.tip,button.sort::after{display:none}.scroll,.scroll.tall{overflow:visible;max-height:none}section{margin-top:1.2rem}h1{font-size:20pt}.lead{font-size:11pt;margin-top:.4rem;max-width:none}.eyebrow{margin:0}.tiles{margin-top:.8rem}.tiles .big{font-size:15pt}
+#plot svg{width:auto;max-width:100%;height:86mm;margin:0 auto}#multiples{grid-template-columns:repeat(6,1fr);gap:.5rem 1rem}#multiples button{font-size:8pt;break-inside:avoid}
+summary,.body details>summary{padding:.3rem 0}.body{padding-bottom:.8rem}.body details:not([open]){display:none}table{font-size:7.5pt}.sub{font-size:6.5pt}th,td{padding:.25rem .3rem}#stage-table thead th.n{min-width:0}button.sort{padding:0!important}#stage-table th:first-child{position:static;min-width:24mm}.pv{font-size:6pt}.pv.modelled{font-size:8pt}.share,.wide{display:none}tr,figure,.tiles,details.stage>summary{break-inside:avoid}h2,h3{break-after:avoid}}
 @media (prefers-reduced-motion:reduce){*{transition:none!important}}
 )css";
 

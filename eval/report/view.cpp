@@ -68,6 +68,14 @@ std::vector<Latency> latencies_of(const Json& list) {
 std::vector<Measure> measures_of(const std::deque<Stage>& stages) {
     std::vector<Measure> all;
     const Words less = {"less", "more"}, fewer = {"fewer", "more"}, smaller = {"smaller", "larger"};
+    // Worth a column of their own only where they say something else than the measure that they refine: what is zero,
+    // what is not float32.
+    struct Refined {
+        std::string key, of;
+        double factor;
+    };
+    static const std::vector<Refined> kRefined = {
+        {"nonzero_parameters", "parameters", 1}, {"nonzero_macs", "macs", 1}, {"bit_operations", "macs", 32 * 32}};
     all.push_back({"energy_per_inference_j", "Energy per inference", "J", less, 0, 0});
     std::set<std::pair<int64_t, int64_t>> settings;
     std::set<int64_t> threads;
@@ -94,15 +102,20 @@ std::vector<Measure> measures_of(const std::deque<Stage>& stages) {
     all.push_back({"peak_memory_bytes", "Peak memory of a run", "B", less, 0, 0});
     all.push_back({"power_w", "Average power", "W", less, 0, 0});
     all.push_back({"nonzero_parameters", "Non-zero parameters", "1", fewer, 0, 0});
+    all.push_back({"nonzero_macs", "MACs with non-zero weights", "1", fewer, 0, 0});
+    all.push_back({"bit_operations", "Bit operations", "1", fewer, 0, 0});
     all.push_back({"weight_bytes", "Weights in memory", "B", smaller, 0, 0});
     std::vector<Measure> present;
     for (const auto& measure : all) {
-        bool any = false, differs = measure.key != "nonzero_parameters";
+        const auto refined = std::find_if(kRefined.begin(), kRefined.end(),
+                                          [&measure](const Refined& row) { return row.key == measure.key; });
+        bool any = false, differs = refined == kRefined.end();
         for (const auto& stage : stages) {
             const Figure figure = stage.on(measure);
             any |= figure.value.has_value();
-            // Non-zero parameters are worth a column of their own only where something was zeroed.
-            if (!differs && figure.value) differs = figure.value != stage.figure("parameters").value;
+            if (differs || !figure.value) continue;
+            const auto plain = stage.figure(refined->of).value;
+            differs = !plain || std::abs(*figure.value - refined->factor * *plain) > 1e-9 * *figure.value;
         }
         if (any && differs) present.push_back(measure);
     }
@@ -330,7 +343,7 @@ Figure total_compression(const Run& run, const std::string& key) {
     return total;
 }
 
-Figure payback(const Run& run) {
+Figure payback(const Run& run, const std::string& unit) {
     Figure none;
     none.unit = "1";
     none.reason = run.side_by_side ? "the folder holds several models" : "no stage was kept";
@@ -340,12 +353,15 @@ Figure payback(const Run& run) {
                    ? eval::Figure::unavailable(unit, "a file has it in a unit other than " + unit)
                    : eval::Figure::from_json(to_json(figure));
     };
-    auto figure = figure_of(eval::payback(known(total_compression(run, "energy_j"), "J"),
-                                          known(run.baseline->figure("energy_per_inference_j"), "J"),
-                                          known(run.final->figure("energy_per_inference_j"), "J"),
+    const bool carbon = unit == "g";
+    const std::string spent = carbon ? "carbon_g" : "energy_j",
+                      each = carbon ? "carbon_per_inference_g" : "energy_per_inference_j";
+    // One grid factor stands before both sides of the ratio: that of carbon is that of energy.
+    auto figure = figure_of(eval::payback(known(total_compression(run, spent), unit),
+                                          known(run.baseline->figure(each), unit), known(run.final->figure(each), unit),
                                           known(run.final->figure("energy_ratio_to_baseline"), "ratio"))
                                 .to_json());
-    if (figure.value) figure.method = "energy of all stages: " + figure.method;
+    if (figure.value) figure.method = (carbon ? "carbon of all stages: " : "energy of all stages: ") + figure.method;
     return figure;
 }
 

@@ -102,7 +102,7 @@ Figure paired_ratio(const Stage& stage, const Measure& measure);
 Figure relative(const Stage& stage, const Measure& measure);
 // Compression's cost, summed over a run's stages: "seconds", "energy_j", "carbon_g".
 Figure total_compression(const Run& run, const std::string& key);
-// Inferences after which the energy spent on compression is earned back.
-Figure payback(const Run& run);
+// Inferences after which the energy ("J") or carbon ("g") spent on compression is earned back.
+Figure payback(const Run& run, const std::string& unit = "J");
 
 }  // namespace coppice::eval::report

@@ -86,6 +86,17 @@ private:
     int file_;
 };
 
+// False for a new file. @throws IoError when it has other columns
+bool has_header(const LockedFile& file, const std::filesystem::path& path) {
+    if (file.size() == 0) return false;
+    const auto header = joined(emissions_columns());
+    const auto found = file.read(0, header.size() + 1);
+    if (found.compare(0, header.size(), header) != 0 || (found.size() > header.size() && found.back() != '\n'))
+        throw IoError(path.string(), "begins with other columns than Coppice writes",
+                      "Give another file: a row would be read under wrong names.");
+    return true;
+}
+
 }  // namespace
 
 Json TrackRecord::to_json() const {
@@ -106,6 +117,7 @@ Json TrackRecord::to_json() const {
     json["peak_memory_bytes"] = peak_memory_bytes.to_json();
     json["idle_power_w"] = idle_power_w.to_json();
     json["net_energy_j"] = net_energy_j.to_json();
+    json["memory_energy_j"] = memory_energy_j.to_json();
     json["idle"] = idle;
     json.update(accounts);
     json["carbon"] = grid.to_json(pue);
@@ -186,19 +198,17 @@ void append_emissions(const std::filesystem::path& path, const TrackRecord& reco
     for (const auto& column : columns) row.push_back(cells[column]);
 
     const LockedFile file(path);
-    const auto size = file.size();
     std::string text;
-    const auto header = joined(columns);
-    if (size == 0) {
-        text = header + "\n";
-    } else {
-        const auto found = file.read(0, header.size() + 1);
-        if (found.compare(0, header.size(), header) != 0 || (found.size() > header.size() && found.back() != '\n'))
-            throw IoError(path.string(), "begins with other columns than Coppice writes",
-                          "Give another file: a row would be read under wrong names.");
-        if (file.read(size - 1, 1) != "\n") text = "\n";  // a writer was killed within its row
-    }
+    if (!has_header(file, path))
+        text = joined(columns) + "\n";
+    else if (file.read(file.size() - 1, 1) != "\n")
+        text = "\n";  // a writer was killed within its row
     file.append(text + joined(row) + "\n");
+}
+
+void check_emissions(const std::filesystem::path& path) {
+    const LockedFile file(path);
+    has_header(file, path);
 }
 
 Json co2_eq_emissions(const TrackRecord& record) {

@@ -24,6 +24,7 @@ public:
     Program(const Program&) = delete;
 
     void signal(int number) const;
+    int pid() const { return pid_; }
     /// Waits until `condition` or the end of the program; false when it ended, or five minutes passed, before.
     bool wait_until(const std::function<bool()>& condition);
     Outcome wait();

@@ -28,7 +28,8 @@ TEST_F(TrackTest, PassesOnOutputInputAndExitCode) {
     EXPECT_EQ(outcome.out, "out\n") << "stdout is the command's alone";
     EXPECT_THAT(outcome.err, HasSubstr("err\n"));
     EXPECT_THAT(outcome.err, HasSubstr("sh ended with code 7"));
-    EXPECT_THAT(outcome.err, HasSubstr("modelled"));
+    EXPECT_THAT(outcome.err, ::testing::ContainsRegex("modelled|assumed"));
+    EXPECT_THAT(outcome.err, HasSubstr("not in the energy above"));
     EXPECT_EQ(track({"-q"}, {"sh", "-c", "kill -9 $$"}).code, 128 + SIGKILL);
     EXPECT_EQ(track({"-q"}, {"true"}).err, "");
 }
@@ -66,6 +67,10 @@ TEST_F(TrackTest, CountsTheWholeTree) {
     EXPECT_EQ(json["net_energy_j"]["value"], json["energy_j"]["value"]) << "the model has no idle draw in it";
     EXPECT_EQ(json["net_energy_j"]["provenance"], "modelled");
     EXPECT_TRUE(json["idle"].is_null()) << "it was not asked for";
+    EXPECT_NEAR(json["memory_energy_j"]["value"].get<double>(),
+                json["seconds"]["value"].get<double>() * 0.3725e-9 * json["environment"]["memory_bytes"].get<double>(),
+                1e-6)
+        << "beside the energy, not in it";
 }
 
 TEST_F(TrackTest, AppendsEmissionsAndWritesTheCardField) {
@@ -166,6 +171,36 @@ TEST_F(TrackTest, PassesOnSignals) {
     program.signal(SIGTERM);
     EXPECT_EQ(program.wait().code, 5);
     EXPECT_EQ(record()["exit_code"], 5) << "and still tells what was spent";
+}
+
+TEST_F(TrackTest, ASignalThatComesBeforeTheCommandStartsIsNotLost) {
+    Program program({"track", "-q", "--json", "run.json", "--", "sleep", "600"}, folder.path());
+    // Its handler is there, the command may not be: bit 14 of the signals that are caught is SIGTERM.
+    ASSERT_TRUE(program.wait_until([&] {
+        std::ifstream status("/proc/" + std::to_string(program.pid()) + "/status");
+        for (std::string line; std::getline(status, line);)
+            if (line.rfind("SigCgt:", 0) == 0) return (std::stoull(line.substr(7), nullptr, 16) >> 14 & 1) == 1;
+        return false;
+    }));
+    program.signal(SIGTERM);
+    EXPECT_EQ(program.wait().code, 128 + SIGTERM);
+    EXPECT_EQ(record()["exit_code"], 128 + SIGTERM);
+}
+
+TEST_F(TrackTest, WhereNothingCanBeWrittenTheCommandIsNotStarted) {
+    std::ofstream(folder / "other.csv") << "timestamp,project_name\n";
+    const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+        {{"--csv", "other.csv"}, "begins with other columns"},
+        {{"--csv", "no/such.csv"}, "cannot be opened"},
+        {{"--json", "no/such.json"}, "its folder does not exist"},
+        {{"--card", "no/such.yaml"}, "its folder does not exist"}};
+    for (const auto& [options, text] : cases) {
+        const auto outcome = track(options, {"touch", "started"});
+        EXPECT_EQ(outcome.code, 1) << text;
+        EXPECT_THAT(outcome.err, HasSubstr(text));
+        EXPECT_FALSE(std::filesystem::exists(folder / "started")) << text;
+    }
+    EXPECT_EQ(read_text(folder / "other.csv"), "timestamp,project_name\n");
 }
 
 TEST_F(TrackTest, NamesMistakes) {

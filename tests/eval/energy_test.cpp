@@ -392,7 +392,12 @@ TEST(CpuPower, AnUnknownNameIsAssumedAndSaysSo) {
     for (const char* name : {"AMD EPYC", "AMD EPYC 7763X", ""}) {
         const auto power = cpu_power(name);
         EXPECT_FALSE(power.known) << name;
-        EXPECT_THAT(power.method, ::testing::HasSubstr("assumed 8 W per core")) << name;
+        EXPECT_THAT(power.method, ::testing::HasSubstr("assumed 8 W per core (")) << name;
+        // Any CPU of the table lies within, by as much as the model may be wrong on top.
+        for (const auto& row : cpu_rows()) {
+            EXPECT_LE(power.systematic_ratio.low * 8, 0.5 * row.watts / row.cores + 1e-9) << row.name;
+            EXPECT_GE(power.systematic_ratio.high * 8, 3 * row.watts / row.cores - 1e-9) << row.name;
+        }
     }
     EXPECT_EQ(cpu_power("AMD EPYC", 4.5).watts_per_core, 4.5);
     EXPECT_ERROR(cpu_power("AMD EPYC", 0.0), InvalidArgument, "must be above 0");
@@ -425,6 +430,57 @@ TEST(CpuTimeMeter, IsCpuSecondsTimesWattsAndModelled) {
     EXPECT_EQ(figure.systematic_ratio->low, 0.5);
     EXPECT_EQ(figure.systematic_ratio->high, 3);
     EXPECT_THAT(figure.method, ::testing::HasSubstr("10 W per core given by the user"));
+}
+
+TEST(CpuTimeMeter, OfAnUnknownCpuIsAssumed) {
+    const TemporaryFolder machine;
+    std::filesystem::create_directories(machine / "proc");
+    EnergyOptions options;
+    options.source = "cpu_time";
+    options.root = machine.path();
+    double cpu = 0;
+    options.cpu_clock = [&cpu] { return cpu; };
+    const auto figure_of = [&](const std::string& name) {
+        std::ofstream(machine / "proc/cpuinfo") << "model name\t: " << name << "\n";
+        const auto meter = make_energy_meter(options);
+        meter->start();
+        cpu += 2;
+        return meter->stop();
+    };
+    const auto known = figure_of("AMD EPYC 7763 64-Core Processor"), unknown = figure_of("AMD EPYC");
+    EXPECT_EQ(known.provenance, Provenance::kModelled);
+    EXPECT_NEAR(*known.value, 2 * 280.0 / 64, 1e-9);
+    EXPECT_EQ(unknown.provenance, Provenance::kAssumed);
+    EXPECT_NEAR(*unknown.value, 16, 1e-9);
+    EXPECT_LT(unknown.systematic_ratio->low, known.systematic_ratio->low);
+    EXPECT_GT(unknown.systematic_ratio->high, known.systematic_ratio->high);
+}
+
+TEST(MemoryEnergy, IsTimeTimesItsSizeWhereNoCounterHasIt) {
+    const TemporaryFolder machine;
+    std::filesystem::create_directories(machine / "proc");
+    EnergyOptions options;
+    options.root = machine.path();
+    options.source = "cpu_time";
+    const auto seconds = Figure::measured(100, "s", "wall clock", Interval{90, 110});
+    const auto memory = memory_energy_j(*make_energy_meter(options), 64'000'000'000, seconds);
+    ASSERT_TRUE(memory.available()) << memory.reason;
+    EXPECT_NEAR(*memory.value, 100 * 64 * 0.3725, 1e-9);
+    EXPECT_EQ(memory.provenance, Provenance::kModelled);
+    EXPECT_NEAR(memory.interval->high / memory.interval->low, 110.0 / 90, 1e-9);
+    EXPECT_FALSE(memory_energy_j(*make_energy_meter(options), 0, seconds).available());
+
+    Tree tree;
+    tree.zone("intel-rapl:0", "package-0", 1e6);
+    options.root = tree.folder.path();
+    options.source = "rapl";
+    EXPECT_FALSE(make_energy_meter(options)->counts_memory());
+    tree.zone("intel-rapl:0:0", "dram", 1e6);
+    EXPECT_TRUE(make_energy_meter(options)->counts_memory());
+    EXPECT_THAT(memory_energy_j(*make_energy_meter(options), 64'000'000'000, seconds).reason,
+                ::testing::HasSubstr("memory is in what rapl counts"));
+    options.source = "rapl+cpu_time";
+    EXPECT_TRUE(make_energy_meter(options)->counts_memory()) << "a sum has it if a part does";
 }
 
 TEST(CpuTimeMeter, IdlePowerIsWhatTheUserSaysOrUnavailable) {

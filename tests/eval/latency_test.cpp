@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <random>
+#include <set>
 
 #include "support/support.h"
 
@@ -137,6 +138,61 @@ TEST(TimeInterleaved, ReadsTheMeterAroundEachWindow) {
     EXPECT_NEAR(*rows[1].power_w.value, 50, 1e-6);
     EXPECT_EQ(rows[1].power_w.provenance, Provenance::kDerived);
     EXPECT_FALSE(time_interleaved({machine.query(1)}, machine.options(1))[0].energy_j.available());
+}
+
+// A counter that steps every 0.1 s, read by queries that keep step with it: each window would begin at one phase.
+TEST(TimeInterleaved, WindowsOfASteppingCounterBeginAtRandomPhases) {
+    class Stepping final : public EnergyMeter {
+    public:
+        explicit Stepping(Machine& machine) : machine_(machine) {}
+        std::string name() const override { return "stepping"; }
+        std::string method() const override { return "stepping"; }
+        double update_s() const override { return 0.1; }
+        void start() override { phases.push_back(std::fmod(machine_.now, 0.1)); }
+        Figure read() override { return Figure::measured(1, "J", method()); }
+        std::vector<double> phases;
+
+    private:
+        Machine& machine_;
+    };
+    Machine machine;
+    Stepping meter(machine);
+    auto options = machine.options(20);
+    options.window_seconds = 0.2;
+    double slept = 0;
+    options.sleep = [&](double seconds) {
+        EXPECT_GE(seconds, 0);
+        EXPECT_LT(seconds, 0.1);
+        slept += seconds;
+        machine.now += seconds;
+    };
+    const auto rows = time_interleaved({machine.query(0.1), machine.query(0.2)}, options, &meter);
+    EXPECT_GT(slept, 0);
+    // Deciles of the phase: with so many starts each holds some. (0.9^n x 10 is the probability that one holds none.)
+    std::set<int> deciles;
+    for (const double phase : meter.phases) deciles.insert(static_cast<int>(100 * phase));
+    ASSERT_GE(meter.phases.size(), 100u);
+    EXPECT_GE(deciles.size(), 10u);
+    EXPECT_NEAR(*rows[1].ratio_to_baseline.value, 2, 1e-6) << "pauses are not in the times";
+    EXPECT_NEAR(*rows[0].p50_s.value, 0.1, 1e-9);
+}
+
+TEST(TimeInterleaved, SaysWhichIntervalWasWantedAndReached) {
+    Machine machine;
+    std::mt19937_64 engine(1);
+    std::uniform_real_distribution<double> uniform;
+    machine.slow_down = [&] { return 0.9 + 0.2 * uniform(engine); };
+    auto options = machine.options(20);
+    options.relative_interval = 0.03;
+    const auto rows = time_interleaved({machine.query(0.01), machine.query(0.02)}, options);
+    const auto& ratio = rows[1].ratio_to_baseline;
+    EXPECT_EQ(rows[1].wanted_interval, 0.03);
+    EXPECT_NEAR(rows[1].reached_interval.value(), (ratio.interval->high - ratio.interval->low) / 2 / *ratio.value,
+                1e-12);
+    const auto& p50 = rows[0].p50_s;
+    EXPECT_NEAR(rows[0].reached_interval.value(), (p50.interval->high - p50.interval->low) / 2 / *p50.value, 1e-12);
+    EXPECT_EQ(rows[1].to_json()["relative_interval"]["wanted"], 0.03);
+    EXPECT_TRUE(rows[1].to_json()["relative_interval"]["reached"].is_number());
 }
 
 TEST(TimeInterleaved, DriftAndBurstsOfTheMachineDoNotReachTheRatio) {

@@ -218,6 +218,7 @@ TEST(MeasureOptions, AreReadFromARecipe) {
     EXPECT_EQ(*read.energy.cpu_watts_per_core, 4);
     EXPECT_THAT(read.batches, ::testing::ElementsAre(1));
     EXPECT_EQ(settings.resolved()["relative_interval"], 0.02);
+    EXPECT_FALSE(read.embodied_kg);
 }
 
 TEST(MeasureOptions, NameWhatIsWrong) {
@@ -231,9 +232,53 @@ TEST(MeasureOptions, NameWhatIsWrong) {
     EXPECT_ERROR(read("batch", "0"), InvalidArgument, "must be at least 1");
     EXPECT_ERROR(read("pue", "0.5"), InvalidArgument, "pue");
     EXPECT_ERROR(read("metrics", "top2"), InvalidArgument, "unknown metric");
+    EXPECT_ERROR(read("embodied_kg", "-1"), InvalidArgument, "must not be negative");
+    EXPECT_ERROR(read("machine_share", "2"), InvalidArgument, "machine_share");
     EXPECT_ERROR(read("cpu_watts_per_core", "0"), InvalidArgument, "above 0");
     EXPECT_ERROR(read("energy", "rapl+nvlm"), InvalidArgument, "Did you mean \"nvml\"?");
     EXPECT_NO_THROW(read("energy", "rapl+nvml"));
+}
+
+TEST(Measurer, CarbonHoldsTheMachinesShareOrSaysThatItIsNotDeclared) {
+    const TemporaryFolder folder;
+    const auto model = testing::residual_model();
+    model.save(folder / "model.pt");
+    auto choice = options("quick");
+    choice.relative_interval = 1;
+    choice.idle = 0;
+    const auto measure = [&] {
+        return Measurer(example(), nullptr, "", Task::kClassification, "", choice)
+            .measure(model, model.clone(), folder / "model.pt", "stage");
+    };
+    const auto undeclared = measure();
+    EXPECT_EQ(undeclared["carbon"]["embodied_kg"], "not declared");
+    EXPECT_THAT(undeclared["figures"]["embodied_per_inference_g"]["reason"].get<std::string>(),
+                ::testing::HasSubstr("not declared"));
+    EXPECT_THAT(undeclared["figures"]["sci_per_inference_g"]["method"].get<std::string>(),
+                ::testing::HasSubstr("M not declared"));
+    EXPECT_NEAR(undeclared["figures"]["sci_per_inference_g"]["value"].get<double>(),
+                undeclared["figures"]["carbon_per_inference_g"]["value"].get<double>(), 1e-15);
+
+    choice.embodied_kg = 1000;
+    choice.lifetime_years = 5;
+    choice.machine_share = 0.25;
+    const auto json = measure();
+    const auto value = [&json](const char* pointer) {
+        return json.at(Json::json_pointer(pointer)).at("value").get<double>();
+    };
+    const double per_second = 1000 * 1000.0 / (5 * 365.25 * 86400) * 0.25;  // g
+    const double seconds = 1 / value("/latency/0/throughput_per_s");
+    EXPECT_NEAR(value("/figures/embodied_per_inference_g"), per_second * seconds, 1e-9 * per_second);
+    EXPECT_NEAR(value("/figures/sci_per_inference_g"),
+                value("/figures/carbon_per_inference_g") + value("/figures/embodied_per_inference_g"), 1e-15);
+    EXPECT_EQ(json["figures"]["sci_per_inference_g"]["provenance"], "assumed");
+    EXPECT_TRUE(json["figures"]["embodied_per_inference_g"]["interval"].is_array()) << "that of the time";
+    EXPECT_NEAR(value("/compression/embodied_g"), per_second * value("/compression/seconds"), 1e-9);
+    EXPECT_EQ(json["carbon"]["embodied_kg"], 1000);
+    // Memory is a line of its own, time x its size.
+    EXPECT_NEAR(value("/figures/memory_energy_per_inference_j"),
+                seconds * 0.3725e-9 * json["environment"]["memory_bytes"].get<double>(), 1e-9);
+    EXPECT_EQ(json["figures"]["memory_energy_per_inference_j"]["provenance"], "modelled");
 }
 
 TEST(StageMeter, CountsWhatAPieceOfWorkCosts) {

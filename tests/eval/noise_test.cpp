@@ -85,6 +85,13 @@ TEST(SimulatedNoise, IntervalsOfARatioCoverItUnderDriftAndBursts) {
     expect_coverage(compare(kCorrelated, 0.8, 400, 10));
 }
 
+// Six seconds hold fewer than six stretches of correlated noise: Student's t makes up for it.
+TEST(SimulatedNoise, IntervalsOfTheQuickProfileCoverToo) {
+    MeasureOptions quick;
+    quick.profile = "quick";
+    expect_coverage(compare(kCorrelated, 0.8, 400, quick.seconds()));
+}
+
 TEST(SimulatedNoise, AModelComparedWithItselfIsNoDifferent) {
     // Of seeds 1000 to 1399, 19 find a difference: 4.75 %, as an interval of 95 % should. Here are half of them.
     const auto outcome = compare(kCorrelated, 1, 200, 60, 1200);

@@ -100,6 +100,8 @@ TEST(SizeFigures, AreThoseOfTheFileAndTheModel) {
     EXPECT_EQ(*figures["macs"].value, 64 * 216 + 16 * (1152 + 2304 + 128) + 160);
     EXPECT_EQ(figures["macs"].provenance, Provenance::kDerived);
     EXPECT_GE(*figures["flops"].value, 2 * *figures["macs"].value);
+    EXPECT_EQ(*figures["bit_operations"].value, 1024 * *figures["macs"].value) << "float32 throughout";
+    EXPECT_LE(*figures["nonzero_macs"].value, *figures["macs"].value);
     EXPECT_EQ(*figures["weight_bytes"].value, 4 * (4082 + 112)) << "running means and variances beside the parameters";
 }
 
@@ -109,7 +111,7 @@ TEST(SizeFigures, WithoutAnalysisOperationsAreUnavailableWithTheReason) {
     model.module().save(folder / "model.pt");
     for (const auto& [name, figure] :
          size_figures(folder / "model.pt", Model(), {testing::sine({1, 3, 8, 8})}, "not analysed"))
-        if (name == "macs" || name == "flops") {
+        if (name == "macs" || name == "flops" || name == "nonzero_macs" || name == "bit_operations") {
             EXPECT_FALSE(figure.available());
             EXPECT_EQ(figure.reason, "not analysed");
         }

@@ -130,6 +130,7 @@ TrackRecord sample_record() {
     record.usage.carbon_g = Figure::assumed(240, "g", "energy x grid");
     record.peak_memory_bytes = Figure::measured(1 << 30, "B", "statm");
     record.net_energy_j = Figure::unavailable("J", "no idle power");
+    record.memory_energy_j = Figure::modelled(23, "J", "time x 16 GB x 0.3725 W/GB");
     record.idle_power_w = Figure::unavailable("W", "no idle power");
     record.environment = environment();
     record.source = "cpu_time";
@@ -205,6 +206,12 @@ TEST(EmissionsCsv, IsAppendedToSafely) {
     EXPECT_ERROR(append_emissions(folder / "other.csv", sample_record()), IoError, "other columns");
     EXPECT_EQ(read_text(folder / "other.csv"), "timestamp,project_name\n");
     EXPECT_ERROR(append_emissions(folder / "no/such.csv", sample_record()), IoError, "cannot be opened");
+    EXPECT_ERROR(check_emissions(folder / "other.csv"), IoError, "other columns");
+    EXPECT_ERROR(check_emissions(folder / "no/such.csv"), IoError, "cannot be opened");
+    EXPECT_NO_THROW(check_emissions(path));
+    EXPECT_NO_THROW(check_emissions(folder / "new.csv"));
+    append_emissions(folder / "new.csv", sample_record());
+    EXPECT_EQ(rows_of(folder / "new.csv").size(), 2) << "the look before left an empty file, not a second header";
 }
 
 TEST(EmissionsCsv, TakesRowsFromSeveralProcessesAtOnce) {
@@ -245,7 +252,7 @@ TEST(TrackRecord, HasEveryFigureWithItsProvenance) {
     EXPECT_EQ(json["format"], "coppice-track");
     EXPECT_EQ(json["version"], 1);
     for (const char* name : {"seconds", "cpu_seconds", "energy_j", "power_w", "carbon_g", "peak_memory_bytes",
-                             "idle_power_w", "net_energy_j"})
+                             "idle_power_w", "net_energy_j", "memory_energy_j"})
         EXPECT_NO_THROW(Figure::from_json(json[name])) << name;
     EXPECT_EQ(json["net_energy_j"]["reason"], "no idle power");
 }

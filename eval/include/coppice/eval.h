@@ -212,6 +212,11 @@ public:
     virtual bool counts_idle() const { return true; }
     /// Shorter windows say little, because the source moves in steps; 0 where that is no matter.
     virtual double minimum_window_s() const { return 0; }
+    /// Between two steps of its counter; 0 where that is no matter. Windows that are repeated begin at a random phase
+    /// of it: a sensor that looks a part of the time only would else see the same part of each.
+    virtual double update_s() const { return 0; }
+    /// Whether memory is in its figure.
+    virtual bool counts_memory() const { return false; }
 };
 
 /// Joules that a perf event counted since it was opened, before its scale; none when it cannot be read any more.
@@ -256,6 +261,11 @@ struct EnergySource {
 };
 const std::vector<EnergySource>& energy_sources();
 std::vector<EnergySourceStatus> probe_energy_sources(const EnergyOptions& options = {});
+
+/// What memory of that size takes in that time: 0.3725 W per GB, the figure of Green Algorithms, modelled. For where no
+/// counter has it, as a figure of its own: it is time x a constant, so that it tells nothing of a model but its time.
+/// Unavailable where `meter` counts memory itself, or the size is not known.
+Figure memory_energy_j(const EnergyMeter& meter, int64_t memory_bytes, const Figure& seconds);
 
 /// The best usable source, the one named, or the sum of several ("rapl+nvml"). @throws InvalidArgument for an unknown
 /// name, MeasurementError with the enabling command when a named one is not usable here
@@ -319,9 +329,9 @@ NvmlStatus nvml_status(const std::filesystem::path& library = "libnvidia-ml.so.1
 /// Watts of one busy core, and where that comes from.
 struct CpuPower {
     double watts_per_core = 0;
-    bool known = false;         ///< found in the table, or given by the user
+    bool known = false;         ///< found in the table, or given by the user; else the figures are assumed
     std::string method;         ///< "TDP 280 W / 64 cores of AMD EPYC 7763"
-    Interval systematic_ratio;  ///< of a model that knows thermal design power only
+    Interval systematic_ratio;  ///< of a model that knows thermal design power only, or not even that
 };
 /// By exact name, as /proc/cpuinfo has it; decoration such as (R), "CPU", "64-Core Processor", "@ 2.45GHz" is ignored.
 /// An unknown CPU gets an assumed figure that says so.
@@ -417,6 +427,7 @@ struct LatencyOptions {
     uint64_t seed = 0;                  ///< of the order within each round
     std::function<double()> clock;      ///< seconds; wall_seconds() when empty
     std::function<double()> cpu_clock;  ///< CPU seconds; cpu_seconds(false) when empty
+    std::function<void(double)> sleep;  ///< the system's when empty and `clock` is, too
     /// For the share of CPU time that is stolen; machine_time() when empty and `clock` is, too.
     std::function<std::optional<MachineTime>()> machine_clock;
     /// Told between rounds how many of the seconds of timing are over; an early end skips the rest.
@@ -448,10 +459,13 @@ inline constexpr double kMeterOverheadRatio = 0.005;
 struct Latency {
     int64_t batch = 1;
     int threads = 1;
-    Figure p50_s, p90_s, p99_s;      ///< of a query, that is of one call with the whole batch
-    Figure throughput_per_s;         ///< examples per second
-    Figure ratio_to_baseline;        ///< time of this / time of the baseline, paired; below 1 is faster
-    bool steady = false;             ///< the warm-up ended in a steady state
+    Figure p50_s, p90_s, p99_s;  ///< of a query, that is of one call with the whole batch
+    Figure throughput_per_s;     ///< examples per second
+    Figure ratio_to_baseline;    ///< time of this / time of the baseline, paired; below 1 is faster
+    bool steady = false;         ///< the warm-up ended in a steady state
+    /// Half width of the interval of the ratio (of the baseline: of p50) / its value: what timing ended at.
+    std::optional<double> reached_interval;
+    double wanted_interval = 0;      ///< LatencyOptions::relative_interval
     int64_t pairs = 0, queries = 0;  ///< rounds with the baseline; timed queries
     Figure cpu_s;                    ///< CPU seconds of a query
     Figure energy_j;                 ///< of a query, from the meter
@@ -501,12 +515,24 @@ struct Weights {
 };
 Weights weights_of(const torch::jit::Module& module);
 
+/// Multiply-adds of a run told apart by what they work on.
+struct Operations {
+    double macs = 0;          ///< as cost() has them
+    double nonzero_macs = 0;  ///< with a weight that is not 0; dense kernels do the others, too
+    /// Multiply-adds x bits of both operands, as the kernel gets them: weights stored in 4 bits and multiplied as
+    /// float32 count 32 x 32.
+    double bit_operations = 0;
+    std::vector<std::pair<std::string, double>> by_precision;  ///< "int8 x int8" and its multiply-adds, most first
+};
+/// Looks at the operands of every operator with multiply-adds in one run. @param costs  cost(model, example)
+Operations operations(const Model& model, const Inputs& example, const Cost& costs);
+
 /// Peak resident memory that loading the file and one run add to this process: VmHWM, reset by /proc/self/clear_refs,
 /// less VmRSS before. Unavailable where the kernel does not permit that.
 Figure peak_memory(const std::filesystem::path& model_file, const Inputs& example);
 
-/// file_bytes, parameters, nonzero_parameters, weight_bytes, macs, flops and peak_memory_bytes, by name.
-/// @param model  for macs and flops; an undefined one makes them unavailable
+/// file_bytes, parameters, nonzero_parameters, weight_bytes, macs, flops, nonzero_macs, bit_operations and
+/// peak_memory_bytes, by name. @param model  for the operations; an undefined one makes them unavailable
 std::vector<std::pair<std::string, Figure>> size_figures(const std::filesystem::path& model_file, const Model& model,
                                                          const Inputs& example, const std::string& macs_reason = {});
 
@@ -579,13 +605,19 @@ struct MeasureOptions {
     double relative_interval = 0.02;
     uint64_t seed = 0;
     std::optional<double> idle;  ///< seconds of sleep before and after timing; absent: by profile, see idle_seconds()
+    std::optional<double> embodied_kg;  ///< CO2e of making the machine; absent: not declared
+    double lifetime_years = 4;          ///< over which that is spread
+    double machine_share = 1;           ///< of the machine that was reserved, in (0, 1]
     EnergyOptions energy;
 
     /// Reads profile, batch, threads, metrics, eval_batch, grid, pue, relative_interval, energy, gpus, meter_file,
-    /// cpu_watts_per_core, idle_watts, idle. @throws InvalidArgument, an unknown grid zone included
+    /// cpu_watts_per_core, idle_watts, idle, embodied_kg, lifetime_years, machine_share. @throws InvalidArgument, an
+    /// unknown grid zone included
     static MeasureOptions read(Options& options);
     double seconds() const;       ///< of timing per variant
     double idle_seconds() const;  ///< off 0, quick 0.25, standard 5, strict 30, unless `idle` is given
+    /// Share of the machine's embodied carbon that falls to so much time; unavailable where it is not declared.
+    Figure embodied_g(const Figure& seconds) const;
 };
 
 /// What a piece of work costs: started by the constructor. For what producing a stage takes, or any training loop.

@@ -97,6 +97,7 @@ struct TrackRecord {
     int exit_code = 0;
     Usage usage;
     Figure peak_memory_bytes, idle_power_w, net_energy_j;
+    Figure memory_energy_j;  ///< see eval::memory_energy_j(); not in usage.energy_j
     Environment environment;
     std::string source;  ///< of energy
     std::string version;
@@ -115,6 +116,9 @@ std::vector<std::string> emissions_columns();
 /// file reaches the disk before this returns.
 /// @throws IoError when the file has other columns, or cannot be written
 void append_emissions(const std::filesystem::path& path, const TrackRecord& record);
+/// Whether append_emissions() could write there, before there is a row: a long run must not end in that error.
+/// @throws IoError as append_emissions() would
+void check_emissions(const std::filesystem::path& path);
 /// `co2_eq_emissions` of a Hugging Face model card: emissions in grams, source, hardware, place. Null value when there
 /// is no figure.
 Json co2_eq_emissions(const TrackRecord& record);

@@ -123,6 +123,13 @@ TEST(CollectReport, SumsTheCostOfAllStagesAndFindsThePayback) {
               std::ceil(11 * seconds / (11.6 / 128 * (0.2214 - 0.0521))));
     EXPECT_LT(cost["payback_inferences"]["interval"][0], cost["payback_inferences"]["value"]);
     EXPECT_GT(cost["payback_inferences"]["interval"][1], cost["payback_inferences"]["value"]);
+    const auto& figures = [&] { return collect_report({folder / "run-a"})["runs"][0]["stages"]; }();
+    const auto each = [&](size_t stage) {
+        return figures[stage]["measurement"]["figures"]["carbon_per_inference_g"]["value"].get<double>();
+    };
+    EXPECT_EQ(cost["payback_carbon_inferences"]["value"].get<double>(),
+              std::ceil(cost["carbon_g"]["value"].get<double>() / (each(0) - each(9))));
+    EXPECT_THAT(cost["payback_carbon_inferences"]["method"].get<std::string>(), HasSubstr("carbon of all stages"));
 }
 
 TEST(CollectReport, ReportsTheIntactStagesOfAHalfWrittenRunAndNamesTheRest) {

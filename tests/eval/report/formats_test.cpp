@@ -81,6 +81,13 @@ TEST(ReportCsv, HasARowPerStageAndFiveColumnsPerFigure) {
     EXPECT_NEAR(std::stod(cell(10, "latency_p50_s_b128_t2_low")), 0.0521 * 0.988, 1e-12);
     EXPECT_EQ(cell(1, "compression_seconds"), "");
     EXPECT_EQ(cell(3, "compression_seconds"), "512");
+    EXPECT_EQ(cell(10, "grid"), "WORLD");
+    EXPECT_EQ(cell(10, "grid_g_per_kwh"), "473");
+    EXPECT_EQ(cell(10, "grid_year"), "2024");
+    EXPECT_EQ(cell(10, "grid_attribution"),
+              "Grid intensity: Ember and Energy Institute, by Our World in Data, CC BY 4.0.");
+    EXPECT_EQ(cell(10, "pue"), "1.0");
+    EXPECT_EQ(cell(10, "embodied_kg"), "") << "an older program did not say";
     // A verdict with commas and colons comes back whole.
     EXPECT_EQ(cell(5, "verdict"),
               "Undone: half of the weights are zero, the file is smaller, and nothing runs faster.");

@@ -423,6 +423,81 @@ TEST(ReportPageInChromium, CanBeReadInBothColourSchemesAndUsedByKeyboardAlone) {
     EXPECT_EQ(inspect(html(sample())), "checked. ");
 }
 
+// The rules for paper, laid out at the width of an A4 page in landscape less its margins, 273 x 186 mm.
+TEST(ReportPageInChromium, OnPaperThePictureIsOnTheFirstPageAndStagesThatSayNothingTakeALine) {
+    SKIP_WITHOUT_BROWSER();
+    TemporaryFolder folder;
+    std::string page = html(sample());
+    const std::string query = "@media print";
+    ASSERT_NE(page.find(query), std::string::npos);
+    page.replace(page.find(query), query.size(), "@media all");
+    write_atomically(folder / "report.html", page);
+    const std::string result = look_into(folder, R"(<!doctype html><body><p id=result></p>
+<iframe src=report.html style="width:1032px;height:703px;border:0"></iframe><script>
+document.querySelector("iframe").onload = () => {
+  const frame = document.querySelector("iframe"), page = frame.contentDocument, win = frame.contentWindow, lines = [];
+  const stages = () => [...page.querySelectorAll("details.stage")].map(d => d.open ? 1 : 0).join("");
+  // Open stages that would print nothing below their line, and closed ones that would.
+  const says = d => {
+    const was = d.open;
+    d.open = true;
+    const some = [...d.querySelector(".body").children].some(n => n.getClientRects().length);
+    d.open = was;
+    return some ? 1 : 0;
+  };
+  const before = stages();
+  win.dispatchEvent(new win.Event("beforeprint"));
+  lines.push(stages() === [...page.querySelectorAll("details.stage")].map(says).join("") ? "the right ones are open" : stages());
+  lines.push(stages().includes("0") && stages().includes("1") ? "not all" : stages());
+  if (page.documentElement.scrollWidth > 1032) lines.push("the page is " + page.documentElement.scrollWidth + " wide");
+  const plot = page.querySelector("#plot svg").getBoundingClientRect();
+  if (plot.width < 400 || plot.bottom > 703) lines.push("the picture ends at " + plot.bottom);
+  const table = page.getElementById("stage-table").getBoundingClientRect();
+  if (table.right > 1032) lines.push("the table ends at " + table.right);
+  for (const hidden of [".controls", ".skip", ".body details"])
+    if ([...page.querySelectorAll(hidden)].some(n => n.getClientRects().length)) lines.push(hidden + " is printed");
+  win.dispatchEvent(new win.Event("afterprint"));
+  if (stages() !== before) lines.push("printing leaves stages open");
+  document.getElementById("result").textContent = lines.join("; ");
+};
+</script>)");
+    EXPECT_EQ(result, "the right ones are open; not all");
+}
+
+TEST(ReportPageInChromium, ASmallPictureOfEachMeasureChoosesTheLargeOne) {
+    SKIP_WITHOUT_BROWSER();
+    TemporaryFolder folder;
+    const Json report = sample();
+    write_report(report, folder.path(), {"html"});
+    const std::string result = look_into(folder, R"(<!doctype html><body><p id=result></p>
+<iframe src="report.html#zoom=0" style="width:1280px;height:900px;border:0"></iframe><script>
+document.querySelector("iframe").onload = () => {
+  const page = document.querySelector("iframe").contentDocument, lines = [];
+  const small = () => [...page.querySelectorAll("#multiples button")];
+  lines.push(small().length, small().map(b => b.querySelectorAll(".mark").length).join(" "));
+  const file = small().find(b => b.textContent === "File size");
+  file.click();
+  if (page.getElementById("measure").value !== "file_bytes") lines.push("the choice did not follow");
+  if (!page.querySelector("#plot svg").textContent.includes("File size")) lines.push("the picture did not follow");
+  const pressed = small().filter(b => b.getAttribute("aria-pressed") === "true");
+  if (pressed.length !== 1 || pressed[0].textContent !== "File size" || page.activeElement !== pressed[0]) lines.push("the button is not marked");
+  document.getElementById("result").textContent = lines.join("; ");
+};
+</script>)");
+    const size_t measures = report["pareto"]["measures"].size();
+    std::string marks;
+    for (const auto& measure : report["pareto"]["measures"])
+        marks += (marks.empty() ? "" : " ") + std::to_string(measure["points"].size());
+    EXPECT_EQ(result, std::to_string(measures) + "; " + marks);
+}
+
+TEST(ReportPage, ModelsSideBySideAreAllShownAtFirst) {
+    Json report = sample();
+    EXPECT_THAT(html(report), HasSubstr("id=zoom aria-pressed=false"));
+    report["runs"][0]["manifest"]["kind"] = "eval";
+    EXPECT_THAT(html(report), HasSubstr("id=zoom aria-pressed=true"));
+}
+
 // The page's own policy refuses every request, loudly: a silent console (above) means that none was made.
 TEST(ReportPageInChromium, ARequestWouldBeRefusedAndNoticed) {
     SKIP_WITHOUT_BROWSER();
