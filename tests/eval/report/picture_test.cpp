@@ -150,6 +150,45 @@ TEST(Picture, FrontAndHypervolumeAreThoseOfTheDefinition) {
     }
 }
 
+// Two models of equal multiply-adds, 0.3 points apart, where each top-1 alone is known to 0.6 points: they are tied
+// unless the examples that both were asked are compared.
+TEST(Picture, QualityIsComparedExampleByExample) {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    const auto status_of_last = [&](bool paired) {
+        for (const auto& entry : fs::directory_iterator(folder / "run-a")) {
+            const fs::path file = entry.path() / "measurement.json";
+            if (!fs::exists(file)) continue;
+            Json json = read_json(file);
+            const auto name = entry.path().filename().string();
+            const double change = name == "08-quantize.static" ? -0.001 : name == "09-deploy" ? -0.004 : -0.1;
+            if (change > -0.1)
+                json["figures"]["macs"] = coppice::testing::sample_figure(1e6, "1", "derived", "counted");
+            auto& quality = json["quality"];
+            if (name != "00-baseline") {
+                quality["value"] = 0.887 + change;
+                quality["points"] = 88.7 + 100 * change;
+                quality["figure"]["value"] = 0.887 + change;
+                quality["figure"]["interval"] = {0.881 + change, 0.893 + change};
+                quality["paired"] = {{"difference", change}, {"interval", {change - 0.001, change + 0.001}}};
+                if (!paired) quality.erase("paired");
+            }
+            std::ofstream(file) << json;
+        }
+        ReportOptions options;
+        options.x = "macs";
+        const Json report = collect_report({folder / "run-a"}, options);
+        std::string status;
+        for (const auto& measure : report["pareto"]["measures"])
+            if (measure["key"] == "macs")
+                for (const auto& point : measure["points"])
+                    if (point["stage"] == "0/09-deploy") status = point["status"];
+        return status;
+    };
+    EXPECT_EQ(status_of_last(true), "dominated");
+    EXPECT_EQ(status_of_last(false), "tied");
+}
+
 TEST(EnergyClass, HasFixedBandsThatHoldTheirUpperBound) {
     using report::class_of_ratio;
     for (const auto& [ratio, letter] : std::vector<std::pair<double, char>>{{0.01, 'A'},
