@@ -163,6 +163,10 @@ const std::vector<Entry<Stage>>& stages() {
              options.equalize =
                  o.boolean("equalize", options.equalize, "equal ranges across neighbouring layers (arXiv 1906.04721)");
              options.smooth = o.number("smooth", options.smooth, "SmoothQuant's alpha (arXiv 2211.10438); 0: off");
+             options.synthetic.examples = o.integer("synthetic_examples", options.synthetic.examples, 1, INT64_MAX,
+                                                    "made from batch norms where there are no data (arXiv 2001.00281)");
+             options.synthetic.steps =
+                 o.integer("synthetic_steps", options.synthetic.steps, 1, INT64_MAX, "of learning them");
              options.fallback = fallback_of(o);
              return static_int8(options);
          }},

@@ -2,6 +2,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
 #include "layers/layers.h"
 
 namespace coppice::quantize {
@@ -13,13 +14,10 @@ class WeightOnly final : public Stage {
 public:
     explicit WeightOnly(WeightOnlyOptions options) : options_(std::move(options)) {}
 
-    Needs needs() const override {
-        Needs needs;
-        needs.calibration_data = options_.rounding && options_.rounding->needs_moments();
-        return needs;
+    void check(const Model& model, const Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        if (options_.rounding && options_.rounding->needs_moments()) check_calibration(model, context, kWhere);
     }
-
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
 
     Model apply(const Model& model, Context& context) const override {
         const auto form = weight_form(options_);

@@ -172,6 +172,29 @@ struct Fallback {
     bool on() const { return max_drop >= 0; }
 };
 
+/// How inputs are made where there are no data.
+struct SyntheticOptions {
+    int64_t examples = 64;
+    int64_t steps = 100;  ///< of Adam
+    double lr = 0.1;      ///< in deviations of the input
+};
+
+/// Inputs that a model's batch norms take for data, and how far they are from it.
+struct SyntheticInputs {
+    std::vector<Inputs> batches;
+    int64_t examples = 0, batch_norms = 0;
+    /// Mean over batch norms and channels of the squared difference of the mean, in deviations, and of the ratio of
+    /// deviations from 1; of noise, and of the inputs.
+    double distance_before = 0, distance_after = 0;
+};
+
+/// Inputs without data: learned so that what enters each batch norm has its running statistics (ZeroQ, Cai et al.,
+/// arXiv 2001.00281). Floating-point inputs are learned, others are the example's.
+/// @throws UnsupportedModel when the model has no batch norm with running statistics that its inputs reach
+SyntheticInputs synthetic_inputs(const Model& model, const Inputs& example, const SyntheticOptions& options = {},
+                                 uint64_t seed = 0, Log& log = null_log(),
+                                 const std::function<bool()>& interrupted = {});
+
 struct StaticOptions {
     std::shared_ptr<const Observer> observer;  ///< null: histogram()
     bool per_channel = true;                   ///< one scale per output channel of a weight; else one for all
@@ -189,6 +212,7 @@ struct StaticOptions {
     bool bias_correction = false;  ///< the mean error of rounded weights goes into the bias (arXiv 1906.04721)
     bool equalize = false;         ///< equalize() before
     double smooth = 0;             ///< alpha of smooth() before; 0: off
+    SyntheticOptions synthetic;    ///< for the stage, where there are no data
     Fallback fallback;
 };
 
@@ -252,7 +276,8 @@ bool exact_int8_products();
 
 // -------------------------------------------------------------------------------------------------------------- stages
 
-/// Stage quantize.static: plan_static and convert on the calibration data.
+/// Stage quantize.static: plan_static and convert on the calibration data, or without data on synthetic_inputs(), which
+/// the log warns of and facts["synthetic_inputs"] tells.
 std::unique_ptr<Stage> static_int8(StaticOptions options = {});
 
 struct DynamicOptions {
