@@ -213,6 +213,9 @@ std::unique_ptr<Stage> mixed_precision(MixedOptions options) {
     if (options.rounding && options.rounding->scales_inputs())
         throw InvalidArgument(kWhere, "rounding awq scales a layer's input, which not every precision can follow",
                               "Use gptq, or awq in quantize.weight_only.");
+    if (options.rounding && options.rounding->blocks())
+        throw InvalidArgument(kWhere, "rounding brecq treats layers together, this stage one by one",
+                              "Use adaround or gptq, or brecq in quantize.static.");
     if (options.batches < 1 || options.batch_size < 1 || options.examples < 1)
         throw InvalidArgument(kWhere, "batches, batch_size and examples must be at least 1", "");
     return std::make_unique<Mixed>(std::move(options));

@@ -76,7 +76,12 @@ public:
     Model apply(const Model& model, Context& context) const override {
         const auto calibration =
             calibration_of(model, context, options_.batches, options_.batch_size, options_.synthetic, kWhere);
-        auto plan = with_fallback(model, context, calibration, options_);
+        auto options = options_;
+        options.progress = [&](const std::string& block, double done, double total) {
+            context.log->progress("reconstructing blocks", done, total, block);
+            if (context.interrupted()) throw Interrupted(kWhere, "stopped while reconstructing blocks", "");
+        };
+        auto plan = with_fallback(model, context, calibration, options);
         Json seconds = Json::object();
         std::string engine_name = options_.engine;
         if (engine_name == "auto") {

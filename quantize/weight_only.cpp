@@ -41,6 +41,9 @@ std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
     if (options.group != 0 && options.group != 32 && options.group != 64 && options.group != 128)
         throw InvalidArgument(kWhere, "group is " + std::to_string(options.group) + ", must be 32, 64, 128 or 0",
                               "Use 64.");
+    if (options.rounding && options.rounding->blocks())
+        throw InvalidArgument(kWhere, "rounding brecq treats layers together, this stage one by one",
+                              "Use adaround or gptq, or brecq in quantize.static.");
     if (options.batches < 1 || options.batch_size < 1)
         throw InvalidArgument(kWhere, "batches and batch_size must be at least 1", "");
     return std::make_unique<WeightOnly>(std::move(options));

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru
-# and resnet20_no_data: calibrated on inputs made from batch norms
+# and resnet20_bits: few bits by every rounding; resnet20_no_data: calibrated on inputs made from batch norms
 # PROFILE=off leaves time out.
 # Prints one line per stage; runs and their reports stay in OUT.
 set -u
@@ -62,6 +62,13 @@ for model in "$@"; do
             'quantize.static: {weight_bits: 4, rounding: gptq, bias_correction: true}' \
             'quantize.static: {weight_bits: 4, rounding: adaround, bias_correction: true}' 'quantize.auto: {}'; do
             run "$model" "$resnet20_head" "$stage"
+        done ;;
+    resnet20_bits)  # layers stay in int8 however noisy
+        for bits in 4 3 2; do
+            for rest in '' ', fit_weights: true' ', fit_weights: true, rounding: gptq' ', fit_weights: true, rounding: adaround' \
+                ', fit_weights: true, rounding: {brecq: {loss: mse}}' ', fit_weights: true, rounding: brecq'; do
+                run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits, min_sqnr_db: -100$rest}"
+            done
         done ;;
     resnet20_no_data)
         for stage in 'quantize.static: {synthetic_steps: 1}' 'quantize.static: {}' \
