@@ -9,6 +9,7 @@
 
 #include <coppice/error.h>
 
+#include "calibration/calibration.h"
 #include "layers/layers.h"
 #include "mixed/table.h"
 #include "mixed/upgrades.h"
@@ -27,21 +28,18 @@ public:
         if (!options_.timer) options_.timer = fastest_seconds;
     }
 
-    Needs needs() const override {
-        Needs needs = options_.sensitivity->needs();
-        const auto& wanted = options_.precisions;
-        needs.calibration_data |= std::find(wanted.begin(), wanted.end(), "static") != wanted.end() ||
-                                  (options_.rounding && options_.rounding->needs_moments());
-        return needs;
-    }
+    Needs needs() const override { return options_.sensitivity->needs(); }
 
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+    void check(const Model& model, const Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        if (calibrates()) check_calibration(model, context, kWhere);
+    }
 
     Model apply(const Model& model, Context& context) const override {
         refuse_other_methods(model, kWhere);
         PrecisionTable table(model,
                              {kWhere, options_.precisions, options_.rounding, options_.ignore, options_.min_sqnr_db,
-                              options_.batches, options_.batch_size, options_.examples},
+                              options_.batches, options_.batch_size, options_.examples, calibrates()},
                              context);
         const bool timed = options_.budget == "latency";
         if (timed) table.measure_seconds(options_.timer, context);
@@ -95,6 +93,12 @@ public:
 
 private:
     using Layers = std::vector<std::vector<PrecisionOption>>;
+
+    bool calibrates() const {
+        const auto& wanted = options_.precisions;
+        return std::find(wanted.begin(), wanted.end(), "static") != wanted.end() ||
+               (options_.rounding && options_.rounding->needs_moments());
+    }
 
     double cost_of(const Trial& trial) const {
         if (options_.budget == "size") return static_cast<double>(trial.bytes);
@@ -209,6 +213,9 @@ std::unique_ptr<Stage> mixed_precision(MixedOptions options) {
     if (options.rounding && options.rounding->scales_inputs())
         throw InvalidArgument(kWhere, "rounding awq scales a layer's input, which not every precision can follow",
                               "Use gptq, or awq in quantize.weight_only.");
+    if (options.rounding && options.rounding->blocks())
+        throw InvalidArgument(kWhere, "rounding brecq treats layers together, this stage one by one",
+                              "Use adaround or gptq, or brecq in quantize.static.");
     if (options.batches < 1 || options.batch_size < 1 || options.examples < 1)
         throw InvalidArgument(kWhere, "batches, batch_size and examples must be at least 1", "");
     return std::make_unique<Mixed>(std::move(options));

@@ -26,6 +26,15 @@ const std::vector<Entry<Rounding>>& roundings() {
          [](Options& o) { return adaround(o.integer("steps", 500, 1, INT64_MAX, "steps of Adam")); }},
         {"awq", "scales input channels by their size before rounding (arXiv 2306.00978)",
          [](Options& o) { return awq(o.integer("candidates", 20, 2, 1000, "exponents tried between 0 and 1")); }},
+        {"brecq", "learns to round up or down by the output of a whole block (arXiv 2102.05426)",
+         [](Options& o) {
+             BlockOptions options;
+             options.steps = o.integer("steps", options.steps, 1, INT64_MAX, "of Adam for each block");
+             options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "examples in each step");
+             options.loss = o.choice("loss", options.loss, {"fisher", "mse"},
+                                     "errors of the block's output by how much they move the model's, or all alike");
+             return brecq(options);
+         }},
         {"gptq", "columns not yet rounded make up for the error (arXiv 2210.17323)",
          [](Options& o) { return gptq(o.number("damping", 0.01, "share of the mean added to the diagonal")); }},
         {"hqq", "offsets under a norm that forgives outliers, without data",
@@ -158,11 +167,17 @@ const std::vector<Entry<Stage>>& stages() {
              options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");
              options.weight_bits =
                  o.integer("weight_bits", options.weight_bits, 2, 8, "of the weights; fewer than 8 still run in int8");
+             options.fit_weights = o.boolean("fit_weights", options.fit_weights,
+                                             "scales with the least error of the weights, not their whole range");
              options.bias_correction =
                  o.boolean("bias_correction", options.bias_correction, "the mean error of weights goes into the bias");
              options.equalize =
                  o.boolean("equalize", options.equalize, "equal ranges across neighbouring layers (arXiv 1906.04721)");
              options.smooth = o.number("smooth", options.smooth, "SmoothQuant's alpha (arXiv 2211.10438); 0: off");
+             options.synthetic.examples = o.integer("synthetic_examples", options.synthetic.examples, 1, INT64_MAX,
+                                                    "made from batch norms where there are no data (arXiv 2001.00281)");
+             options.synthetic.steps =
+                 o.integer("synthetic_steps", options.synthetic.steps, 1, INT64_MAX, "of learning them");
              options.fallback = fallback_of(o);
              return static_int8(options);
          }},

@@ -8,6 +8,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
 
@@ -15,21 +16,6 @@ namespace coppice::quantize {
 namespace {
 
 constexpr const char* kWhere = "quantize.static";
-
-std::vector<Inputs> calibration_batches(const Context& context, const StaticOptions& options) {
-    const auto& data = context.data.calibration ? context.data.calibration : context.data.train;
-    if (!data)
-        throw InvalidArgument(kWhere, "there is no calibration data", "Give `data:` a `calibration` or `train` split.");
-    std::vector<Inputs> batches;
-    BatchIterator iterator(*data, options.batch_size, /*shuffle=*/true, context.seed);
-    while (static_cast<int64_t>(batches.size()) < options.batches) {
-        auto batch = iterator.next();
-        if (!batch) break;
-        batches.push_back(std::move(batch->inputs));
-        if (context.interrupted()) throw Interrupted(kWhere, "stopped while reading calibration data", "");
-    }
-    return batches;
-}
 
 double seconds_of(const Model& model, const Inputs& inputs) {
     constexpr int kRuns = 5;
@@ -82,17 +68,20 @@ class StaticInt8 final : public Stage {
 public:
     explicit StaticInt8(StaticOptions options) : options_(std::move(options)) {}
 
-    Needs needs() const override {
-        Needs needs;
-        needs.calibration_data = true;
-        return needs;
+    void check(const Model& model, const Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        check_calibration(model, context, kWhere);
     }
 
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
-
     Model apply(const Model& model, Context& context) const override {
-        const auto calibration = calibration_batches(context, options_);
-        auto plan = with_fallback(model, context, calibration);
+        const auto calibration =
+            calibration_of(model, context, options_.batches, options_.batch_size, options_.synthetic, kWhere);
+        auto options = options_;
+        options.progress = [&](const std::string& block, double done, double total) {
+            context.log->progress("reconstructing blocks", done, total, block);
+            if (context.interrupted()) throw Interrupted(kWhere, "stopped while reconstructing blocks", "");
+        };
+        auto plan = with_fallback(model, context, calibration, options);
         Json seconds = Json::object();
         std::string engine_name = options_.engine;
         if (engine_name == "auto") {
@@ -115,9 +104,10 @@ public:
 private:
     /// The plan, or that with the noisiest layers in float where the metric asks for it. Each try plans anew: borders
     /// move when a layer leaves.
-    StaticPlan with_fallback(const Model& model, Context& context, const std::vector<Inputs>& calibration) const {
-        auto first = plan_static(model, context.example, calibration, options_);
-        if (!options_.fallback.on()) return first;
+    static StaticPlan with_fallback(const Model& model, Context& context, const std::vector<Inputs>& calibration,
+                                    const StaticOptions& given) {
+        auto first = plan_static(model, context.example, calibration, given);
+        if (!given.fallback.on()) return first;
         std::vector<size_t> order;
         const auto& layers = first.layers();
         for (size_t i = 0; i < layers.size(); ++i)
@@ -128,12 +118,12 @@ private:
         std::map<size_t, StaticPlan> plans{{0, first}};
         const auto plan_with = [&](size_t floats) {
             if (const auto found = plans.find(floats); found != plans.end()) return found->second;
-            auto options = options_;
+            auto options = given;
             for (size_t i = 0; i < floats; ++i) options.ignore.push_back(exactly(layers[order[i]].layer));
             return plans.emplace(floats, plan_static(model, context.example, calibration, options)).first->second;
         };
         const auto best = fall_back(
-            model, order.size(), [&](size_t floats) { return convert(plan_with(floats)); }, options_.fallback, context,
+            model, order.size(), [&](size_t floats) { return convert(plan_with(floats)); }, given.fallback, context,
             kWhere);
         return plan_with(best.second);
     }

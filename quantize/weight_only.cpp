@@ -2,6 +2,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
 #include "layers/layers.h"
 
 namespace coppice::quantize {
@@ -13,13 +14,10 @@ class WeightOnly final : public Stage {
 public:
     explicit WeightOnly(WeightOnlyOptions options) : options_(std::move(options)) {}
 
-    Needs needs() const override {
-        Needs needs;
-        needs.calibration_data = options_.rounding && options_.rounding->needs_moments();
-        return needs;
+    void check(const Model& model, const Context& context) const override {
+        refuse_other_methods(model, kWhere);
+        if (options_.rounding && options_.rounding->needs_moments()) check_calibration(model, context, kWhere);
     }
-
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
 
     Model apply(const Model& model, Context& context) const override {
         const auto form = weight_form(options_);
@@ -43,6 +41,9 @@ std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
     if (options.group != 0 && options.group != 32 && options.group != 64 && options.group != 128)
         throw InvalidArgument(kWhere, "group is " + std::to_string(options.group) + ", must be 32, 64, 128 or 0",
                               "Use 64.");
+    if (options.rounding && options.rounding->blocks())
+        throw InvalidArgument(kWhere, "rounding brecq treats layers together, this stage one by one",
+                              "Use adaround or gptq, or brecq in quantize.static.");
     if (options.batches < 1 || options.batch_size < 1)
         throw InvalidArgument(kWhere, "batches and batch_size must be at least 1", "");
     return std::make_unique<WeightOnly>(std::move(options));

@@ -5,6 +5,7 @@
 #include "graph/run_nodes.h"
 
 #include <coppice/error.h>
+#include <coppice/run_part.h>
 
 namespace coppice {
 namespace {
@@ -33,6 +34,12 @@ public:
         std::vector<c10::IValue> all;
         for (const Value* output : outputs) all.push_back(values_.at(output));
         return c10::ivalue::Tuple::create(std::move(all));
+    }
+
+    void run(const std::vector<Node*>& nodes, Values& values) {
+        values_.swap(values);
+        for (Node* node : nodes) run_node(node);
+        values_.swap(values);
     }
 
 private:
@@ -221,7 +228,7 @@ private:
     std::shared_ptr<Graph> graph_;
     const NodeHooks& hooks_;
     const Instead& instead_;
-    std::unordered_map<const Value*, c10::IValue> values_;
+    Values values_;
     std::unordered_map<const Node*, std::vector<const Value*>> dies_after_;
 };
 
@@ -239,6 +246,10 @@ c10::IValue run_nodes(const Model& model, const Inputs& inputs, const NodeHooks&
 
 c10::IValue run_nodes(const Model& model, const Inputs& inputs, const NodeHooks& hooks, const Instead& instead) {
     return Walker(model, hooks, instead).run(model.module()._ivalue(), inputs);
+}
+
+void run_part(const Model& model, const std::vector<Node*>& nodes, Values& values, const NodeHooks& hooks) {
+    Walker(model, hooks, Instead()).run(nodes, values);
 }
 
 }  // namespace coppice

@@ -8,6 +8,7 @@
 
 #include <coppice/error.h>
 
+#include "calibration/calibration.h"
 #include "emit/operators.h"
 #include "plan/plan.h"
 
@@ -497,12 +498,13 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
             "nothing can be treated" + (shown ? reasons : ": the model has no layer with weights of its own"), "");
     };
     require_one();
-    auto batches = batches_of(context, options.batches, options.batch_size, options.where);
-    context.facts["measured_on"] = batches.empty() ? "the example input" : "calibration data";
+    const auto batches = form.needs_moments()
+                             ? calibration_of(model, context, options.batches, options.batch_size, {}, options.where)
+                             : batches_of(context, options.batches, options.batch_size, options.where);
+    context.facts["measured_on"] = batches.empty()                              ? "the example input"
+                                   : context.facts.contains("synthetic_inputs") ? "synthetic inputs"
+                                                                                : "calibration data";
     if (form.needs_moments()) {
-        if (batches.empty())
-            throw InvalidArgument(options.where, "the rounding needs calibration data, and there is none",
-                                  "Give `data:` a `calibration` or `train` split, or use rounding nearest or hqq.");
         auto moments = collect_moments(prepared, batches, [&](const Node* node) { return open.count(node) > 0; });
         for (auto& [node, layer] : open) layer->facts.moments = std::move(moments[node]);
     }

@@ -5,6 +5,8 @@
 
 #include <coppice/error.h>
 
+#include "calibration/calibration.h"
+
 namespace coppice::quantize {
 
 using namespace torch::jit;
@@ -38,8 +40,11 @@ double Trial::sqnr_db() const {
 PrecisionTable::PrecisionTable(const Model& model, Settings settings, Context& context)
     : settings_(std::move(settings)), model_(model), example_(context.example) {
     torch::NoGradGuard no_grad;
+    calibration_ = settings_.calibrates
+                       ? calibration_of(model, context, settings_.batches, settings_.batch_size, {}, settings_.where)
+                       : batches_of(context, settings_.batches, settings_.batch_size, settings_.where);
     sample_ = first_batch(context, settings_.examples);
-    calibration_ = batches_of(context, settings_.batches, settings_.batch_size, settings_.where);
+    if (context.facts.contains("synthetic_inputs")) sample_.inputs = calibration_.front();
     static_options_.min_sqnr_db = kAnyNoise;
     static_options_.rounding = settings_.rounding;
     for (const auto& name : settings_.precisions) {
@@ -97,9 +102,6 @@ void PrecisionTable::find_precisions(Context& context) {
         if (layer.reason.empty()) treated.insert(layer.node);
     for (const auto& [name, form] : forms_) {
         if (!form->needs_moments()) continue;
-        if (calibration_.empty())
-            throw InvalidArgument(settings_.where, "the rounding needs calibration data, and there is none",
-                                  "Give `data:` a `calibration` or `train` split, or use rounding nearest.");
         auto moments =
             collect_moments(prepared_, calibration_, [&](const Node* node) { return treated.count(node) > 0; });
         for (auto& layer : layers) layer.facts.moments = std::move(moments[layer.node]);

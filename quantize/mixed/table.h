@@ -40,6 +40,7 @@ public:
         double min_sqnr_db;
         int64_t batches, batch_size;  ///< for ranges and moments
         int64_t examples;             ///< of the sample, on which errors are measured
+        bool calibrates;              ///< ranges or moments are needed: without data inputs are made
     };
 
     /// @throws UnsupportedModel when no layer has another precision than float

@@ -15,6 +15,7 @@
 
 #include "emit/operators.h"
 #include "layers/layers.h"
+#include "plan/blocks.h"
 
 namespace coppice::quantize {
 
@@ -87,6 +88,14 @@ public:
             round_weights();
             if (!refuse_noisy()) break;
             require_anchor();
+        }
+        if (options.rounding && options.rounding->blocks()) {
+            // With the layers that stay in float known: they need not make up for those that go.
+            reconstruct_blocks(plan_, calibration_, *options.rounding->blocks());
+            for (const auto& unit : plan_.units)
+                if (plan_.weights.count(unit.node)) correct_bias(unit.node, anchor_weight(plan_.model, unit.node));
+            measured_.clear();
+            measure_noise();
         }
         plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units, &plan_.parameters);
     }
@@ -257,10 +266,7 @@ private:
         for (size_t i = 0; i < plan_.units.size(); ++i) {
             const auto& unit = plan_.units[i];
             if (!unit.anchor() || !(unit.int8 || unit.island) || plan_.weights.count(unit.node)) continue;
-            const auto conv = as_conv(unit.node);
-            const auto linear = as_linear(unit.node);
-            auto weight = *parameter_of(plan_.model, conv ? conv->weight : linear->weight);
-            if (!conv && linear->weight_transposed) weight = weight.t();
+            const auto weight = anchor_weight(plan_.model, unit.node);
             plan_.weights[unit.node] = rounded(unit.node, weight);
             correct_bias(unit.node, weight);
         }
@@ -269,11 +275,13 @@ private:
     /// qint8, channels in dimension 0.
     at::Tensor rounded(const Node* node, const at::Tensor& weight) {
         const auto& options = plan_.options;
-        if (!options.rounding && options.weight_bits == 8) return quantize_weight(weight, options.per_channel);
+        if (!options.rounding && options.weight_bits == 8 && !options.fit_weights)
+            return quantize_weight(weight, options.per_channel);
         const std::shared_ptr<const Rounding> rounding = options.rounding ? options.rounding : nearest();
         GridOptions grid;
         grid.bits = options.weight_bits;
         grid.one_scale = !options.per_channel;
+        grid.least_error = options.fit_weights;
         const auto matrix = weight.detach().reshape({weight.size(0), -1}).contiguous();
         const auto found = moments_.find(node);
         const bool use = rounding->needs_moments() && found != moments_.end();
@@ -309,8 +317,8 @@ private:
         plan_.biases[node] = bias.to(at::kFloat);
     }
 
-    /// Measures the signal-to-noise ratio of each int8 layer by itself; refuses those below the limit. True if any was.
-    bool refuse_noisy() {
+    /// Measures the signal-to-noise ratio of each int8 layer by itself. @return those that had not been measured
+    std::vector<Unit*> measure_noise() {
         struct Power {
             double signal = 0, noise = 0, clipped = 0, values = 0;
         };
@@ -319,7 +327,7 @@ private:
             const auto& unit = plan_.units[i];
             if (unit.anchor() && (unit.int8 || unit.island) && !measured_.count(unit.node)) index[unit.node] = i;
         }
-        if (index.empty()) return false;
+        if (index.empty()) return {};
         std::unordered_map<const Node*, Power> powers;
         std::unordered_map<const Node*, at::Tensor> rounded;
         NodeHooks hooks;
@@ -352,19 +360,28 @@ private:
         };
         for (size_t i = 0; i < std::min(kNoiseBatches, calibration_.size()); ++i)
             run_nodes(plan_.model, calibration_[i], hooks);
-        bool any = false;
+        std::vector<Unit*> units;
         for (const auto& [node, i] : index) {
             const auto& power = powers[node];
             auto& unit = plan_.units[i];
             measured_.insert(node);
+            units.push_back(&unit);
             // No noise at all (an input of zeros) is as good as float.
             unit.sqnr_db = power.noise > 0 ? 10 * std::log10(std::max(power.signal, 1e-300) / power.noise) : 200;
             unit.clipped_ratio = power.values > 0 ? power.clipped / power.values : 0;
-            if (unit.sqnr_db >= plan_.options.min_sqnr_db) continue;
+        }
+        return units;
+    }
+
+    /// Refuses layers below the limit. True if any was.
+    bool refuse_noisy() {
+        bool any = false;
+        for (auto* unit : measure_noise()) {
+            if (unit->sqnr_db >= plan_.options.min_sqnr_db) continue;
             char text[96];
             std::snprintf(text, sizeof text, "its signal-to-noise ratio in int8 is %.1f dB, min_sqnr_db is %g",
-                          unit.sqnr_db, plan_.options.min_sqnr_db);
-            unit.refusal = text;
+                          unit->sqnr_db, plan_.options.min_sqnr_db);
+            unit->refusal = text;
             any = true;
         }
         return any;
@@ -420,6 +437,13 @@ AnchorInputs anchor_inputs(const Node* node) {
     if (node->kind() == aten::addmm) return {1, 2, true, 0};
     if (node->kind() == aten::mm || node->kind() == aten::matmul) return {0, 1, true, std::nullopt};
     return {0, 1, false, 2};
+}
+
+at::Tensor anchor_weight(const Model& model, Node* node) {
+    const auto conv = as_conv(node);
+    const auto linear = as_linear(node);
+    const auto weight = parameter_of(model, conv ? conv->weight : linear->weight)->detach();
+    return !conv && linear->weight_transposed ? weight.t() : weight;
 }
 
 at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight) {

@@ -28,6 +28,9 @@ struct AnchorInputs {
 };
 AnchorInputs anchor_inputs(const torch::jit::Node* node);
 
+/// The parameter of an anchor as int8 operators take it: [out, in, ...].
+at::Tensor anchor_weight(const Model& model, torch::jit::Node* node);
+
 /// The int8 weight of an anchor as its operator reads it, back in float.
 at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 

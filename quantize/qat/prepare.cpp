@@ -3,6 +3,7 @@
 
 #include "emit/operators.h"
 #include "plan/plan.h"
+#include "qat/batch_norm.h"
 #include "qat/rounding.h"
 
 namespace coppice::quantize {
@@ -18,7 +19,24 @@ struct QatModel::Impl {
     std::vector<std::pair<std::string, FakeQuantize>> named;
     std::unordered_map<const Node*, const Unit*> first, last;  ///< by the node where a unit reads, and where it gives
     std::set<const Value*> made;                               ///< outputs of int8 units: rounded where they are made
+    std::vector<std::shared_ptr<LiveNorm>> norms;              ///< those that train; empty: all are folded
+    std::unordered_map<const Node*, LiveNorm*> norm_of;        ///< by anchor
     at::Tensor batches = at::zeros({1}, at::kLong);            ///< training batches seen
+    bool training = false;
+
+    /// Normalised by the batch's own statistics: `norm_batches` batches long.
+    bool by_batch() const {
+        return training && (options.norm_batches == 0 || batches.item<int64_t>() < options.norm_batches);
+    }
+
+    /// Brings the folded layers up to date with their batch norms: what is converted.
+    void fold() const {
+        torch::NoGradGuard no_grad;
+        for (const auto& norm : norms) {
+            get_attribute(model, norm->folded_weight).toTensor().detach().copy_(norm->scaled_weight());
+            get_attribute(model, norm->folded_bias).toTensor().detach().copy_(norm->bias());
+        }
+    }
 
     FakeQuantize& of(const Value* value) { return values.at(plan.impl().roots.at(value)); }
 
@@ -34,6 +52,11 @@ struct QatModel::Impl {
             if (unit.anchor()) {
                 const auto place = anchor_inputs(node);
                 round(stack[place.tensor], unit.inputs[0]);
+                const auto norm = norm_of.find(node);
+                if (norm != norm_of.end()) {
+                    stack[place.weight] = norm->second->scaled_weight();
+                    stack[*place.bias] = by_batch() ? c10::IValue() : c10::IValue(norm->second->bias());
+                }
                 stack[place.weight] = weights.at(node)->forward(stack[place.weight].toTensor());
             } else if (unit.kind == UnitKind::kCat) {
                 const auto list = stack[0].toTensorVector();
@@ -46,6 +69,8 @@ struct QatModel::Impl {
             }
         };
         hooks.after = [this](const Node* node, std::vector<c10::IValue>& outputs) {
+            if (const auto norm = norm_of.find(node); norm != norm_of.end() && by_batch())
+                outputs[0] = norm->second->normalise(outputs[0].toTensor());
             const auto found = last.find(node);
             if (found == last.end()) return;
             for (size_t i = 0; i < outputs.size(); ++i)
@@ -64,7 +89,7 @@ public:
 
     at::Tensor forward(const Inputs& inputs) override {
         auto result = first_tensor(run_nodes(impl_->model, inputs, hooks_));
-        if (training_) {
+        if (impl_->training) {
             impl_->batches += 1;
             freeze_when_due();
         }
@@ -72,13 +97,14 @@ public:
     }
 
     void train(bool on) override {
-        training_ = on;
+        impl_->training = on;
         model_->train(on);
         for (auto& [name, quantizer] : impl_->named) quantizer->train(on);
     }
 
     std::vector<std::pair<std::string, at::Tensor>> parameters() override {
-        auto all = model_->parameters();
+        auto all = without_folded(model_->parameters());
+        for (const auto& norm : impl_->norms) all.insert(all.end(), norm->parameters.begin(), norm->parameters.end());
         for (auto& [name, quantizer] : impl_->named)
             for (const auto& own : quantizer->named_parameters())
                 all.emplace_back("quantizer." + name + "." + own.key(), own.value());
@@ -87,6 +113,7 @@ public:
 
     std::vector<std::pair<std::string, at::Tensor>> buffers() override {
         auto all = model_->buffers();
+        for (const auto& norm : impl_->norms) all.insert(all.end(), norm->buffers.begin(), norm->buffers.end());
         for (auto& [name, quantizer] : impl_->named)
             for (const auto& own : quantizer->named_buffers())
                 all.emplace_back("quantizer." + name + "." + own.key(), own.value());
@@ -95,6 +122,18 @@ public:
     }
 
 private:
+    using Named = std::vector<std::pair<std::string, at::Tensor>>;
+
+    /// Folded layers follow from their batch norms and do not train.
+    Named without_folded(Named all) const {
+        std::set<std::string> folded;
+        for (const auto& norm : impl_->norms) folded.insert({norm->folded_weight, norm->folded_bias});
+        all.erase(
+            std::remove_if(all.begin(), all.end(), [&](const auto& entry) { return folded.count(entry.first) > 0; }),
+            all.end());
+        return all;
+    }
+
     void freeze_when_due() {
         if (impl_->options.watch_batches == 0 || impl_->batches.item<int64_t>() != impl_->options.watch_batches) return;
         for (auto& [name, quantizer] : impl_->named) quantizer->freeze();
@@ -103,7 +142,6 @@ private:
     const std::shared_ptr<QatModel::Impl> impl_;
     const std::unique_ptr<Trainable> model_;
     const NodeHooks hooks_;
-    bool training_ = false;
 };
 
 void check(const QatOptions& options) {
@@ -116,17 +154,8 @@ void check(const QatOptions& options) {
     bits("weight_bits", options.weight_bits);
     bits("activation_bits", options.activation_bits);
     bits("first_last_bits", options.first_last_bits);
-    if (options.watch_batches < 0)
-        throw InvalidArgument("quantize.qat", "watch_batches is " + std::to_string(options.watch_batches),
-                              "0 means all.");
-}
-
-/// The parameter of an anchor as int8 operators take it: [out, in, ...].
-at::Tensor out_first(const Model& model, Node* node) {
-    const auto conv = as_conv(node);
-    const auto linear = as_linear(node);
-    const auto weight = parameter_of(model, conv ? conv->weight : linear->weight)->detach();
-    return !conv && linear->weight_transposed ? weight.t() : weight;
+    if (options.watch_batches < 0 || options.norm_batches < 0)
+        throw InvalidArgument("quantize.qat", "watch_batches and norm_batches must not be negative", "0 means all.");
 }
 
 class Preparer {
@@ -181,7 +210,7 @@ private:
     }
 
     void add_weight(const Unit& unit) {
-        const auto weight = out_first(plan_.model, unit.node);
+        const auto weight = anchor_weight(plan_.model, unit.node);
         if (const auto shared = by_storage_.find(weight.data_ptr()); shared != by_storage_.end()) {
             qat_.weights.emplace(unit.node, shared->second);
             return;
@@ -323,13 +352,14 @@ StaticPlan QatModel::trained_plan() const {
         throw InvalidArgument("quantize.qat", "activations of fewer than 8 bits have no int8 kernels",
                               "Use convert(), which gives the simulated model.");
     torch::NoGradGuard no_grad;
+    impl_->fold();
     auto trained = std::make_shared<StaticPlan::Impl>(impl_->plan.impl());
     for (auto& [value, parameters] : trained->parameters) parameters = impl_->of(value)->affine();
     for (auto& unit : trained->units) {
         unit.sqnr_db = unit.clipped_ratio = 0;  // those were of the model before
         if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
         const auto& quantizer = impl_->weights.at(unit.node);
-        const auto weight = out_first(impl_->model, unit.node);
+        const auto weight = anchor_weight(impl_->model, unit.node);
         const bool turned = anchor_inputs(unit.node).weight_transposed;
         const auto integers = turned ? quantizer->integers(weight.t()).t() : quantizer->integers(weight);
         trained->weights[unit.node] = at::_make_per_channel_quantized_tensor(
@@ -351,6 +381,8 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     impl->plan = plan_static(model, example, calibration, planning);
     impl->model = impl->plan.model();
     impl->options = options;
+    if (options.train_norms) impl->norms = live_norms(model, impl->plan);
+    for (const auto& norm : impl->norms) impl->norm_of[norm->anchor] = norm.get();
     Preparer(*impl).run();
     for (auto& [name, quantizer] : impl->named) quantizer->eval();
     QatModel prepared(impl);
@@ -362,6 +394,7 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
 Model convert(const QatModel& model) {
     if (!model.simulated()) return convert(model.trained_plan());
     for (auto& [name, quantizer] : model.quantizers()) quantizer->eval();
+    model.impl().fold();
     return Simulator(model.impl()).run();
 }
 

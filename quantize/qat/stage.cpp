@@ -14,11 +14,13 @@ constexpr int64_t kCalibrationBatches = 8, kCalibrationBatchSize = 64;
 
 class Qat final : public Stage {
 public:
-    Qat(TrainingTask task, QatOptions options, Json quantizer, double freeze_epoch)
-        : task_(std::move(task)),
-          options_(std::move(options)),
-          quantizer_(std::move(quantizer)),
-          freeze_epoch_(freeze_epoch) {}
+    /// From when on something stays as it is, in epochs; 0: never.
+    struct Freeze {
+        double observers = 0, norms = 0;
+    };
+
+    Qat(TrainingTask task, QatOptions options, Json quantizer, Freeze freeze)
+        : task_(std::move(task)), options_(std::move(options)), quantizer_(std::move(quantizer)), freeze_(freeze) {}
 
     Needs needs() const override {
         auto needs = task_.needs();
@@ -36,8 +38,11 @@ public:
         auto options = options_;
         const auto batch = task_.options().batch_size, size = context.data.train->size();
         const auto steps = task_.options().drop_last ? size / batch : (size + batch - 1) / batch;
-        if (freeze_epoch_ > 0)
-            options.watch_batches = std::max<int64_t>(1, std::llround(freeze_epoch_ * static_cast<double>(steps)));
+        const auto batches_until = [&](double epoch) -> int64_t {
+            return epoch > 0 ? std::max<int64_t>(1, std::llround(epoch * static_cast<double>(steps))) : 0;
+        };
+        options.watch_batches = batches_until(freeze_.observers);
+        options.norm_batches = batches_until(freeze_.norms);
         const auto training = prepare(model, context.example, calibration, options);
         if (training.simulated())
             context.log->warning(
@@ -99,6 +104,7 @@ private:
         facts["activation_bits"] = options_.activation_bits;
         facts["first_last_bits"] = options_.first_last_bits;
         facts["quantizers"] = rows;
+        facts["bn"] = options_.train_norms ? "trained" : "folded";
         facts["quantized_layers"] = layers;
         facts["float_layers"] = float_layers;
         if (!simulated) facts["engine"] = "x86";
@@ -107,7 +113,7 @@ private:
     const TrainingTask task_;
     const QatOptions options_;
     const Json quantizer_;
-    const double freeze_epoch_;
+    const Freeze freeze_;
 };
 
 std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& losses) {
@@ -123,8 +129,17 @@ std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& loss
     Json quantizer = o.resolved().at("quantizer");
     options.per_channel = o.boolean("per_channel", options.per_channel, "one scale per output channel of a weight");
     options.ignore = o.texts("ignore", {}, "regular expressions: layers that stay in float");
-    const double freeze = o.number_in("freeze_epoch", 0, 0, static_cast<double>(task.options().epochs),
-                                      "when ranges of minmax stop following the values; 0: never");
+    options.train_norms =
+        o.choice("bn", "folded", {"folded", "trained"},
+                 "batch norms: folded before training, or by each batch's statistics and folded after it") == "trained";
+    const double epochs = static_cast<double>(task.options().epochs);
+    Qat::Freeze freeze;
+    freeze.observers =
+        o.number_in("freeze_observer_epoch", 0, 0, epochs, "when ranges of minmax stop following the values; 0: never");
+    freeze.norms = o.number_in("freeze_bn_epoch", 0, 0, epochs,
+                               "bn: trained: when running statistics replace each batch's and stay; 0: never");
+    if (freeze.norms > 0 && !options.train_norms)
+        throw InvalidArgument(kWhere, "freeze_bn_epoch has nothing to freeze with bn: folded", "Add bn: trained.");
     return std::make_unique<Qat>(std::move(task), std::move(options), std::move(quantizer), freeze);
 }
 

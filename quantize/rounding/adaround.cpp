@@ -1,23 +1,20 @@
-// AdaRound (Nagel et al., arXiv 2004.10568): q = floor(w / s) + h(V) with h(V) = clamp(1.2 sigmoid(V) - 0.1, 0, 1),
-// learned by Adam on
+// AdaRound (Nagel et al., arXiv 2004.10568): q = floor(w / s) + h(V), see soft.h, learned by Adam on
 //
 //     sum over rows of d^T M d  +  lambda sum (1 - |2 h - 1|^beta),      d = w - s q - o,  M = E[x x^T]
 //
 // The paper samples d^T x; its mean square is the quadratic form, whose gradient 2 M d is exact and needs no samples.
-// beta falls from 20 to 2 after a fifth of the steps without regulariser. In the end h is rounded to 0 or 1, and every
-// row keeps the better of this and nearest rounding.
+// In the end h is rounded to 0 or 1, and every row keeps the better of this and nearest rounding.
 #include <cmath>
 
 #include <coppice/error.h>
 
 #include "rounding/grid.h"
+#include "rounding/soft.h"
 
 namespace coppice::quantize {
 namespace {
 
 constexpr const char* kWhere = "quantize.adaround";
-constexpr double kStretchLow = -0.1, kStretchHigh = 1.1;  // the paper's zeta and gamma
-constexpr double kRate = 0.01, kWarmUp = 0.2, kFirstBeta = 20, kLastBeta = 2;
 
 class AdaRound final : public Rounding {
 public:
@@ -38,28 +35,24 @@ public:
         // The loss in units of a row's mean error by nearest rounding: one lambda for all layers.
         const double unit = std::max(nearest_error.mean().item<double>(), 1e-30);
         const auto second = (moments.second / unit).to(at::kFloat);
-        const auto share = (target / scale - floor).clamp(1e-3, 1 - 1e-3);
-        auto v = ((share - kStretchLow) / (kStretchHigh - kStretchLow)).logit();  // h(V) starts at the exact value
+        auto v = soft_start(target / scale - floor);
         auto first_moment = at::zeros_like(v), second_moment = at::zeros_like(v);
-        const auto warm_up = static_cast<int64_t>(kWarmUp * static_cast<double>(steps_));
         const double lambda = 1.0 / static_cast<double>(weight.size(1));
         for (int64_t step = 0; step < steps_; ++step) {
             const auto sigmoid = v.sigmoid();
-            const auto h = (sigmoid * (kStretchHigh - kStretchLow) + kStretchLow).clamp(0, 1);
+            const auto h = soft_rounding(v);
             const auto d = (floor + h).clamp(rounded.lowest, rounded.highest) * scale - target;
             auto gradient = d.mm(second).mul_(2).mul_(scale);  // of the first term by h
-            if (step >= warm_up) {
-                const double done = static_cast<double>(step - warm_up) / static_cast<double>(steps_ - warm_up);
-                const double beta = kLastBeta + 0.5 * (kFirstBeta - kLastBeta) * (1 + std::cos(M_PI * done));
+            if (const auto beta = sharpness(step, steps_)) {
                 const auto centred = h * 2 - 1;
-                gradient -= centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(2 * beta * lambda);
+                gradient -= centred.abs().pow(*beta - 1).mul_(centred.sign()).mul_(2 * *beta * lambda);
             }
             const auto inside = (h > 0) & (h < 1);
             gradient = gradient.mul_(sigmoid).mul_(1 - sigmoid).mul_(kStretchHigh - kStretchLow).mul_(inside);
             first_moment.mul_(0.9).add_(gradient, 0.1);
             second_moment.mul_(0.999).addcmul_(gradient, gradient, 0.001);
             const double t = static_cast<double>(step + 1);
-            const auto rate = kRate / (1 - std::pow(0.9, t));
+            const auto rate = kSoftRate / (1 - std::pow(0.9, t));
             v.addcdiv_(first_moment, (second_moment / (1 - std::pow(0.999, t))).sqrt_().add_(1e-8), -rate);
         }
         auto learned = rounded;

@@ -8,6 +8,8 @@ namespace coppice::quantize {
 namespace {
 
 constexpr double kTiny = std::numeric_limits<float>::min();
+constexpr int kCandidates = 80;     // of least_error
+constexpr double kNarrowest = 0.2;  // share of the range that the last one covers
 
 at::Tensor as_half(const at::Tensor& values) {
     return values.to(at::kHalf).to(at::kFloat);
@@ -35,28 +37,53 @@ RoundedWeight grid_for(const at::Tensor& weight, const GridOptions& options) {
     RoundedWeight rounded;
     rounded.group = group;
     const auto grouped = weight.detach().reshape({weight.size(0), -1, group});  // [rows, groups, group]
-    const auto fix = [&](const at::Tensor& scale) {
+    const auto usable_scale = [&](const at::Tensor& scale) {
         // float16's smallest normal number is the floor where scales are stored in half precision.
         const double least = options.half ? 6.2e-5 : kTiny;
         const auto usable = at::where(scale > kTiny, scale.clamp_min(least), at::ones_like(scale));
         return options.half ? as_half(usable) : usable.to(at::kFloat);
     };
-    if (options.symmetric) {
-        rounded.highest = (int64_t{1} << (options.bits - 1)) - 1;
-        rounded.lowest = -rounded.highest;
-        auto largest = grouped.abs().amax(2).to(at::kDouble);
-        if (options.one_scale) largest = largest.max().expand_as(largest);
-        rounded.scale = fix(largest / static_cast<double>(rounded.highest)).contiguous();
-        rounded.offset = at::zeros_like(rounded.scale);
-    } else {
-        rounded.lowest = 0;
-        rounded.highest = (int64_t{1} << options.bits) - 1;
-        const auto low = grouped.amin(2).to(at::kDouble), high = grouped.amax(2).to(at::kDouble);
-        rounded.scale = fix((high - low) / static_cast<double>(rounded.highest)).contiguous();
-        rounded.offset = low.to(at::kFloat).contiguous();
-        if (options.half) rounded.offset = as_half(rounded.offset);
+    // Widths of the range that are tried; the first one covers all weights.
+    const int candidates = options.least_error ? kCandidates : 1;
+    at::Tensor least;  // [rows, groups]
+    for (int i = 0; i < candidates; ++i) {
+        const double width = 1 - i / static_cast<double>(kCandidates) * (1 - kNarrowest);
+        auto trial = rounded;
+        if (options.symmetric) {
+            std::tie(trial.lowest, trial.highest) = symmetric_ends(options.bits, options.least_error);
+            auto largest = grouped.abs().amax(2).to(at::kDouble);
+            if (options.one_scale) largest = largest.max().expand_as(largest);
+            trial.scale = usable_scale(width * largest / static_cast<double>(trial.highest)).contiguous();
+            trial.offset = at::zeros_like(trial.scale);
+        } else {
+            trial.lowest = 0;
+            trial.highest = (int64_t{1} << options.bits) - 1;
+            const auto low = width * grouped.amin(2).to(at::kDouble), high = width * grouped.amax(2).to(at::kDouble);
+            trial.scale = usable_scale((high - low) / static_cast<double>(trial.highest)).contiguous();
+            trial.offset = low.to(at::kFloat).contiguous();
+            if (options.half) trial.offset = as_half(trial.offset);
+        }
+        if (!options.least_error) return trial;
+        round_to_nearest(trial, weight.detach());
+        auto error = (trial.values() - weight.detach()).reshape(grouped.sizes()).square().sum(2, false, at::kDouble);
+        if (options.one_scale) error = error.sum().expand_as(error);
+        if (i == 0) {
+            rounded = trial;
+            least = error;
+            continue;
+        }
+        const auto better = error < least;
+        least = at::where(better, error, least);
+        rounded.scale = at::where(better, trial.scale, rounded.scale).contiguous();
+        rounded.offset = at::where(better, trial.offset, rounded.offset).contiguous();
     }
+    rounded.integers = at::Tensor();
     return rounded;
+}
+
+std::pair<int64_t, int64_t> symmetric_ends(int64_t bits, bool least_error) {
+    const int64_t highest = (int64_t{1} << (bits - 1)) - 1;
+    return {least_error ? -highest - 1 : -highest, highest};
 }
 
 at::Tensor expand_groups(const at::Tensor& per_group, int64_t group) {

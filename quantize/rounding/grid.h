@@ -5,9 +5,12 @@
 
 namespace coppice::quantize {
 
-/// Scales and offsets that cover each group of `weight` exactly; integers are left undefined. A group of zeros gets
-/// scale 1. @throws InvalidArgument when bits or group do not fit
+/// Scales and offsets that cover each group of `weight` exactly or, with least_error, best; integers are left
+/// undefined. A group of zeros gets scale 1. @throws InvalidArgument when bits or group do not fit
 RoundedWeight grid_for(const at::Tensor& weight, const GridOptions& options);
+
+/// Lowest and highest integer of a symmetric grid.
+std::pair<int64_t, int64_t> symmetric_ends(int64_t bits, bool least_error);
 
 /// Values per element: scale or offset [rows, groups] -> [rows, n].
 at::Tensor expand_groups(const at::Tensor& per_group, int64_t group);

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru
+# and resnet20_bits: few bits by every rounding; resnet20_no_data: calibrated on inputs made from batch norms
 # PROFILE=off leaves time out.
 # Prints one line per stage; runs and their reports stay in OUT.
 set -u
@@ -10,6 +11,9 @@ mkdir -p "$out"
 . "$(dirname "$0")/run_once.sh"
 
 resnet20_head=$(resnet20_with "$data/cifar10/test.bin" 512)
+resnet20_no_data_head='model: {path: '$data'/cifar10/resnet20.pt, input: [1, 3, 32, 32]}
+data: {format: cifar10, test: '$data'/cifar10/test.bin}
+task: {type: classification, metric: top1}'
 cnn_gru_head='model: {path: '$data'/fsdd/cnn_gru.pt}
 data: {format: tensors, inputs: waveform, divide: 32768, unsqueeze: 1, target: label, train: '$data'/fsdd/train.pt, test: '$data'/fsdd/test.pt, calibration: 128}
 task: {type: classification, metric: top1}'
@@ -58,6 +62,18 @@ for model in "$@"; do
             'quantize.static: {weight_bits: 4, rounding: gptq, bias_correction: true}' \
             'quantize.static: {weight_bits: 4, rounding: adaround, bias_correction: true}' 'quantize.auto: {}'; do
             run "$model" "$resnet20_head" "$stage"
+        done ;;
+    resnet20_bits)  # layers stay in int8 however noisy
+        for bits in 4 3 2; do
+            for rest in '' ', fit_weights: true' ', fit_weights: true, rounding: gptq' ', fit_weights: true, rounding: adaround' \
+                ', fit_weights: true, rounding: {brecq: {loss: mse}}' ', fit_weights: true, rounding: brecq'; do
+                run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits, min_sqnr_db: -100$rest}"
+            done
+        done ;;
+    resnet20_no_data)
+        for stage in 'quantize.static: {synthetic_steps: 1}' 'quantize.static: {}' \
+            'quantize.static: {weight_bits: 4, rounding: gptq, bias_correction: true}'; do
+            run resnet20_no_data "$resnet20_no_data_head" "$stage"
         done ;;
     cnn_gru)
         for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.auto: {}'; do

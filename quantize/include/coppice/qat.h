@@ -128,7 +128,11 @@ struct QatOptions {
     std::shared_ptr<const Quantizer> quantizer;    ///< null: lsq()
     bool per_channel = true;                       ///< one scale per output channel of a weight
     int64_t watch_batches = 0;                     ///< training batches that ranges follow; 0: all
-    std::vector<std::string> ignore;               ///< as in StaticOptions
+    /// Batch norms of int8 layers train: each batch is normalised by its own statistics, which the running ones follow,
+    /// while the weight is rounded as folded by the running ones (arXiv 1806.08342). false: folded from the beginning.
+    bool train_norms = false;
+    int64_t norm_batches = 0;         ///< training batches normalised so, later ones by the running statistics; 0: all
+    std::vector<std::string> ignore;  ///< as in StaticOptions
 };
 
 /// A model in training whose tensors are rounded at exactly the borders that plan_static() chooses. Copies share.
@@ -139,7 +143,7 @@ public:
     /// For the Trainer: the model's parameters and the quantizers', named quantizer.LAYER.weight and the like.
     std::unique_ptr<Trainable> trainable() const;
     c10::IValue forward(const Inputs& inputs) const;
-    /// The float model under training (batch norms folded), shared.
+    /// The float model under training (batch norms folded, with train_norms as of the last conversion), shared.
     Model model() const;
     /// Layers and reasons as plan_static() found them.
     const StaticPlan& plan() const;
@@ -155,8 +159,9 @@ private:
     std::shared_ptr<Impl> impl_;
 };
 
-/// Folds batch norms (they are frozen from the beginning), plans as plan_static() does and starts all scales on the
-/// first calibration batch. Dropout is off, as the int8 model has it.
+/// Folds batch norms, plans as plan_static() does and starts all scales on the first calibration batch. With
+/// options.train_norms the folding is undone while training and made real by convert(). Dropout is off, as the int8
+/// model has it.
 /// @throws as plan_static()
 QatModel prepare(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
                  const QatOptions& options = {});

@@ -112,6 +112,17 @@ struct GridOptions {
     bool symmetric = true;   ///< integers in +-(2^(bits-1) - 1) without offset, else 0 ... 2^bits - 1 with one
     bool half = false;       ///< scale and offset are float16 numbers, as LibTorch's 4-bit rows hold them
     bool one_scale = false;  ///< one scale for all rows
+    /// Scales with the least squared error of the weights, of 80 that cover 1 to 1/5 of the range; symmetric integers
+    /// then reach down to -2^(bits-1). Else scales cover the range exactly.
+    bool least_error = false;
+};
+
+/// Settings of brecq().
+struct BlockOptions {
+    int64_t steps = 1000;     ///< of Adam for each block
+    int64_t batch_size = 32;  ///< calibration examples in each step
+    /// fisher: an error counts by how much it moves the model's output; mse: all errors of a block's output alike.
+    std::string loss = "fisher";
 };
 
 /// Turns real weights into integers of a grid. Errors are judged by the layer's output where moments are given:
@@ -122,6 +133,8 @@ public:
     virtual bool needs_moments() const { return false; }
     /// True when results have an input_factor: for linear layers with float input alone.
     virtual bool scales_inputs() const { return false; }
+    /// Not null: layers of a block are rounded together after round(), for quantize.static alone.
+    virtual const BlockOptions* blocks() const { return nullptr; }
     /// @param weight  float32 [rows, n]; n is a multiple of the group
     /// @param moments of n-vectors; null unless needs_moments()
     virtual RoundedWeight round(const at::Tensor& weight, const GridOptions& grid,
@@ -149,7 +162,13 @@ std::unique_ptr<Rounding> hqq(int64_t steps = 20);
 /// candidates for a, at least 2
 std::unique_ptr<Rounding> awq(int64_t candidates = 20);
 
-/// Rows: adaround, awq, gptq, hqq, nearest.
+/// AdaRound of all layers of a block together, by the block's output (Li et al., arXiv 2102.05426): residual blocks and
+/// whatever else lies between two values that everything has to pass. Blocks take their turn from first to last; each
+/// sees the rounded ones before it and is judged by the float model's output. round() is adaround(), and a block that
+/// did not get better than that keeps it. Symmetric grids. @throws InvalidArgument for steps, batch_size or loss
+std::unique_ptr<Rounding> brecq(BlockOptions options = {});
+
+/// Rows: adaround, awq, brecq, gptq, hqq, nearest.
 const std::vector<Entry<Rounding>>& roundings();
 
 /// Cross-layer equalisation (Nagel et al., arXiv 1906.04721): output channels of a layer and input channels of the
@@ -172,6 +191,29 @@ struct Fallback {
     bool on() const { return max_drop >= 0; }
 };
 
+/// How inputs are made where there are no data.
+struct SyntheticOptions {
+    int64_t examples = 64;
+    int64_t steps = 100;  ///< of Adam
+    double lr = 0.1;      ///< in deviations of the input
+};
+
+/// Inputs that a model's batch norms take for data, and how far they are from it.
+struct SyntheticInputs {
+    std::vector<Inputs> batches;
+    int64_t examples = 0, batch_norms = 0;
+    /// Mean over batch norms and channels of the squared difference of the mean, in deviations, and of the ratio of
+    /// deviations from 1; of noise, and of the inputs.
+    double distance_before = 0, distance_after = 0;
+};
+
+/// Inputs without data: learned so that what enters each batch norm has its running statistics (ZeroQ, Cai et al.,
+/// arXiv 2001.00281). Floating-point inputs are learned, others are the example's.
+/// @throws UnsupportedModel when the model has no batch norm with running statistics that its inputs reach
+SyntheticInputs synthetic_inputs(const Model& model, const Inputs& example, const SyntheticOptions& options = {},
+                                 uint64_t seed = 0, Log& log = null_log(),
+                                 const std::function<bool()>& interrupted = {});
+
 struct StaticOptions {
     std::shared_ptr<const Observer> observer;  ///< null: histogram()
     bool per_channel = true;                   ///< one scale per output channel of a weight; else one for all
@@ -186,9 +228,13 @@ struct StaticOptions {
     int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
     int64_t weight_bits = 8;       ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
+    bool fit_weights = false;      ///< GridOptions::least_error
     bool bias_correction = false;  ///< the mean error of rounded weights goes into the bias (arXiv 1906.04721)
     bool equalize = false;         ///< equalize() before
     double smooth = 0;             ///< alpha of smooth() before; 0: off
+    SyntheticOptions synthetic;    ///< for the stage, where there are no data
+    /// Called again and again while blocks are reconstructed, which takes minutes; what it throws ends the planning.
+    std::function<void(const std::string& block, double done, double total)> progress;
     Fallback fallback;
 };
 
@@ -252,7 +298,8 @@ bool exact_int8_products();
 
 // -------------------------------------------------------------------------------------------------------------- stages
 
-/// Stage quantize.static: plan_static and convert on the calibration data.
+/// Stage quantize.static: plan_static and convert on the calibration data, or without data on synthetic_inputs(), which
+/// the log warns of and facts["synthetic_inputs"] tells.
 std::unique_ptr<Stage> static_int8(StaticOptions options = {});
 
 struct DynamicOptions {

@@ -1,3 +1,5 @@
+#include <coppice/run_part.h>
+
 #include "support/support.h"
 
 namespace coppice::testing {
@@ -37,6 +39,31 @@ TEST(RunNodes, HooksSeeAndReplaceValues) {
     auto zeroed = model.clone();
     set_tensor(zeroed, "conv1.weight", at::zeros({8, 3, 3, 3}));
     EXPECT_TRUE(at::equal(output, first_tensor(zeroed.forward({x}))));
+}
+
+TEST(RunPart, RunsTheOperatorsGivenOnTheValuesGiven) {
+    const auto model = build_model(
+        {{"a", sine({3})}},
+        "def forward(self, x):\n    y = torch.mul(x, self.a)\n    z = torch.cat([y, y])\n    return torch.exp(z)\n");
+    const auto graph = model.graph();
+    std::vector<torch::jit::Node*> before, part;
+    for (auto* node : graph->nodes()) {
+        const bool inside = node->kind() == c10::aten::cat || node->kind() == torch::jit::prim::ListConstruct;
+        if (inside) part.push_back(node);
+        if (node->kind() == torch::jit::prim::Constant) before.push_back(node);
+    }
+    const auto* y = part.front()->input(0);
+    const auto* z = part.back()->output();
+    Values values = {{graph->inputs()[0], model.module()._ivalue()}};
+    run_part(model, before, values);
+    values[y] = at::tensor({1.0f, 2.0f});
+    int calls = 0;
+    NodeHooks hooks;
+    hooks.after = [&](const torch::jit::Node*, std::vector<c10::IValue>&) { ++calls; };
+    run_part(model, part, values, hooks);
+    EXPECT_TRUE(at::equal(values.at(z).toTensor(), at::tensor({1.0f, 2.0f, 1.0f, 2.0f})));
+    EXPECT_TRUE(at::equal(values.at(y).toTensor(), at::tensor({1.0f, 2.0f})));  // what was given is still there
+    EXPECT_EQ(calls, 2);
 }
 
 TEST(RunNodes, NamesTheOperatorThatFails) {

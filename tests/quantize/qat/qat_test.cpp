@@ -275,9 +275,10 @@ protected:
 };
 
 TEST_P(QatOf, EightBitsTrainWhatTheInt8ModelComputes) {
-    for (const bool per_channel : {true, false}) {
+    for (const auto& [per_channel, train_norms] : {std::pair{true, false}, {false, false}, {true, true}}) {
         auto settings = options(8);
         settings.per_channel = per_channel;
+        settings.train_norms = train_norms;
         const auto training = trained(residual_model(), settings);
         torch::NoGradGuard no_grad;
         const Inputs inputs = {sine({4, 3, 8, 8}, 1.1)};
@@ -292,7 +293,10 @@ TEST_P(QatOf, EightBitsTrainWhatTheInt8ModelComputes) {
 }
 
 TEST_P(QatOf, FewerBitsGiveAModelOfStockOperatorsThatComputesWhatWasTrained) {
-    const auto training = trained(residual_model(), options(3));
+    auto settings = options(3);
+    settings.train_norms = true;
+    settings.norm_batches = 6;
+    const auto training = trained(residual_model(), settings);
     EXPECT_TRUE(training.simulated());
     const auto simulated = convert(training);
     TemporaryFolder folder;
@@ -331,13 +335,164 @@ TEST(Qat, InnerWeightsHaveFewValuesAndTheFirstAndLastLayerEightBits) {
     EXPECT_EQ(coarse, narrow);  // -1, 0 and 1 times the channel's scale
 }
 
+/// A convolution with a bias of its own, its batch norm, and one training batch.
+struct OneNorm {
+    std::vector<std::pair<std::string, at::Tensor>> tensors = {
+        {"c.weight", sine({4, 3, 3, 3}, 0.4)}, {"c.bias", sine({4}, 0.3)},
+        {"bn.weight", 1 + sine({4}, 0.4)},     {"bn.bias", sine({4}, 0.2)},
+        {"bn.running_mean", sine({4}, 0.5)},   {"bn.running_var", 1 + sine({4}, 0.3)}};
+    Model model() const {
+        return build_model(tensors,
+                           "def forward(self, x):\n    return torch.batch_norm(torch.conv2d(x, self.c.weight, "
+                           "self.c.bias), self.bn.weight, self.bn.bias, self.bn.running_mean, self.bn.running_var, "
+                           "self.training, 0.1, 1e-3, True)\n");
+    }
+    at::Tensor of(const std::string& name) const {
+        for (const auto& [key, tensor] : tensors)
+            if (key == name) return tensor;
+        return {};
+    }
+};
+
+at::Tensor found(const std::vector<std::pair<std::string, at::Tensor>>& list, const std::string& name) {
+    for (const auto& [key, tensor] : list)
+        if (key == name) return tensor;
+    throw std::runtime_error("no tensor " + name);
+}
+
+/// @param name  empty: that of the model's input
+FakeQuantize quantizer_of(const QatModel& training, const std::string& name) {
+    for (const auto& [key, quantizer] : training.quantizers())
+        if (name.empty() ? key.find('.') == std::string::npos || key.rfind("x", 0) == 0 : key == name) return quantizer;
+    throw std::runtime_error("no quantizer " + name);
+}
+
+TEST(QatNorms, ABatchIsNormalisedByItsOwnMomentsAndTheRunningOnesFollow) {
+    const OneNorm net;
+    QatOptions options;
+    options.train_norms = true;
+    options.quantizer = minmax_range();
+    options.watch_batches = 1;
+    const auto x = values_of({6, 3, 8, 8});
+    const auto training = prepare(net.model(), {x}, {{x}}, options);
+    const auto module = training.trainable();
+    torch::NoGradGuard no_grad;
+    module->train(true);
+    const auto y = module->forward({x});
+    // By plain sums: the rounded weight is that of the running statistics before this batch.
+    auto rounded_x = quantizer_of(training, ""), rounded_w = quantizer_of(training, "c.weight");
+    const auto s = net.of("bn.weight") / (net.of("bn.running_var") + 1e-3).sqrt();
+    rounded_x->eval();
+    rounded_w->eval();
+    const auto scaled = rounded_w->forward(net.of("c.weight") * s.reshape({4, 1, 1, 1}));
+    const auto z =
+        at::conv2d(rounded_x->forward(x), scaled) / s.reshape({1, 4, 1, 1}) + net.of("c.bias").reshape({1, 4, 1, 1});
+    const auto output = quantizer_of(training, "c.output");
+    const double step = output->scale().item<double>();
+    for (int64_t c = 0; c < 4; ++c) {
+        const auto row = doubles(z.select(1, c)), result = doubles(y.select(1, c));
+        double mean = 0, variance = 0;
+        for (const double value : row) mean += value / static_cast<double>(row.size());
+        for (const double value : row) variance += std::pow(value - mean, 2) / static_cast<double>(row.size());
+        const double unbiased = variance * static_cast<double>(row.size()) / static_cast<double>(row.size() - 1);
+        const double gamma = net.of("bn.weight")[c].item<double>(), beta = net.of("bn.bias")[c].item<double>();
+        // Ends of the range, which belong to the running statistics, may clip what this batch gives.
+        const auto [low, high] = std::minmax_element(result.begin(), result.end());
+        for (size_t i = 0; i < row.size(); ++i) {
+            const double exact = gamma * (row[i] - mean) / std::sqrt(variance + 1e-3) + beta;
+            EXPECT_NEAR(result[i], std::clamp(exact, *low, *high), 0.51 * step);
+        }
+        EXPECT_NEAR(found(module->buffers(), "bn.running_mean")[c].item<double>(),
+                    0.9 * net.of("bn.running_mean")[c].item<double>() + 0.1 * mean, 1e-5);
+        EXPECT_NEAR(found(module->buffers(), "bn.running_var")[c].item<double>(),
+                    0.9 * net.of("bn.running_var")[c].item<double>() + 0.1 * unbiased, 1e-5);
+    }
+}
+
+TEST(QatNorms, TrainWeightScaleAndShiftUnderTheirNamesAndNotTheFoldedLayer) {
+    const OneNorm net;
+    QatOptions options;
+    options.train_norms = true;
+    const auto x = values_of({6, 3, 8, 8});
+    const auto training = prepare(net.model(), {x}, {{x}}, options);
+    const auto module = training.trainable();
+    const auto parameters = module->parameters();
+    for (const auto& name : {"c.weight", "c.bias", "bn.weight", "bn.bias"}) {
+        int count = 0;
+        for (const auto& entry : parameters) count += entry.first == name;
+        EXPECT_EQ(count, 1) << name;
+        EXPECT_TRUE(at::equal(found(parameters, name).detach(), net.of(name))) << name;  // unfolded
+    }
+    module->train(true);
+    module->forward({x}).square().sum().backward();
+    for (const auto& name : {"c.weight", "bn.weight", "bn.bias"}) {
+        const auto gradient = found(parameters, name).grad();
+        ASSERT_TRUE(gradient.defined()) << name;
+        EXPECT_GT(gradient.abs().max().item<double>(), 0) << name;
+    }
+}
+
+TEST(QatNorms, OnceFrozenTrainingComputesWhatIsConvertedAndStatisticsStay) {
+    QatOptions options;
+    options.train_norms = true;
+    options.norm_batches = 2;
+    options.weight_bits = options.activation_bits = 4;
+    const auto x = values_of({6, 3, 8, 8});
+    const auto training = prepare(residual_model(), {x}, {{x}}, options);
+    const auto module = training.trainable();
+    torch::NoGradGuard no_grad;
+    module->train(true);
+    const auto by_batch = module->forward({x});
+    module->forward({x});
+    std::vector<at::Tensor> before;
+    for (const auto& entry : module->buffers())
+        if (entry.first.find("running") != std::string::npos) before.push_back(entry.second.clone());
+    ASSERT_EQ(before.size(), 8u);
+    const auto frozen = module->forward({x});
+    size_t i = 0;
+    for (const auto& entry : module->buffers())
+        if (entry.first.find("running") != std::string::npos) EXPECT_TRUE(at::equal(entry.second, before[i++]));
+    EXPECT_GT(max_difference(by_batch, frozen), 0.01);
+    EXPECT_LE(max_difference(convert(training).forward({x}).toTensor(), frozen), 1e-6);
+    module->train(false);
+    EXPECT_LE(max_difference(module->forward({x}), frozen), 1e-6);
+}
+
+TEST(QatNorms, AChannelThatIsSwitchedOffStaysFinite) {
+    OneNorm net;
+    for (auto& [name, tensor] : net.tensors)
+        if (name == "bn.weight") tensor = at::tensor({1.0f, 0.0f, 0.5f, -1.0f});
+    QatOptions options;
+    options.train_norms = true;
+    const auto x = values_of({6, 3, 8, 8});
+    const auto training = prepare(net.model(), {x}, {{x}}, options);
+    const auto module = training.trainable();
+    module->train(true);
+    const auto y = module->forward({x});
+    y.sum().backward();
+    EXPECT_TRUE(y.isfinite().all().item<bool>());
+    for (const auto& entry : module->parameters())
+        if (entry.second.grad().defined())
+            EXPECT_TRUE(entry.second.grad().isfinite().all().item<bool>()) << entry.first;
+    const double step = quantizer_of(training, "c.output")->scale().item<double>();
+    EXPECT_NEAR(y.select(1, 1).max().item<double>(), net.of("bn.bias")[1].item<double>(), 0.51 * step);
+}
+
+TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
+    Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{{"freeze_bn_epoch", "1"}});
+    EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "bn: trained");
+}
+
 TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
-    for (const std::string quantizer : {"lsq_plus", "minmax"}) {
+    for (const auto& [quantizer, bn] :
+         {std::pair<std::string, std::string>{"lsq_plus", "trained"}, {"minmax", "folded"}}) {
         Setting settings = Setting::map({{"epochs", Setting::scalar("3")},
                                          {"batch_size", Setting::scalar("8")},
                                          {"weight_bits", Setting::scalar("4")},
                                          {"activation_bits", Setting::scalar("4")},
-                                         {"freeze_epoch", Setting::scalar("1.5")},
+                                         {"freeze_observer_epoch", Setting::scalar("1.5")},
+                                         {"freeze_bn_epoch", Setting::scalar(bn == "trained" ? "2.5" : "0")},
+                                         {"bn", Setting::scalar(bn)},
                                          {"quantizer", Setting::scalar(quantizer)}});
         const auto run = [&](Context& context) {
             Options options("quantize.qat", settings);

@@ -71,6 +71,59 @@ TEST(Nearest, KeepsARowOfZeros) {
     }
 }
 
+TEST(LeastErrorGrid, FindsTheScaleOfAFineSearchAndUsesTheLowestIntegerToo) {
+    auto w = weights(4, 48);
+    w[1][5] = 2.5;  // outliers that a scale over the whole range would follow
+    w[2][7] = -2.5;
+    for (const int64_t bits : {2, 3, 4, 8}) {
+        GridOptions grid;
+        grid.bits = bits;
+        const auto covered = nearest()->round(w, grid, nullptr);
+        grid.least_error = true;
+        const auto fitted = nearest()->round(w, grid, nullptr);
+        const double highest = static_cast<double>((int64_t{1} << (bits - 1)) - 1);
+        EXPECT_GE(fitted.integers.min().item<double>(), -highest - 1);
+        EXPECT_LE(fitted.integers.max().item<double>(), highest);
+        const auto rows = reference::matrix_of(w), values = reference::matrix_of(fitted.values()),
+                   wide = reference::matrix_of(covered.values());
+        for (size_t r = 0; r < rows.size(); ++r) {
+            const auto squares = [&](const std::vector<double>& rounded) {
+                double sum = 0;
+                for (size_t c = 0; c < rounded.size(); ++c) sum += std::pow(rounded[c] - rows[r][c], 2);
+                return sum;
+            };
+            double largest = 0, least = 1e30;
+            for (const double value : rows[r]) largest = std::max(largest, std::abs(value));
+            for (int i = 0; i < 4000; ++i) {  // fifty times as fine
+                const double scale = largest / highest * (1 - 0.8 * i / 4000);
+                auto rounded = rows[r];
+                for (auto& value : rounded)
+                    value = scale * std::clamp(std::nearbyint(value / scale), -highest - 1, highest);
+                least = std::min(least, squares(rounded));
+            }
+            // Its steps are 1 % of the range: for a few values that 8 bits nearly hit, that is much.
+            if (bits < 8) EXPECT_LE(squares(values[r]), 1.1 * least) << bits << " " << r;
+            EXPECT_LE(squares(values[r]), squares(wide[r]) * (1 + 1e-6)) << bits << " " << r;
+        }
+    }
+}
+
+TEST(LeastErrorGrid, GivesOneScaleForAllRowsAndOffsetsWhereAsked) {
+    auto w = weights(4, 32);
+    w[1][5] = 1.5;
+    GridOptions grid;
+    grid.bits = 3;
+    grid.one_scale = grid.least_error = true;
+    const auto same = nearest()->round(w, grid, nullptr);
+    EXPECT_EQ(same.scale.max().item<double>(), same.scale.min().item<double>());
+    grid.one_scale = grid.symmetric = false;
+    const auto fitted = nearest()->round(w, grid, nullptr);
+    grid.least_error = false;
+    const auto covered = nearest()->round(w, grid, nullptr);
+    EXPECT_LT((fitted.values() - w)[1].square().sum().item<double>(),
+              (covered.values() - w)[1].square().sum().item<double>());
+}
+
 TEST(Gptq, RoundsAsLeastSquaresFromScratchDoes) {
     const auto w = weights(5, 12);
     const auto moments = moments_of(inputs(12));
