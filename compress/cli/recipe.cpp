@@ -134,12 +134,9 @@ void read_report(const Setting& root, Recipe& recipe) {
     }
     auto options = section(root, "report");
     recipe.report_formats = options.texts("formats", eval::default_report_formats());
-    const auto known = eval::report_formats();
-    for (const auto& format : recipe.report_formats)
-        if (std::find(known.begin(), known.end(), format) == known.end()) {
-            const auto* formats = root.find("report")->find("formats");
-            throw_unknown(formats->where, "report format", format, known);
-        }
+    if (root.find("report"))
+        if (const auto* formats = root.find("report")->find("formats"))
+            eval::check_report_formats(recipe.report_formats, formats->where);
     recipe.report_title = options.text("title", "");
     options.done();
     recipe.resolved["report"] = options.resolved();

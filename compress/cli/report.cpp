@@ -149,7 +149,8 @@ int run_report(const Arguments& given) {
         "  coppice report --group-by project runs/* tracked.json emissions.csv --price 0.3 --carbon-price 80\n");
     line.add()("o,out", "folder to write to (default: the run's own, for several runs the current one)",
                cxxopts::value<std::string>(), "DIR")(
-        "format", "html, json, csv, md, card (a model card), svg (the picture): one or several, with commas between",
+        "format",
+        "html, json, csv, md, card (a model card), svg or png (the picture): one or several, with commas between",
         cxxopts::value<std::string>(), "LIST")(
         "load", "inferences a day: after how many days compressing has paid for itself", cxxopts::value<double>(), "N")(
         "regions", "write the stored energies as carbon in every zone to this CSV", cxxopts::value<std::string>(),
@@ -187,14 +188,10 @@ int run_report(const Arguments& given) {
 
     std::vector<std::string> formats = eval::default_report_formats();
     if (line.given("format")) {
-        const auto known = eval::report_formats();
         formats.clear();
         std::istringstream list(line.text("format"));
-        for (std::string format; std::getline(list, format, ',');) {
-            if (std::find(known.begin(), known.end(), format) == known.end())
-                throw_unknown("--format", "report format", format, known);
-            formats.push_back(format);
-        }
+        for (std::string format; std::getline(list, format, ',');) formats.push_back(format);
+        eval::check_report_formats(formats, "--format");
     }
     // A report.json: the other formats are made anew from it, whatever became of the run.
     const bool stored = runs.size() == 1 && std::filesystem::is_regular_file(runs[0]);

@@ -5,6 +5,7 @@
 #include <coppice/pipeline.h>
 #include <coppice/report.h>
 
+#include "report/png.h"
 #include "report/view.h"
 
 namespace coppice::eval {
@@ -266,6 +267,7 @@ struct Format {
     const char *name, *file;
     std::string (*render)(const Json&);
     bool by_default;
+    void (*check)(const std::string& where) = nullptr;
 };
 
 std::string dumped(const Json& report) {
@@ -274,11 +276,21 @@ std::string dumped(const Json& report) {
 }
 
 const std::vector<Format>& formats_known() {
-    static const std::vector<Format> table = {
-        {"card", "model-card.md", model_card, false}, {"csv", "report.csv", csv, true},
-        {"html", "report.html", html, true},          {"json", "report.json", dumped, true},
-        {"md", "report.md", markdown, true},          {"svg", "report.svg", svg, false}};
+    static const std::vector<Format> table = {{"card", "model-card.md", model_card, false},
+                                              {"csv", "report.csv", csv, true},
+                                              {"html", "report.html", html, true},
+                                              {"json", "report.json", dumped, true},
+                                              {"md", "report.md", markdown, true},
+                                              {"png", "report.png", report::png, false, report::check_png},
+                                              {"svg", "report.svg", svg, false}};
     return table;
+}
+
+const Format& format_called(const std::string& name, const std::string& where) {
+    const auto& table = formats_known();
+    const auto found = std::find_if(table.begin(), table.end(), [&name](const Format& f) { return f.name == name; });
+    if (found == table.end()) throw_unknown(where, "report format", name, report_formats());
+    return *found;
 }
 
 }  // namespace
@@ -306,25 +318,24 @@ std::vector<std::string> default_report_formats() {
     return names;
 }
 
+void check_report_formats(const std::vector<std::string>& formats, const std::string& where) {
+    for (const auto& name : formats)
+        if (const auto& format = format_called(name, where); format.check) format.check(where);
+}
+
 std::vector<std::filesystem::path> write_report(const Json& report, const std::filesystem::path& folder,
                                                 const std::vector<std::string>& formats) {
-    std::vector<const Format*> chosen;
-    for (const auto& name : formats) {
-        const auto& table = formats_known();
-        const auto found =
-            std::find_if(table.begin(), table.end(), [&name](const Format& f) { return f.name == name; });
-        if (found == table.end()) throw_unknown("report", "format", name, report_formats());
-        chosen.push_back(&*found);
-    }
+    check_report_formats(formats, "report");
     std::error_code failed;
     std::filesystem::create_directories(folder, failed);
     if (failed)
         throw IoError(folder.string(), "the folder cannot be made: " + failed.message(),
                       "Give one that can be written.");
     std::vector<std::filesystem::path> files;
-    for (const Format* format : chosen) {
-        files.push_back(folder / format->file);
-        write_atomically(files.back(), format->render(report));
+    for (const auto& name : formats) {
+        const auto& format = format_called(name, "report");
+        files.push_back(folder / format.file);
+        write_atomically(files.back(), format.render(report));
     }
     return files;
 }

@@ -115,14 +115,18 @@ Json compare_runs(const std::filesystem::path& a, const std::filesystem::path& b
 std::string comparison_text(const Json& comparison);
 const Json& comparison_schema();
 
-/// The formats write_report() knows: card, csv, html, json, md, svg.
+/// The formats write_report() knows: card, csv, html, json, md, png (the picture; needs rsvg-convert, inkscape or
+/// chromium), svg.
 std::vector<std::string> report_formats();
 /// Those written where none is asked for: csv, html, json, md.
 std::vector<std::string> default_report_formats();
+/// Before any work. @param where  of the list, for the error
+/// @throws InvalidArgument on an unknown format, or png where no program can make one
+void check_report_formats(const std::vector<std::string>& formats, const std::string& where);
 
 /// Writes report.<format> (card: model-card.md) for each format into `folder`, each by rename. @return the files
 /// written, in the order asked for.
-/// @throws InvalidArgument on an unknown format, IoError when a file cannot be written
+/// @throws InvalidArgument as check_report_formats(), IoError when a file cannot be written
 std::vector<std::filesystem::path> write_report(const Json& report, const std::filesystem::path& folder,
                                                 const std::vector<std::string>& formats = default_report_formats());
 

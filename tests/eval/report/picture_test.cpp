@@ -1,4 +1,5 @@
 // The picture by itself, its axes, and the classes of energy.
+#include <cstdlib>
 #include <fstream>
 #include <regex>
 
@@ -103,6 +104,54 @@ TEST(Svg, WithoutAnythingToDrawSaysSo) {
     const Json report = {{"format", "coppice-report"}, {"version", 1}, {"title", "empty"}, {"runs", Json::array()}};
     EXPECT_THAT(svg(report), HasSubstr("There is nothing to draw."));
     EXPECT_EQ(first_flaw_of_xml(svg(report)), "");
+}
+
+// The PATH while it lives.
+class Path {
+public:
+    explicit Path(const std::string& path) : before_(std::getenv("PATH")) { ::setenv("PATH", path.c_str(), 1); }
+    ~Path() { ::setenv("PATH", before_.c_str(), 1); }
+
+private:
+    const std::string before_;
+};
+
+TEST(Png, IsRefusedBeforeAnythingIsWrittenWhereNoProgramMakesIt) {
+    TemporaryFolder folder;
+    const Json report = sample();
+    const Path empty(folder.path().string());
+    EXPECT_ERROR(check_report_formats({"svg", "png"}, "recipe.yaml:9:1"), InvalidArgument, "librsvg2-bin");
+    EXPECT_ERROR(write_report(report, folder / "out", {"svg", "png"}), InvalidArgument, "none is on the PATH");
+    EXPECT_FALSE(fs::exists(folder / "out"));
+    EXPECT_NO_THROW(check_report_formats({"svg", "html"}, "report"));
+}
+
+TEST(Png, AProgramThatFailsIsNamed) {
+    TemporaryFolder folder;
+    const auto program = folder / "rsvg-convert";
+    std::ofstream(program) << "#!/bin/sh\nexit 3\n";
+    fs::permissions(program, fs::perms::owner_all);
+    const Path only(folder.path().string());
+    EXPECT_ERROR(write_report(sample(), folder / "out", {"png"}), Error, "no PNG came from rsvg-convert");
+}
+
+TEST(Png, IsThePictureAtTwiceItsSize) {
+    try {
+        check_report_formats({"png"}, "report");
+    } catch (const InvalidArgument&) {
+        GTEST_SKIP() << "needs rsvg-convert, inkscape or chromium";
+    }
+    TemporaryFolder folder;
+    write_report(sample(), folder.path(), {"png"});
+    const std::string bytes = read_text(folder / "report.png");
+    ASSERT_GT(bytes.size(), 1000u);
+    const auto number = [&bytes](size_t at) {  // big-endian, in the header
+        uint32_t value = 0;
+        for (size_t i = 0; i < 4; ++i) value = value << 8 | static_cast<unsigned char>(bytes[at + i]);
+        return value;
+    };
+    EXPECT_EQ(number(16), 1440u);
+    EXPECT_EQ(number(20), 800u);
 }
 
 // Front and hypervolume of two measures and of turned axes, by the definitions: plain loops over the view's own points.
