@@ -650,8 +650,7 @@ std::string cost_and_method(const View& view) {
     out +=
         "</ul><h3>Method</h3><p class=note>Intervals are 95 %. Baseline and candidate run in interleaved, randomised "
         "blocks; a ratio of "
-        "latencies comes from these pairs, so that drift cancels; a difference of quality from the answers to the same "
-        "examples. One model dominates another only if it is as good on "
+        "latencies comes from these pairs, so that drift cancels. One model dominates another only if it is as good on "
         "both axes and "
         "better on one beyond the intervals; otherwise they are tied. A figure made from several carries the weakest "
         "provenance "

@@ -11,12 +11,12 @@ namespace {
 // Where a stage stands on a measure. Times and energies of different stages were taken minutes apart; each one's ratio
 // to the baseline was taken in interleaved pairs. So within a run the ratio, scaled by the baseline's figure, places
 // the point, and drift cancels.
-std::optional<std::pair<Uncertain, Figure>> place(const Stage& stage, const Measure& measure, bool reference) {
+std::optional<std::pair<Uncertain, Figure>> place(const Stage& stage, const Measure& measure, bool single_run) {
     Figure x = stage.on(measure);
     if (!x.value) return std::nullopt;
     if (stage.baseline) {
         const Figure base = stage.baseline->on(measure), ratio = paired_ratio(stage, measure);
-        if (reference) x.interval.reset();
+        if (measure.batch != 0 && stage.is_baseline && single_run) x.interval.reset();  // the reference of all ratios
         if (!stage.is_baseline && base.value && ratio.value) {
             x.value = *ratio.value * *base.value;
             x.provenance = weakest(weakest(ratio.provenance, base.provenance), "derived");
@@ -31,34 +31,13 @@ std::optional<std::pair<Uncertain, Figure>> place(const Stage& stage, const Meas
     return std::pair(number, x);
 }
 
-// @param reference  all others are seen relative to it: what it does not know of itself is no doubt about them
-std::optional<std::pair<Uncertain, Figure>> place(const Stage& stage, const Axis& axis, bool reference) {
-    if (axis.measure) return place(stage, *axis.measure, reference);
-    const Quality& quality = stage.quality;
-    if (!quality.available) return std::nullopt;
+std::optional<std::pair<Uncertain, Figure>> place(const Stage& stage, const Axis& axis, bool single_run) {
+    if (axis.measure) return place(stage, *axis.measure, single_run);
+    if (!stage.quality.available) return std::nullopt;
     Figure figure;
-    figure.provenance = quality.provenance;
-    figure.method = quality.method;
-    if (reference) return std::pair(Uncertain(quality.points.value), figure);
-    if (stage.baseline && !stage.is_baseline && stage.baseline->quality.available && quality.paired) {
-        // The same examples: most of what a model's own interval holds is what both get wrong.
-        const double value = quality.points.value;
-        figure.provenance = weakest(weakest(figure.provenance, stage.baseline->quality.provenance), "derived");
-        figure.method = "paired difference to the baseline + the baseline's figure";
-        return std::pair(Uncertain(value, value - std::max(0.0, quality.paired->below),
-                                   value + std::max(0.0, quality.paired->above)),
-                         figure);
-    }
-    return std::pair(quality.points, figure);
-}
-
-// Whether the baseline of a single run is what all others are seen relative to on this axis.
-bool has_reference(const View& view, const Axis& axis) {
-    if (view.runs.size() != 1) return false;
-    if (axis.measure) return axis.measure->batch != 0;
-    return std::all_of(view.stages.begin(), view.stages.end(), [](const Stage& stage) {
-        return stage.is_baseline || !stage.quality.available || stage.quality.paired;
-    });
+    figure.provenance = stage.quality.provenance;
+    figure.method = stage.quality.method;
+    return std::pair(stage.quality.points, figure);
 }
 
 // Lower is better.
@@ -103,13 +82,11 @@ Axis axis_of(const View& view, const std::string& key, const std::string& where)
 Picture picture_of(const View& view, const Axis& x, const Axis& y) {
     Picture picture{x, y, {}, {}, std::nullopt, 0, 0, 0};
     const Stage* first = first_with_quality(view);
-    const bool with_quality = !x.measure || !y.measure;
-    const bool reference_x = has_reference(view, x), reference_y = has_reference(view, y);
+    const bool with_quality = !x.measure || !y.measure, single_run = view.runs.size() == 1;
     std::vector<ParetoPoint> costs;
     for (const auto& stage : view.stages) {
         if (with_quality && (!first || !comparable_quality(*first, stage))) continue;
-        const auto across = place(stage, x, reference_x && stage.is_baseline),
-                   up = place(stage, y, reference_y && stage.is_baseline);
+        const auto across = place(stage, x, single_run), up = place(stage, y, single_run);
         if (!across || !up) continue;
         picture.points.push_back(
             {&stage, across->first, up->first, across->second, up->second, ParetoStatus::kFront, {}});

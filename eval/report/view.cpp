@@ -43,14 +43,6 @@ Quality quality_of(const Json& json) {
         const double a = scale * figure.interval->first, b = scale * figure.interval->second;
         quality.points = Uncertain(center, std::min({a, b, center}), std::max({a, b, center}));
     }
-    const Json& paired = member(json, "paired");
-    const auto difference = number_member(paired, "difference");
-    const Json& ends = member(paired, "interval");
-    if (difference && ends.is_array() && ends.size() == 2 && ends[0].is_number() && ends[1].is_number()) {
-        const double one = scale * ends[0].get<double>(), other = scale * ends[1].get<double>();
-        quality.paired = PairedDifference{scale * *difference, scale * *difference - std::min(one, other),
-                                          std::max(one, other) - scale * *difference, number_member(paired, "p_value")};
-    }
     return quality;
 }
 

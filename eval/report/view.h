@@ -11,12 +11,6 @@
 
 namespace coppice::eval::report {
 
-// What the measurement says of a stage against its baseline, example by example, in points.
-struct PairedDifference {
-    double difference, below, above;  // ends of the interval, as distances
-    std::optional<double> p_value;
-};
-
 // The quality of a stage in the units that people speak in: percent for shares, else the metric's own.
 struct Quality {
     std::string metric, name;  // "top1", "Top-1 accuracy"
@@ -26,7 +20,6 @@ struct Quality {
     Uncertain points;   // as gates compare them: higher is better
     std::string provenance = "unavailable", method, reason, split, data;
     std::optional<double> examples;
-    std::optional<PairedDifference> paired;
 };
 std::string metric_name(const std::string& metric);                       // "Top-1 accuracy"
 std::string shown_points(const Quality& quality, double points);          // "88.70 %", "0.412"
