@@ -208,6 +208,9 @@ int run_eval(const Arguments& arguments) {
         }
     }
     std::cout << table.text();
+    std::vector<const Json*> known;
+    for (const auto& measurement : measurements) known.push_back(&measurement);
+    if (const auto reached = eval::reached_sentence(known); !reached.empty()) std::cout << "\n" << reached << "\n";
     const auto& quality = measurements[0].contains("quality") ? measurements[0]["quality"] : Json();
     if (quality.is_object() && value_at(quality, "/examples").value_or(0) > 0)
         std::cout << "\nQuality on " << quality.value("data", std::string("the data")) << " ("

@@ -189,24 +189,7 @@ Effect effect_on_quality(const Stage& a, const Stage& b) {
     Effect effect;
     effect.provenance = weakest(weakest(x.provenance, y.provenance), "derived");
     effect.value = y.points.value - x.points.value;
-    // What the measurement says of a stage against its baseline, example by example, in points.
-    struct Paired {
-        double difference, below, above;
-        std::optional<double> p_value;
-    };
-    const auto paired = [](const Stage& stage) -> std::optional<Paired> {
-        const Json& json = member(member(*stage.measurement, "quality"), "paired");
-        const auto difference = number_member(json, "difference");
-        const Json& ends = member(json, "interval");
-        if (!difference || !ends.is_array() || ends.size() != 2 || !ends[0].is_number() || !ends[1].is_number())
-            return std::nullopt;
-        const double scale = stage.quality.loss ? -1 : stage.quality.unit == "%" ? 100 : 1;
-        const double one = scale * ends[0].get<double>(), other = scale * ends[1].get<double>();
-        const double center = scale * *difference;
-        return Paired{center, center - std::min(one, other), std::max(one, other) - center,
-                      number_member(json, "p_value")};
-    };
-    const auto to_a = paired(a), to_b = paired(b);
+    const auto to_a = paired_difference(a), to_b = paired_difference(b);
     const bool common = common_baseline(a, b);
     if (common && a.is_baseline && to_b) {
         effect.pairing = "direct";

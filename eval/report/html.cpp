@@ -115,7 +115,7 @@ Json picture_data(const View& view, const Detail& detail) {
         if (positions.size() == detail.stages) break;
         positions.emplace(stage.id, positions.size());
         const auto bytes = stage.figure("file_bytes").value;
-        const Uncertain& y = stage.quality.points;
+        const Uncertain& y = stage.placed;
         Json point = {{"label", stage.label},
                       {"number", stage.position},
                       {"anchor", anchor_of(stage)},
@@ -559,6 +559,7 @@ std::string figures(const Stage& stage, const Detail& detail) {
         add("latency p90" + suffix, latency.p90);
         add("latency p99" + suffix, latency.p99);
         add("throughput" + suffix, latency.throughput);
+        if (latency.disturbed.value) add("disturbed windows" + suffix, latency.disturbed);
         if (!stage.is_baseline)
             add("time / baseline's time" + suffix, [&latency] {
                 Figure f = latency.ratio;
@@ -652,9 +653,14 @@ std::string cost_and_method(const View& view) {
         "blocks; a ratio of "
         "latencies comes from these pairs, so that drift cancels. One model dominates another only if it is as good on "
         "both axes and "
-        "better on one beyond the intervals; otherwise they are tied. A figure made from several carries the weakest "
+        "better on one beyond the intervals; otherwise they are tied. Where all models of a run were paired with its "
+        "baseline example by example, the intervals of quality in the picture are those of the differences to it. A "
+        "figure made from several carries the weakest "
         "provenance "
         "of them.";
+    std::vector<const Json*> measurements;
+    for (const auto& stage : view.stages) measurements.push_back(stage.measurement);
+    if (const auto reached = reached_sentence(measurements); !reached.empty()) out += " " + e(reached);
     for (const auto& stage : view.stages)
         if (const auto systematic = stage.figure("energy_per_inference_j").systematic_ratio) {
             out += " The energy figures may be off by the method itself, " + number(systematic->first, 2) + " to " +

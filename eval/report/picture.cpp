@@ -37,7 +37,7 @@ std::optional<std::pair<Uncertain, Figure>> place(const Stage& stage, const Axis
     Figure figure;
     figure.provenance = stage.quality.provenance;
     figure.method = stage.quality.method;
-    return std::pair(stage.quality.points, figure);
+    return std::pair(stage.placed, figure);
 }
 
 // Lower is better.
@@ -46,11 +46,6 @@ Uncertain cost_of(const Uncertain& value, const Axis& axis) {
 }
 
 }  // namespace
-
-bool comparable_quality(const Stage& first, const Stage& stage) {
-    return !stage.quality.available ||
-           (stage.quality.metric == first.quality.metric && stage.quality.data == first.quality.data);
-}
 
 const Stage* first_with_quality(const View& view) {
     for (const auto& stage : view.stages)

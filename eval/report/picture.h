@@ -34,8 +34,6 @@ struct Picture {
     double hypervolume = 0, reference_x = 0, reference_y = 0;  // see collect.cpp for their units
 };
 
-// Stages whose quality is that of another metric or of other data cannot share an axis with the first one.
-bool comparable_quality(const Stage& first, const Stage& stage);
 const Stage* first_with_quality(const View& view);
 
 // "quality" or the key of a measure. @throws InvalidArgument naming what there is, placed at `where`

@@ -107,6 +107,30 @@ std::string summary_sentence(const Json& json) {
     return machine.empty() ? text : text + " Measured on " + machine + ".";
 }
 
+std::string reached_sentence(const std::vector<const Json*>& measurements) {
+    std::optional<double> least, most, wanted;
+    for (const Json* measurement : measurements) {
+        const Json& rows = member(*measurement, "latency");
+        if (!rows.is_array()) continue;
+        for (const auto& row : rows) {
+            // The baseline has no ratio to itself.
+            if (member(member(row, "ratio_to_baseline"), "interval").is_null()) continue;
+            const Json& interval = member(row, "relative_interval");
+            const auto reached = number_member(interval, "reached");
+            if (!reached) continue;
+            least = std::min(least.value_or(*reached), *reached);
+            most = std::max(most.value_or(*reached), *reached);
+            wanted = number_member(interval, "wanted");
+        }
+    }
+    if (!least) return {};
+    const auto percent = [](double ratio) { return number(100 * ratio, 2); };
+    std::string text = "Ratios of times are known to ±" + percent(*least);
+    if (percent(*most) != percent(*least)) text += " to " + percent(*most);
+    text += " %";
+    return text + (wanted ? " (asked for: " + percent(*wanted) + " %)." : ".");
+}
+
 std::string terminal_table(const Json& json) {
     const View view = make_view(json);
     struct Cell {
@@ -213,6 +237,9 @@ std::string terminal_table(const Json& json) {
             simulated += (simulated.empty() ? "Simulated precision, neither smaller nor faster for it: " : ", ") +
                          printable(stage.position.empty() ? stage.name : stage.position + " " + stage.name);
     if (!simulated.empty()) out += simulated + "\n";
+    std::vector<const Json*> measurements;
+    for (const auto& stage : view.stages) measurements.push_back(stage.measurement);
+    if (const auto reached = reached_sentence(measurements); !reached.empty()) out += reached + "\n";
     return out;
 }
 

@@ -58,6 +58,7 @@ std::vector<Latency> latencies_of(const Json& list) {
         latency.p99 = figure_of(member(json, "p99_s"));
         latency.throughput = figure_of(member(json, "throughput_per_s"));
         latency.ratio = figure_of(member(json, "ratio_to_baseline"));
+        latency.disturbed = figure_of(member(json, "disturbed_ratio"));
         const Json& steady = member(json, "steady");
         latency.steady = !steady.is_boolean() || steady.get<bool>();
         result.push_back(latency);
@@ -211,6 +212,11 @@ void check_report(const Json& report) {
         throw InvalidArgument("report", "\"runs\" is not a list", "Make the report again with `coppice report`.");
 }
 
+bool comparable_quality(const Stage& first, const Stage& stage) {
+    return !stage.quality.available ||
+           (stage.quality.metric == first.quality.metric && stage.quality.data == first.quality.data);
+}
+
 View make_view(const Json& report) {
     check_report(report);
     View view;
@@ -261,6 +267,17 @@ View make_view(const Json& report) {
         stage.baseline = stage.run->baseline;
         stage.is_final = stage.run->final == &stage;
     }
+    bool paired = view.runs.size() == 1;
+    for (const auto& stage : view.stages)
+        paired = paired && stage.baseline && comparable_quality(*stage.baseline, stage) &&
+                 (stage.is_baseline || !stage.quality.available || paired_difference(stage));
+    for (auto& stage : view.stages) {
+        stage.placed = stage.quality.points;
+        if (!paired || !stage.quality.available) continue;
+        const auto known = stage.is_baseline ? PairedDifference() : *paired_difference(stage);
+        const double value = stage.placed.value;
+        stage.placed = Uncertain(value, value - std::max(0.0, known.below), value + std::max(0.0, known.above));
+    }
     view.measures = measures_of(view.stages);
     for (const auto& measure : view.measures) {
         if (measure.batch == 0) continue;
@@ -273,6 +290,19 @@ View make_view(const Json& report) {
         if (better(measure, view.large_batch, false)) view.large_batch = &measure;
     }
     return view;
+}
+
+std::optional<PairedDifference> paired_difference(const Stage& stage) {
+    const Json& json = member(member(*stage.measurement, "quality"), "paired");
+    const auto difference = number_member(json, "difference");
+    const Json& ends = member(json, "interval");
+    if (!difference || !ends.is_array() || ends.size() != 2 || !ends[0].is_number() || !ends[1].is_number())
+        return std::nullopt;
+    const double scale = stage.quality.loss ? -1 : stage.quality.unit == "%" ? 100 : 1;
+    const double one = scale * ends[0].get<double>(), other = scale * ends[1].get<double>();
+    const double center = scale * *difference;
+    return PairedDifference{center, center - std::min(one, other), std::max(one, other) - center,
+                            number_member(json, "p_value")};
 }
 
 Figure paired_ratio(const Stage& stage, const Measure& measure) {

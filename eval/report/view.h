@@ -28,6 +28,7 @@ std::string shown_difference(const Quality& quality, double difference);  // "âˆ
 struct Latency {
     int64_t batch = 0, threads = 0;
     Figure p50, p90, p99, throughput, ratio;  // ratio: time of this / time of the baseline, paired
+    Figure disturbed;                         // share of the windows
     bool steady = true;
 };
 
@@ -55,6 +56,9 @@ struct Stage {
         false;  // the model computes in wider numbers what the precision of this stage or one before would give
     std::string verdict;
     Quality quality;
+    /// Where it stands in pictures: its points, with the interval of the paired difference to the baseline where every
+    /// stage of a single run has one (the baseline then has none: all others are placed by it), else with its own.
+    Uncertain placed;
     std::vector<Latency> latencies;
     const Json* measurement = nullptr;
     const Json* stage = nullptr;
@@ -92,6 +96,15 @@ struct View {
 // @throws InvalidArgument when `report` is not a coppice-report, or of a newer version.
 void check_report(const Json& report);
 View make_view(const Json& report);
+
+// Stages whose quality is that of another metric or of other data cannot share an axis with the first one.
+bool comparable_quality(const Stage& first, const Stage& stage);
+// Quality of a stage less that of its baseline, example by example, in points.
+struct PairedDifference {
+    double difference = 0, below = 0, above = 0;  // of the 95 % interval
+    std::optional<double> p_value;
+};
+std::optional<PairedDifference> paired_difference(const Stage& stage);
 
 // "88.7 % to 88.1 %, 5.3x smaller ...": against the run's own baseline. For latency the paired ratio is used.
 std::string compared(const Stage& stage, const Measure& measure);

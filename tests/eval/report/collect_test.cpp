@@ -1,5 +1,6 @@
 // Run directories to report.json: whole, half-written, damaged, several.
 #include <fstream>
+#include <map>
 
 #include <coppice/report.h>
 
@@ -107,6 +108,45 @@ TEST(CollectReport, ComparesEnergyByThePairedRatioSoThatLoadCancels) {
     const double seconds = report["runs"][0]["cost"]["seconds"]["value"];
     EXPECT_EQ(report["runs"][0]["cost"]["payback_inferences"]["value"].get<double>(),
               std::ceil(11 * seconds / (0.75 * baseline)));
+}
+
+// Two models of 87.39 and 87.44 % overlap by their own intervals of +-0.65; of 10,000 examples that both answered they
+// differ in few.
+TEST(CollectReport, PlacesQualityByThePairedDifferenceWhereEveryStageHasOne) {
+    TemporaryFolder folder;
+    write_sample_run(folder / "run-a");
+    const auto shares = [](const Json& report) {
+        std::map<std::string, Json> points;
+        for (const auto& point : pareto(report, "file_bytes")["points"]) points[point["stage"]] = point;
+        return points;
+    };
+    const auto own = shares(collect_report({folder / "run-a"}));
+    EXPECT_LT(own.at("0/00-baseline")["y_interval"][0], own.at("0/00-baseline")["y"]);
+    const auto pair = [&](bool last_too) {
+        for (const auto& entry : fs::directory_iterator(folder / "run-a")) {
+            if (!entry.is_directory() || entry.path().filename() == "00-baseline") continue;
+            edit(entry.path() / "measurement.json", [&](Json& json) {
+                const double difference = json["quality"]["value"].get<double>() - 0.8870;
+                json["quality"]["paired"] = {{"difference", difference},
+                                             {"interval", {difference - 0.0002, difference + 0.0003}}};
+                if (!last_too && entry.path().filename() == "09-deploy") json["quality"].erase("paired");
+            });
+        }
+    };
+    pair(true);
+    const auto paired = shares(collect_report({folder / "run-a"}));
+    const auto& deploy = paired.at("0/09-deploy");
+    EXPECT_NEAR(deploy["y"].get<double>(), 87.39, 1e-9);
+    EXPECT_NEAR(deploy["y_interval"][0].get<double>(), 87.37, 1e-6);
+    EXPECT_NEAR(deploy["y_interval"][1].get<double>(), 87.42, 1e-6);
+    EXPECT_EQ(paired.at("0/00-baseline")["y_interval"], Json({88.7, 88.7})) << "what all others are placed by";
+    // Larger and 0.3 points worse than deploy: a tie by their own intervals.
+    EXPECT_EQ(own.at("0/04-prune.weight")["status"], "tied");
+    EXPECT_EQ(paired.at("0/04-prune.weight")["status"], "dominated");
+    pair(false);
+    EXPECT_EQ(shares(collect_report({folder / "run-a"})).at("0/07-train.finetune")["y_interval"],
+              own.at("0/07-train.finetune")["y_interval"])
+        << "one stage without a pair cannot be set against the others' differences";
 }
 
 TEST(CollectReport, SumsTheCostOfAllStagesAndFindsThePayback) {

@@ -126,6 +126,20 @@ TEST(TerminalTable, FitsAHundredColumnsAndHoldsEveryStage) {
     EXPECT_THAT(text, HasSubstr("modelled"));
 }
 
+TEST(TerminalTable, SaysHowSureTheRatiosOfTimesAre) {
+    Json report = sample();
+    EXPECT_THAT(terminal_table(report), Not(HasSubstr("Ratios of times")));
+    const auto reach = [&report](size_t stage, size_t row, double reached) {
+        report["runs"][0]["stages"][stage]["measurement"]["latency"][row]["relative_interval"] = {{"wanted", 0.02},
+                                                                                                  {"reached", reached}};
+    };
+    reach(1, 0, 0.0042);
+    EXPECT_THAT(terminal_table(report), HasSubstr("Ratios of times are known to ±0.42 % (asked for: 2.0 %).\n"));
+    reach(2, 1, 0.031);
+    EXPECT_THAT(terminal_table(report), HasSubstr("known to ±0.42 to 3.1 % (asked for: 2.0 %)."));
+    EXPECT_THAT(html(report), HasSubstr("Ratios of times are known to ±0.42 to 3.1 % (asked for: 2.0 %)."));
+}
+
 TEST(TerminalTable, MarksAFigureWhoseSourceDiffersFromItsColumn) {
     Json report = sample();
     report["runs"][0]["stages"][2]["measurement"]["figures"]["file_bytes"]["provenance"] = "assumed";
