@@ -152,6 +152,23 @@ double half_width(const Interval& interval, double value) {
     return (interval.high - interval.low) / (2 * value);
 }
 
+constexpr double kStolenRatio = 0.01, kWaitingRatio = 0.9;
+
+Figure disturbed_ratio(const std::vector<TimingWindow>& windows, const std::vector<int64_t>& queries) {
+    std::vector<double> shares;  // CPU seconds / wall seconds
+    for (const auto& window : windows) shares.push_back(window.mean_s > 0 ? window.cpu_s / window.mean_s : 0);
+    const double usual = quantile(shares, 0.5);
+    int64_t disturbed = 0;
+    for (size_t i = 0; i < windows.size(); ++i) {
+        const double wall = windows[i].mean_s * static_cast<double>(queries[i]);
+        disturbed += windows[i].steal_s.value_or(0) > kStolenRatio * wall || shares[i] < kWaitingRatio * usual;
+    }
+    const auto count = static_cast<int64_t>(windows.size());
+    return Figure::measured(static_cast<double>(disturbed) / static_cast<double>(count), "ratio",
+                            std::to_string(disturbed) + " of " + std::to_string(count) +
+                                " windows: other guests took CPU time, or the program waited for a CPU");
+}
+
 // One batch and thread count for all variants: what cannot run is left out and has a reason.
 struct Configuration {
     std::vector<std::function<void()>> queries;
@@ -167,7 +184,7 @@ Latency refused(const std::string& reason) {
     row.energy_j = Figure::unavailable("J", reason);
     row.energy_ratio = Figure::unavailable("ratio", reason);
     row.power_w = Figure::unavailable("W", reason);
-    row.steal_ratio = row.meter_overhead = Figure::unavailable("ratio", reason);
+    row.steal_ratio = row.meter_overhead = row.disturbed_ratio = Figure::unavailable("ratio", reason);
     return row;
 }
 
@@ -220,6 +237,7 @@ Json Latency::to_json() const {
             {"cpu_share", cpu_share},
             {"involuntary_switches", involuntary_switches},
             {"steal_ratio", steal_ratio.to_json()},
+            {"disturbed_ratio", disturbed_ratio.to_json()},
             {"outliers",
              {{"windows", static_cast<int64_t>(windows.size())},
               {"low_severe", outliers.low_severe},
@@ -414,6 +432,7 @@ std::vector<Latency> time_interleaved(const std::vector<std::function<void()>>& 
                                        : Figure::unavailable("ratio", "/proc/stat was not read, or did not move");
         row.outliers = classify_outliers(own.medians);
         row.windows = own.windows;
+        row.disturbed_ratio = disturbed_ratio(own.windows, own.counts);
         row.meter_overhead = !meter ? Figure::unavailable("ratio", "no energy source was given")
                              : !own.meter_shares.empty()
                                  ? Figure::measured(quantile(own.meter_shares, 0.5), "ratio",

@@ -115,6 +115,37 @@ TEST(TimeInterleaved, RecordsEachWindowAndWhatDisturbedIt) {
     EXPECT_FALSE(rows[0].meter_overhead.available());
 }
 
+TEST(TimeInterleaved, CountsWindowsThatOtherWorkDisturbed) {
+    Machine machine;
+    // Every fourth look at the machine finds stolen time; two looks make a window.
+    int looks = 0;
+    double stolen = 0;
+    auto options = machine.options(3);
+    options.relative_interval = 1e-9;
+    options.machine_clock = [&]() -> std::optional<MachineTime> {
+        stolen += ++looks % 4 == 0 ? 0.002 : 0;  // 10 % of a window of 20 ms
+        return MachineTime{machine.cpu, 4 * machine.now - machine.cpu, stolen};
+    };
+    const auto stealing = time_interleaved({machine.query(0.004)}, options)[0];
+    EXPECT_NEAR(*stealing.disturbed_ratio.value, 0.5, 0.01);
+    EXPECT_EQ(stealing.disturbed_ratio.provenance, Provenance::kMeasured);
+
+    // In a fifth of the time the program gets half of the CPU time that it gets else.
+    Machine waiting;
+    waiting.slow_down = [&] { return std::fmod(waiting.now, 1) < 0.2 ? 2.0 : 1.0; };
+    const auto query = [&] {
+        const double from = waiting.now;
+        waiting.query(0.004)();
+        if (std::fmod(from, 1) < 0.2) waiting.cpu -= waiting.now - from;
+    };
+    auto brief = waiting.options(10);
+    brief.relative_interval = 1e-9;
+    const auto row = time_interleaved({query}, brief)[0];
+    EXPECT_GT(*row.disturbed_ratio.value, 0.08);
+    EXPECT_LT(*row.disturbed_ratio.value, 0.3);
+    EXPECT_THAT(row.disturbed_ratio.method, ::testing::HasSubstr("waited for a CPU"));
+}
+
 TEST(Outliers, AreClassifiedByTukeysFences) {
     // Quartiles of 0..8 are 2 and 6: fences at -4 and 12, far ones at -10 and 18.
     std::vector<double> values = {0, 1, 2, 3, 4, 5, 6, 7, 8};

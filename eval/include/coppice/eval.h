@@ -475,6 +475,9 @@ struct Latency {
     int64_t involuntary_switches = 0;  ///< of the process while this variant's windows ran
     Figure steal_ratio;                ///< CPU time that other guests took / time of all CPUs
     Outliers outliers;                 ///< among the windows
+    /// Share of the windows in which other guests took more than 1 % of the time of a CPU, or CPU time / wall time was
+    /// below 0.9 of its median: the program waited for a CPU.
+    Figure disturbed_ratio;
     /// Time in the meter's own calls / time of the windows. Windows are made so long that it stays below
     /// kMeterOverheadRatio.
     Figure meter_overhead;
