@@ -2,7 +2,7 @@
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru
 # and resnet20_bits: few bits by every rounding; resnet20_no_data: calibrated on inputs made from batch norms
-# PROFILE=off leaves time out.
+# PROFILE=off leaves time out; TEST=FILE judges resnet20 on other images.
 # Prints one line per stage; runs and their reports stay in OUT.
 set -u
 coppice=$1 data=$2 out=$3
@@ -10,7 +10,7 @@ shift 3
 mkdir -p "$out"
 . "$(dirname "$0")/run_once.sh"
 
-resnet20_head=$(resnet20_with "$data/cifar10/test.bin" 512)
+resnet20_head=$(resnet20_with "${TEST:-$data/cifar10/test.bin}" 512)
 resnet20_no_data_head='model: {path: '$data'/cifar10/resnet20.pt, input: [1, 3, 32, 32]}
 data: {format: cifar10, test: '$data'/cifar10/test.bin}
 task: {type: classification, metric: top1}'
@@ -65,9 +65,9 @@ for model in "$@"; do
         done ;;
     resnet20_bits)  # layers stay in int8 however noisy
         for bits in 4 3 2; do
-            for rest in '' ', fit_weights: true' ', fit_weights: true, rounding: gptq' ', fit_weights: true, rounding: adaround' \
-                ', fit_weights: true, rounding: {brecq: {loss: mse}}' ', fit_weights: true, rounding: brecq'; do
-                run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits, min_sqnr_db: -100$rest}"
+            for rest in '' ', rounding: gptq' ', rounding: adaround' ', rounding: {brecq: {steps: 300}}' \
+                ', rounding: {brecq: {steps: 300, loss: mse}}'; do
+                run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits$rest, fit_weights: true, min_sqnr_db: -100}"
             done
         done ;;
     resnet20_no_data)
