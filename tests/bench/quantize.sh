@@ -1,6 +1,6 @@
 #!/bin/bash
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
-#   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru
+#   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru light_ts gcn
 # and resnet20_bits: few bits by every rounding; resnet20_no_data: calibrated on inputs made from batch norms
 # PROFILE=off leaves time out; TEST=FILE judges resnet20 on other images.
 # Prints one line per stage; runs and their reports stay in OUT.
@@ -16,6 +16,12 @@ data: {format: cifar10, test: '$data'/cifar10/test.bin}
 task: {type: classification, metric: top1}'
 cnn_gru_head='model: {path: '$data'/fsdd/cnn_gru.pt}
 data: {format: tensors, inputs: waveform, divide: 32768, unsqueeze: 1, target: label, train: '$data'/fsdd/train.pt, test: '$data'/fsdd/test.pt, calibration: 128}
+task: {type: classification, metric: top1}'
+light_ts_head='model: {path: '$data'/etth1/light_ts.pt}
+data: {format: csv, path: '$data'/etth1/ETTh1.csv, standardise: [0, 8640], train: {rows: [96, 8640]}, test: {rows: [11520, 14400]}, calibration: 512}
+task: {type: regression, metric: mse}'
+gcn_head='model: {path: '$data'/cora/gcn.pt}
+data: {format: tensors, inputs: [x, edges, weight], target: y, path: '$data'/cora/graph.pt, train: {output_rows: train}, test: {output_rows: test}}
 task: {type: classification, metric: top1}'
 
 run() {  # model name, head, stage
@@ -47,7 +53,7 @@ print(f"| {model} | `{stage}` | {quality[0]:.4f} | {quality[1]:.4f} | {'-' if ag
 PY
 }
 
-[ $# -gt 0 ] || set -- minilm_l6 resnet20 cnn_gru
+[ $# -gt 0 ] || set -- minilm_l6 resnet20 cnn_gru light_ts gcn
 for model in "$@"; do
     case $model in
     minilm_l6)
@@ -74,6 +80,14 @@ for model in "$@"; do
         for stage in 'quantize.static: {synthetic_steps: 1}' 'quantize.static: {}' \
             'quantize.static: {weight_bits: 4, rounding: gptq, bias_correction: true}'; do
             run resnet20_no_data "$resnet20_no_data_head" "$stage"
+        done ;;
+    light_ts)
+        for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.auto: {}'; do
+            run "$model" "$light_ts_head" "$stage"
+        done ;;
+    gcn)
+        for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.auto: {}'; do
+            run "$model" "$gcn_head" "$stage"
         done ;;
     cnn_gru)
         for stage in 'quantize.dynamic: {}' 'quantize.static: {}' 'quantize.auto: {}'; do
