@@ -6,7 +6,7 @@
 namespace {
 
 struct Gpu {
-    unsigned long long millijoules = 0;
+    unsigned long long millijoules = 0, step_millijoules = 1;
     unsigned milliwatts = 0;
     bool counter = true, power = true, mig = false, lost = false;
 };
@@ -44,6 +44,9 @@ void fake_traits(unsigned index, bool counter, bool power, bool mig, bool lost) 
     g_gpus[index].mig = mig;
     g_gpus[index].lost = lost;
 }
+void fake_step(unsigned index, double joules) {  // the counter shows whole steps only
+    g_gpus[index].step_millijoules = static_cast<unsigned long long>(joules * 1000 + 0.5);
+}
 int fake_open() {
     return g_open;
 }
@@ -80,7 +83,8 @@ int nvmlDeviceGetName(void*, char* text, unsigned length) {
 int nvmlDeviceGetTotalEnergyConsumption(void* handle, unsigned long long* millijoules) {
     if (gpu_of(handle)->lost) return kLost;
     if (!gpu_of(handle)->counter) return kNotSupported;
-    *millijoules = gpu_of(handle)->millijoules;
+    const auto step = gpu_of(handle)->step_millijoules;
+    *millijoules = gpu_of(handle)->millijoules / step * step;
     return 0;
 }
 int nvmlDeviceGetPowerUsage(void* handle, unsigned* milliwatts) {

@@ -3,6 +3,8 @@
 
 #include <dlfcn.h>
 
+#include <chrono>
+
 #include "energy/polled.h"
 #include "support/support.h"
 
@@ -59,6 +61,26 @@ TEST_F(Gpus, AreSummedByTheirEnergyCounters) {
     EXPECT_EQ(energy.systematic_ratio->low, 0.95);
     EXPECT_THAT(energy.method, HasSubstr("GPU 0 (Fake H100), GPU 1 (Fake H100)"));
     EXPECT_GE(meter->minimum_window_s(), 10);
+}
+
+TEST_F(Gpus, ACounterThatMovesInStepsIsUncertainByWhatOneHolds) {
+    options.source = "nvml";
+    options.gpus = {0};
+    call<void(unsigned, double)>("fake_step")(0, 40);
+    set(0, 1010, 300);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto meter = make_energy_meter(options);
+    meter->start();
+    set(0, 1039, 300);
+    EXPECT_THAT(meter->read().reason, HasSubstr("it moves every 0.1 s")) << "not 0 J";
+    set(0, 1075, 300);
+    const auto energy = meter->stop();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    ASSERT_TRUE(energy.available()) << energy.reason;
+    EXPECT_NEAR(*energy.value, 40, 1e-9);
+    // A tenth of a second at each edge, at the power that was seen: no less than 40 J over all the time of this test.
+    ASSERT_TRUE(energy.interval);
+    EXPECT_GE(energy.interval->high - 40, 0.1 * 40 / seconds);
 }
 
 TEST_F(Gpus, OnlyThoseNamedCount) {
