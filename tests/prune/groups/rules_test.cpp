@@ -336,6 +336,35 @@ def forward(self, x):
     EXPECT_TRUE(group_of(groups, "a").exact);
 }
 
+TEST(PruneRules, InstanceNormTreatsEachChannelOnItsOwn) {
+    Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)},
+                       {"norm.weight", 1 + sine({12}, 0.3)},
+                       {"norm.bias", sine({12}, 0.2)},
+                       {"b.weight", sine({5, 12, 1, 1}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    x = torch.instance_norm(x, self.norm.weight, self.norm.bias, None, None, True, 0.1, 1e-5, True)
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto check = check_cut(model, {image()}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "norm.weight", 0), 6);
+    EXPECT_EQ(width(check.smaller, "b.weight", 1), 6);
+}
+
+TEST(PruneRules, PixelUnshuffleMakesABlockOfEachChannel) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 24, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    return torch.conv2d(torch.pixel_unshuffle(x, 2), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto check = check_cut(model, {image()}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "a.weight", 0), 3);
+    EXPECT_EQ(width(check.smaller, "b.weight", 1), 12);  // each channel is four of what b reads
+}
+
 TEST(PruneRules, LayerNormOverTheChannelsIsTakenOverWhatStays) {
     Tensors tensors = {{"a.weight", sine({12, 6}, 0.4)},
                        {"ln.weight", 1 + sine({12}, 0.3)},
