@@ -34,6 +34,24 @@ void pixel_shuffle(Relations& r, const Node* node) {
         for (const int64_t dim : {-1, -2}) r.freeze(id, dim, "is a spatial dimension of " + r.name_of(node));
 }
 
+// x [N, g * n, ...] -> y, channel i * n + j becomes j * g + i: the g channels of one j go together, so that n shrinks.
+void channel_shuffle(Relations& r, const Node* node) {
+    const TensorId x = r.input(node, 0), y = r.output(node);
+    const auto groups = r.integer(node->input(1));
+    for (int64_t dim = 0; dim < r.rank(x); ++dim)
+        if (dim != 1) r.tie(x, dim, y, dim);
+    if (!groups) {
+        for (const TensorId id : {x, y}) r.freeze(id, 1, "is shuffled in a number of groups that is computed");
+        return;
+    }
+    const int64_t each = r.size(x, 1) / *groups;
+    for (int64_t i = 0; i < *groups; ++i)
+        for (int64_t j = 0; j < each; ++j) {
+            r.tie(x, 1, i * each + j, y, 1, j * *groups + i);
+            r.tie(x, 1, i * each + j, x, 1, j);
+        }
+}
+
 }  // namespace
 
 const RuleTable& spatial_rules() {
@@ -52,12 +70,14 @@ const RuleTable& spatial_rules() {
         {"aten::avg_pool1d", {pool<1>}},
         {"aten::avg_pool2d", {pool<2>}},
         {"aten::avg_pool3d", {pool<3>}},
+        {"aten::channel_shuffle", {channel_shuffle}},
         {"aten::max_pool1d", {pool<1>}},
         {"aten::max_pool1d_with_indices", {pool<1>}},
         {"aten::max_pool2d", {pool<2>}},
         {"aten::max_pool2d_with_indices", {pool<2>}},
         {"aten::max_pool3d", {pool<3>}},
         {"aten::max_pool3d_with_indices", {pool<3>}},
+        {"aten::native_channel_shuffle", {channel_shuffle}},
         {"aten::pixel_shuffle", {pixel_shuffle}},
         {"aten::pixel_unshuffle", {pixel_shuffle}},
         {"aten::upsample_bicubic2d", {pool<2>}},

@@ -55,7 +55,10 @@ at::Tensor norm_of_kept(const torch::jit::Node* node, const std::vector<c10::IVa
             at::layer_norm(part, {part.size(dim)}, parameter(inputs[2]), parameter(inputs[3]), inputs[4].toDouble());
     else if (op == "aten::group_norm")
         result = at::group_norm(part, 1, parameter(inputs[2]), parameter(inputs[3]), inputs[4].toDouble());
-    else
+    else if (op == "aten::rms_norm") {
+        result = part / (part.square().mean(-1, /*keepdim=*/true) + inputs[3].toDouble()).sqrt();
+        if (const auto weight = parameter(inputs[2]); weight && weight->defined()) result = result * *weight;
+    } else
         throw InternalError("masking", "no reference for " + op, "");
     return at::zeros_like(x).index_copy(dim, index, result);
 }

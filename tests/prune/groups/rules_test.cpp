@@ -277,6 +277,42 @@ def forward(self, x):
     expect_cut_equals_masked(model, {image()});
 }
 
+TEST(PruneRules, ChannelShuffleKeepsItsGroups) {
+    const auto model = build_model({{"a.weight", sine({12, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 12, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.relu(torch.conv2d(x, self.a.weight))
+    return torch.conv2d(torch.channel_shuffle(x, 3), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    ASSERT_EQ(groups.all().size(), 1u);
+    EXPECT_EQ(groups.all()[0].channels, 4);
+    EXPECT_EQ(groups.all()[0].multiplicity, 3);
+    const auto check = check_cut(model, {image()}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "a.weight", 0), 6);
+}
+
+TEST(PruneRules, RmsNormOverTheChannelsIsTakenOverWhatStays) {
+    const auto model = build_model(
+        {{"a.weight", sine({12, 6}, 0.4)}, {"norm.weight", 1 + sine({12}, 0.3)}, {"b.weight", sine({5, 12}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.rms_norm(torch.linear(x, self.a.weight), [12], self.norm.weight, 1e-5)
+    return torch.linear(torch.gelu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {sine({4, 6})});
+    EXPECT_FALSE(prune::find_groups(model, Facts::observe(model, {sine({4, 6})})).all()[0].exact);
+}
+
+TEST(PruneRules, RollMovesPositionsNotChannels) {
+    const auto model = build_model({{"a.weight", sine({12, 6}, 0.4)}, {"b.weight", sine({5, 12}, 0.3)}}, R"(
+def forward(self, x):
+    x = torch.roll(torch.linear(x, self.a.weight), [1, 2], [1, 2])
+    return torch.linear(torch.gelu(x), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 4, 4, 6})});
+    EXPECT_EQ(prune::find_groups(model, Facts::observe(model, {sine({2, 4, 4, 6})})).all().size(), 1u);
+}
+
 TEST(PruneRules, SplitsSlicesAndNarrows) {
     Tensors tensors = {{"a.weight", sine({12, 3, 1, 1}, 0.4)},
                        {"p.weight", sine({4, 5, 1, 1}, 0.4)},
