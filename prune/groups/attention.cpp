@@ -19,8 +19,11 @@ void relate(Relations& r, const Node* node) {
     r.freeze(k, -2, "is normalised by the softmax of " + r.name_of(node));
     for (const TensorId id : {q, k, v}) {
         for (int64_t back = 3; back <= std::min(r.rank(id), r.rank(y)); ++back) {
-            if (r.size(id, -back) == r.size(y, -back)) r.tie(id, -back, y, -back);
-            if (shares_heads && back == 3) r.freeze(id, -3, "is shared between heads of " + r.name_of(node));
+            const int64_t own = r.size(id, -back), all = r.size(y, -back);
+            if (own == all)
+                r.tie(id, -back, y, -back);
+            else if (shares_heads && back == 3)  // each serves all / own heads in a row
+                for (int64_t i = 0; i < all; ++i) r.tie(y, -3, i, id, -3, i / (all / own));
         }
     }
     for (int64_t dim = 0; dim + 2 < r.rank(y); ++dim)

@@ -40,6 +40,7 @@ void Relations::unite(int32_t a, int32_t b) {
     if (reason_[a] < 0 || (reason_[b] >= 0 && reason_[b] < reason_[a])) reason_[a] = reason_[b];
     inexact_[a] |= inexact_[b];
     independent_[a] |= independent_[b];
+    repeated_[a] |= repeated_[b];
     has_parameter_[a] |= has_parameter_[b];
 }
 
@@ -69,6 +70,7 @@ TensorId Relations::make_tensor(const std::vector<int64_t>& shape) {
         reason_.resize(count, -1);
         inexact_.resize(count, 0);
         independent_.resize(count, 0);
+        repeated_.resize(count, 0);
         has_parameter_.resize(count, 0);
     }
     tensors_.push_back(std::move(tracked));
@@ -201,6 +203,12 @@ void Relations::tie_reshaped(TensorId x, TensorId y) {
     }
 }
 
+bool Relations::all_marked(const std::vector<char>& marks, const Factor& factor) const {
+    for (int64_t i = 0; i < size(factor.id, factor.dim); ++i)
+        if (!marks[class_of(factor.id, factor.dim, i)]) return false;
+    return true;
+}
+
 bool Relations::all_frozen(const Factor& factor) const {
     for (int64_t i = 0; i < size(factor.id, factor.dim); ++i)
         if (!frozen(class_of(factor.id, factor.dim, i))) return false;
@@ -210,18 +218,20 @@ bool Relations::all_frozen(const Factor& factor) const {
 // A flat dimension can lose the indices of one of its digits, at every value of the others: [C, H, W] -> [C*H*W] loses
 // blocks, heads x width -> features loses whole heads. Which digit is a choice where several are free; the others are
 // frozen. Preferred: heads of attention (or what is beside them, where options ask for head width), then digits that a
-// parameter knows, then the largest.
+// parameter knows, then what is no mere repetition (keys that several heads share), then the largest.
 void Relations::resolve(const Folding& folding) {
     const auto& flat = folding.flat;
     const Factor* active = nullptr;
     const auto rank_of = [&](const Factor& factor) {
-        bool is_independent = false, has_parameter = false;
+        bool is_independent = false, has_parameter = false, is_repeated = false;
         for (int64_t i = 0; i < size(factor.id, factor.dim); ++i) {
             const auto r = class_of(factor.id, factor.dim, i);
             is_independent |= independent_[r] != 0;
             has_parameter |= has_parameter_[r] != 0;
+            is_repeated |= repeated_[r] != 0;
         }
-        return std::make_tuple(is_independent != options_.head_width, has_parameter, size(factor.id, factor.dim));
+        return std::make_tuple(is_independent != options_.head_width, has_parameter, !is_repeated,
+                               size(factor.id, factor.dim));
     };
     if (!all_frozen(flat))
         for (const auto& factor : folding.factors)
@@ -305,6 +315,12 @@ void Relations::statistic(const Node* node, TensorId id, int64_t dim) {
     for (int64_t i = 0; i < size(id, dim); ++i) inexact_[class_of(id, dim, i)] = 1;
 }
 
+void Relations::repeated(TensorId id, int64_t dim) {
+    if (id == kNoTensor) return;
+    dim = wrap(id, dim);
+    for (int64_t i = 0; i < size(id, dim); ++i) repeated_[class_of(id, dim, i)] = 1;
+}
+
 void Relations::independent(TensorId id, int64_t dim) {
     if (id == kNoTensor) return;
     dim = wrap(id, dim);
@@ -359,6 +375,15 @@ void Relations::build() {
     }
     walk(graph->block());
     for (const Value* value : graph->outputs()) freeze_value(value, "is an output of the model");
+    // Heads that share what is repeated for them: what is shared counts independent problems as well. From the last
+    // merge to the first, because one may feed another.
+    for (size_t i = foldings_.size(); i-- > 0;) {
+        const auto& factors = foldings_[i].factors;
+        const bool repeats = std::any_of(factors.begin(), factors.end(),
+                                         [this](const Factor& factor) { return all_marked(repeated_, factor); });
+        if (repeats && all_marked(independent_, foldings_[i].flat))
+            for (const auto& factor : factors) independent(factor.id, factor.dim);
+    }
     // In order of the graph: what an early split decides, a later merge finds decided.
     for (size_t i = 0; i < foldings_.size(); ++i) resolve(foldings_[i]);
 }

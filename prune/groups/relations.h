@@ -73,6 +73,8 @@ public:
     void part(TensorId id, int64_t dim) { parts_.emplace_back(id, wrap(id, dim)); }
     /// `dim` counts independent problems, such as the heads of attention: preferred where a dimension is split.
     void independent(TensorId id, int64_t dim);
+    /// `dim` holds one thing again and again: what is repeated is preferred where the two are merged.
+    void repeated(TensorId id, int64_t dim);
 
     /// The tensors of a list or tuple; null when they are not known.
     std::shared_ptr<std::vector<TensorId>> list(const Value* value);
@@ -149,6 +151,7 @@ private:
     void freeze_element(int32_t element, int32_t reason);
     int32_t intern(const std::string& reason);
     bool all_frozen(const Factor& factor) const;
+    bool all_marked(const std::vector<char>& marks, const Factor& factor) const;
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
@@ -173,7 +176,7 @@ private:
     std::vector<Tracked> tensors_;
     mutable std::vector<int32_t> parent_;
     std::vector<int32_t> reason_;
-    std::vector<char> inexact_, independent_, has_parameter_;
+    std::vector<char> inexact_, independent_, repeated_, has_parameter_;
     std::vector<std::string> reasons_;
     std::unordered_map<std::string, int32_t> reason_ids_;
     std::unordered_map<const Value*, TensorId> of_value_;

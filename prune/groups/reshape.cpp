@@ -80,7 +80,11 @@ void squeeze(Relations& r, const Node* node) {
 }
 
 void expand(Relations& r, const Node* node) {
-    r.tie_broadcast(r.input(node, 0), r.output(node));
+    const TensorId x = r.input(node, 0), y = r.output(node);
+    r.tie_broadcast(x, y);
+    if (x == kNoTensor || y == kNoTensor) return;
+    for (int64_t back = 1; back <= r.rank(y); ++back)
+        if (back > r.rank(x) || r.size(x, -back) == 1) r.repeated(y, -back);
 }
 
 void expand_as(Relations& r, const Node* node) {
@@ -106,6 +110,22 @@ void repeat(Relations& r, const Node* node) {
     }
 }
 
+/// repeat_interleave(x, times, dim): y[i] = x[i / times]
+void repeat_interleave(Relations& r, const Node* node) {
+    const TensorId x = r.input(node, 0), y = r.output(node);
+    const auto times = r.integer(node->inputs()[1]), along = r.integer(node->inputs()[2]);
+    const bool sized = node->inputs().size() > 3 && !r.is_none(node->inputs()[3]);  // a number that a cut makes wrong
+    if (x == kNoTensor || y == kNoTensor || !times || !along || sized)
+        return r.refuse(node, "repeats by numbers that are computed, over all dimensions, or to a given size");
+    for (int64_t dim = 0; dim < r.rank(x); ++dim) {
+        if (dim != r.wrap(x, *along)) {
+            r.tie(x, dim, y, dim);
+            continue;
+        }
+        for (int64_t i = 0; i < r.size(y, dim); ++i) r.tie(x, dim, i / *times, y, dim, i);
+    }
+}
+
 }  // namespace
 
 const RuleTable& reshape_rules() {
@@ -118,6 +138,7 @@ const RuleTable& reshape_rules() {
         {"aten::numpy_T", {t}},
         {"aten::permute", {permute}},
         {"aten::repeat", {repeat}},
+        {"aten::repeat_interleave", {repeat_interleave}},
         {"aten::reshape", {reshape, edit_view}},
         {"aten::reshape_as", {reshape_as}},
         {"aten::squeeze", {squeeze}},

@@ -797,6 +797,71 @@ def forward(self, x):
     EXPECT_NE(group_of(groups, "q").name, group_of(groups, "v").name);
 }
 
+// Two queries share a key and a value: a key-value head goes with both, whichever way it is repeated.
+TEST(PruneRules, GroupedQueryHeadsGoWithTheirKeys) {
+    Tensors tensors = {{"q.weight", sine({24, 8}, 0.5)},
+                       {"k.weight", sine({12, 8}, 0.4)},
+                       {"v.weight", sine({12, 8}, 0.3)},
+                       {"o.weight", sine({8, 24}, 0.3)}};
+    for (const char* attention :
+         {"k = k[:, :, None].expand([n, 3, 2, t, 4]).reshape([n, 6, t, 4])\n"
+          "    v = v[:, :, None].expand([n, 3, 2, t, 4]).reshape([n, 6, t, 4])\n"
+          "    y = torch.scaled_dot_product_attention(q, k, v)",
+          "y = torch.scaled_dot_product_attention(q, torch.repeat_interleave(k, 2, 1), torch.repeat_interleave(v, 2, "
+          "1))",
+          "y = torch.scaled_dot_product_attention(q, k, v, None, 0.0, False, scale=None, enable_gqa=True)"}) {
+        SCOPED_TRACE(attention);
+        const auto model = build_model(tensors, std::string(R"(
+def forward(self, x):
+    n, t = x.size(0), x.size(1)
+    q = torch.linear(x, self.q.weight).view([n, t, 6, 4]).transpose(1, 2)
+    k = torch.linear(x, self.k.weight).view([n, t, 3, 4]).transpose(1, 2)
+    v = torch.linear(x, self.v.weight).view([n, t, 3, 4]).transpose(1, 2)
+    )") + attention + R"(
+    return torch.linear(y.transpose(1, 2).reshape([n, t, 24]), self.o.weight)
+)");
+        expect_cut_equals_masked(model, {sine({2, 5, 8})});
+        const auto groups = prune::find_groups(model, Facts::observe(model, {sine({2, 5, 8})}));
+        EXPECT_EQ(group_of(groups, "k").channels, 3);
+        EXPECT_EQ(&group_of(groups, "k"), &group_of(groups, "q"));
+    }
+}
+
+// A table of biases per head, looked up by relative position, loses the columns of the heads that go.
+TEST(PruneRules, RelativePositionTablesLoseTheirHeads) {
+    Tensors tensors = {{"qkv.weight", sine({36, 8}, 0.5)},
+                       {"table", sine({9, 3}, 0.6)},
+                       {"index", at::arange(25).remainder(9)},
+                       {"o.weight", sine({8, 12}, 0.3)}};
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    n, t = x.size(0), x.size(1)
+    q, k, v = torch.linear(x, self.qkv.weight).view([n, t, 3, 3, 4]).permute([2, 0, 3, 1, 4]).unbind(0)
+    a = torch.matmul(q * 0.5, k.transpose(-2, -1))
+    bias = self.table[self.index].view([5, 5, -1]).permute([2, 0, 1]).unsqueeze(0)
+    a = torch.softmax(a + bias, -1)
+    return torch.linear(torch.matmul(a, v).transpose(1, 2).reshape([n, t, -1]), self.o.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 5, 8})});
+    const auto check = check_cut(model, {sine({2, 5, 8})}, 0.34, 1);
+    EXPECT_EQ(width(check.smaller, "table", 1), 2);
+    EXPECT_EQ(width(check.smaller, "qkv.weight", 0), 24);
+}
+
+// Shifted windows, as in Swin: positions move, channels stay together.
+TEST(PruneRules, WindowsArePartitionedOverPositions) {
+    const auto model = build_model({{"a.weight", sine({6, 4}, 0.5)}, {"b.weight", sine({5, 6}, 0.4)}}, R"(
+def forward(self, x):
+    n, h, w = x.size(0), x.size(1), x.size(2)
+    x = torch.roll(torch.linear(x, self.a.weight), [-1, -1], [1, 2])
+    x = x.view([n, h // 2, 2, w // 2, 2, -1]).permute([0, 1, 3, 2, 4, 5]).reshape([-1, 4, x.size(3)])
+    x = torch.gelu(x).view([n, h // 2, w // 2, 2, 2, -1]).permute([0, 1, 3, 2, 4, 5]).reshape([n, h, w, -1])
+    return torch.linear(torch.roll(x, [1, 1], [1, 2]), self.b.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 4, 6, 4})});
+    EXPECT_EQ(group_of(prune::find_groups(model, Facts::observe(model, {sine({2, 4, 6, 4})})), "a").channels, 6);
+}
+
 TEST(PruneRules, FusedAttentionIsTakenApart) {
     const int64_t width_of_model = 12;
     Tensors tensors = {{"qkv.weight", sine({36, 12}, 0.4)},
