@@ -311,20 +311,21 @@ void Relations::produces(const Value* weight, int64_t dim, const Node* layer) {
 void Relations::statistic(const Node* node, TensorId id, int64_t dim) {
     if (id == kNoTensor) return;
     statistics_.insert(node);
+    mark(inexact_, id, dim);
+}
+
+void Relations::mark(std::vector<char>& marks, TensorId id, int64_t dim) {
+    if (id == kNoTensor) return;
     dim = wrap(id, dim);
-    for (int64_t i = 0; i < size(id, dim); ++i) inexact_[class_of(id, dim, i)] = 1;
+    for (int64_t i = 0; i < size(id, dim); ++i) marks[class_of(id, dim, i)] = 1;
 }
 
 void Relations::repeated(TensorId id, int64_t dim) {
-    if (id == kNoTensor) return;
-    dim = wrap(id, dim);
-    for (int64_t i = 0; i < size(id, dim); ++i) repeated_[class_of(id, dim, i)] = 1;
+    mark(repeated_, id, dim);
 }
 
 void Relations::independent(TensorId id, int64_t dim) {
-    if (id == kNoTensor) return;
-    dim = wrap(id, dim);
-    for (int64_t i = 0; i < size(id, dim); ++i) independent_[class_of(id, dim, i)] = 1;
+    mark(independent_, id, dim);
 }
 
 // ------------------------------------------------------------------------------------------------------------ numbers

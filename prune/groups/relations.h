@@ -73,7 +73,7 @@ public:
     void part(TensorId id, int64_t dim) { parts_.emplace_back(id, wrap(id, dim)); }
     /// `dim` counts independent problems, such as the heads of attention: preferred where a dimension is split.
     void independent(TensorId id, int64_t dim);
-    /// `dim` holds one thing again and again: what is repeated is preferred where the two are merged.
+    /// `dim` holds the same thing again and again: where it is merged with others, these are preferred.
     void repeated(TensorId id, int64_t dim);
 
     /// The tensors of a list or tuple; null when they are not known.
@@ -151,6 +151,7 @@ private:
     void freeze_element(int32_t element, int32_t reason);
     int32_t intern(const std::string& reason);
     bool all_frozen(const Factor& factor) const;
+    void mark(std::vector<char>& marks, TensorId id, int64_t dim);
     bool all_marked(const std::vector<char>& marks, const Factor& factor) const;
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
