@@ -152,6 +152,7 @@ struct Settings {
     int64_t examples = 512, test = 0, seeds = 3, round_to = 1;
     int threads = 1;
     std::string only, refit_of;
+    std::vector<std::string> scopes;
 };
 
 /// Is `name` among the names that semicolons separate?
@@ -198,11 +199,14 @@ public:
         return criterion->scores(model_, groups_, with_data);
     }
 
-    prune::Removal allocate(const Row& row, const std::vector<at::Tensor>& scores, bool global, double factor) const {
+    prune::Removal allocate(const Row& row, const std::vector<at::Tensor>& scores, const std::string& scope,
+                            double factor) const {
         prune::Target target;
         target.macs_ratio = 1 / factor;
         target.round_to = settings_.round_to;
-        const auto allocation = global ? prune::global(row.normaliser) : prune::uniform();
+        const auto allocation = scope == "uniform"  ? prune::uniform()
+                                : scope == "global" ? prune::global(row.normaliser)
+                                                    : prune::greedy(row.normaliser);
         return allocation->allocate(groups_, scores, *cost_, target);
     }
 
@@ -226,9 +230,12 @@ public:
             static_cast<long long>(settings_.seeds), static_cast<long long>(settings_.round_to), work_.metric.c_str(),
             text(baseline.first).c_str());
         std::printf("%zu groups.\n\n", groups_.all().size());
-        std::printf(
-            "| criterion | uniform 1.5x | uniform 2x | uniform 3x | global 1.5x | global 2x | global 3x | s |\n"
-            "| --- | --- | --- | --- | --- | --- | --- | --- |\n");
+        std::string head = "| criterion", line = "| ---";
+        for (const auto& scope : settings_.scopes) {
+            for (const char* factor : {"1.5x", "2x", "3x"}) head += " | " + scope + " " + factor;
+            line += " | --- | --- | ---";
+        }
+        std::printf("%s | s |\n%s | --- |\n", head.c_str(), line.c_str());
         std::vector<std::pair<double, Row>> ranking;
         for (const auto& row : rows()) {
             if (!settings_.only.empty() && !contains(settings_.only, row.name)) continue;
@@ -245,8 +252,8 @@ public:
         std::printf("\n");
     }
 
-    void print_removal(const Row& row, bool global, double factor) const {
-        const auto removal = allocate(row, scores(row, 0), global, factor);
+    void print_removal(const Row& row, const std::string& scope, double factor) const {
+        const auto removal = allocate(row, scores(row, 0), scope, factor);
         Json groups = Json::array();
         std::vector<int64_t> kept;
         for (size_t g = 0; g < removal.size(); ++g) {
@@ -282,7 +289,7 @@ private:
         return buffer;
     }
 
-    /// One line per repair; returns the mean of the points at 2x over both scopes.
+    /// One line per repair; returns the mean of the points at 2x over the scopes.
     double print(const Row& row, const std::vector<std::string>& repairs) {
         const auto begin = std::chrono::steady_clock::now();
         std::vector<std::vector<at::Tensor>> by_seed;
@@ -293,19 +300,19 @@ private:
         double points = 0;
         for (const auto& repair : repairs) {
             std::string line = "| " + row.name + (repair.empty() ? "" : " + " + repair);
-            for (const bool global : {false, true}) {
+            for (const auto& scope : settings_.scopes) {
                 for (const double factor : {1.5, 2.0, 3.0}) {
                     Cell cell;
                     // What repairs a model is calibrated by the seed as well.
                     const int64_t runs = repair.empty() ? seeds : settings_.seeds;
                     for (int64_t seed = 0; seed < runs; ++seed) {
                         const auto removal =
-                            allocate(row, by_seed[static_cast<size_t>(std::min(seed, seeds - 1))], global, factor);
+                            allocate(row, by_seed[static_cast<size_t>(std::min(seed, seeds - 1))], scope, factor);
                         const auto [value, better] = quality(removal, repair, static_cast<uint64_t>(seed));
                         cell.values.push_back(value);
                         cell.points += better / static_cast<double>(runs);
                     }
-                    if (factor == 2.0) points += cell.points / 2;
+                    if (factor == 2.0) points += cell.points / static_cast<double>(settings_.scopes.size());
                     const auto [low, high] = std::minmax_element(cell.values.begin(), cell.values.end());
                     const double mean = std::accumulate(cell.values.begin(), cell.values.end(), 0.0) /
                                         static_cast<double>(cell.values.size());
@@ -353,6 +360,13 @@ int main(int argc, char** argv) try {
     settings.threads = static_cast<int>(options.integer("threads", settings.threads, 1));
     settings.only = options.text("only", "");
     settings.refit_of = options.text("refit_of", "");
+    std::istringstream scopes(options.text("scopes", "uniform;global"));
+    for (std::string scope; std::getline(scopes, scope, ';');) settings.scopes.push_back(scope);
+    if (removal) settings.scopes = {arguments[4]};
+    for (const auto& scope : settings.scopes)
+        if (scope != "uniform" && scope != "global" && scope != "greedy")
+            throw InvalidArgument("prune_criteria", "scope \"" + scope + "\" is not known",
+                                  "There are uniform, global and greedy.");
     options.done();
     at::set_num_threads(settings.threads);
     Bench bench(workload(arguments[0], arguments[1]), settings);
@@ -362,7 +376,7 @@ int main(int argc, char** argv) try {
     }
     for (const auto& row : rows()) {
         if (row.name != arguments[3]) continue;
-        bench.print_removal(row, arguments[4] == "global", std::stod(arguments[5]));
+        bench.print_removal(row, arguments[4], std::stod(arguments[5]));
         return 0;
     }
     throw InvalidArgument("prune_criteria", "no row is called \"" + arguments[3] + "\"", "See the table.");
