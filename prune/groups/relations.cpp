@@ -491,25 +491,46 @@ void Relations::walk_if(const Node* node) {
         const TensorId id = tensor(inner);
         if (id != kNoTensor) set_tensor(result, id);
         if (!related[other]) continue;
-        // What the other branch would give has to fit as well: same channels, whatever else differs stays.
+        // What the other branch would give has to fit as well.
         const Value* alternative = node->blocks()[other]->outputs()[i];
         const TensorId second = tensor(alternative);
         const std::string why = "has another size in a branch (" + names_.of(node) + ")";
         if (list(inner) || list(alternative)) {
             freeze_value(inner, why);
             freeze_value(alternative, why);
-        } else if (id != kNoTensor && second != kNoTensor && rank(id) == rank(second)) {
-            for (int64_t dim = 0; dim < rank(id); ++dim) {
-                if (size(id, dim) == size(second, dim)) {
-                    tie(id, dim, second, dim);
-                } else {
-                    freeze(id, dim, why);
-                    freeze(second, dim, why);
-                }
-            }
         } else {
-            freeze_all(id, why);
-            freeze_all(second, why);
+            tie_alternative(id, second, why);
+        }
+    }
+}
+
+// Same channels: what else differs stays. Recurrent modules give an input without a batch dimension one of size 1, and
+// take it away again: where the ranks differ, dimensions of size 1 are left out of the comparison.
+void Relations::tie_alternative(TensorId taken, TensorId other, const std::string& why) {
+    std::vector<int64_t> dims[2], sizes[2];
+    const bool same_rank = taken != kNoTensor && other != kNoTensor && rank(taken) == rank(other);
+    for (const int i : {0, 1}) {
+        const TensorId id = i == 0 ? taken : other;
+        for (int64_t dim = 0; id != kNoTensor && dim < rank(id); ++dim) {
+            if (!same_rank && size(id, dim) == 1) {
+                freeze(id, dim, why);
+                continue;
+            }
+            dims[i].push_back(dim);
+            sizes[i].push_back(size(id, dim));
+        }
+    }
+    if (taken == kNoTensor || other == kNoTensor || (!same_rank && sizes[0] != sizes[1])) {
+        freeze_all(taken, why);
+        freeze_all(other, why);
+        return;
+    }
+    for (size_t k = 0; k < dims[0].size(); ++k) {
+        if (sizes[0][k] == sizes[1][k]) {
+            tie(taken, dims[0][k], other, dims[1][k]);
+        } else {
+            freeze(taken, dims[0][k], why);
+            freeze(other, dims[1][k], why);
         }
     }
 }

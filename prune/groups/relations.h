@@ -156,6 +156,7 @@ private:
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
+    void tie_alternative(TensorId taken, TensorId other, const std::string& why);
     bool fixed(const Value* value) const;
     static std::unordered_set<std::string> written_in(const torch::jit::Graph& graph);
     bool try_block(const torch::jit::Block* block);

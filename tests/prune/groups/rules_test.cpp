@@ -674,12 +674,39 @@ TEST(PruneRules, ARealGruLosesInputsAndHiddenChannels) {
     SKIP_WITHOUT_DATA("fsdd/cnn_gru.pt");
     const auto model = Model::load(data_path("fsdd/cnn_gru.pt"));
     expect_cut_equals_masked(model, {sine({2, 1, 8000})});
-    const auto groups = prune::find_groups(model, Facts::observe(model, {sine({2, 1, 8000})}));
-    bool hidden = false;
-    for (const auto& group : groups.all())
-        for (const auto& slice : group.slices)
-            hidden |= slice.name.find("weight_hh") != std::string::npos && slice.dim == 1;
-    EXPECT_TRUE(hidden);
+    for (const int64_t batch : {1, 2}) {  // a batch of one is the example of a recipe
+        const auto groups = prune::find_groups(model, Facts::observe(model, {sine({batch, 1, 8000})}));
+        EXPECT_EQ(group_of(groups, "features.12").channels, 128) << "what the cells read, batch " << batch;
+        EXPECT_EQ(group_of(groups, "recur").channels, 64) << "hidden channels, batch " << batch;
+    }
+}
+
+TEST(PruneRules, ARecurrentModuleThatAddsABatchDimensionLosesChannels) {
+    // As nn.GRU has it: a branch for input without a batch dimension, which the example does not take.
+    Tensors tensors = {{"a.weight", sine({5, 4}, 0.5)}, {"b.weight", sine({3, 6}, 0.4)}};
+    const auto cells = add_cells(tensors, 3, 5, 6, 1, 1, true);
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.linear(x, self.a.weight)
+    is_batched = x.dim() == 3
+    if not is_batched:
+        x = torch.unsqueeze(x, 0)
+    y, h = torch.gru(x, torch.zeros([1, x.size(0), 6]), )" +
+                                                cells + R"(, True, 1, 0.0, False, False, True)
+    if not is_batched:
+        y = torch.squeeze(y, 0)
+    return torch.linear(y, self.b.weight)
+)");
+    for (const int64_t batch : {1, 2}) {
+        const auto x = sine({batch, 7, 4});
+        expect_cut_equals_masked(model, {x});
+        auto smaller = check_cut(model, {x}, 0.5, 1).smaller;
+        EXPECT_LT(width(smaller, "a.weight", 0), 5);
+        EXPECT_LT(width(smaller, "cell.weight_hh_l0", 1), 6);
+        // The branch that was not taken still fits.
+        const auto batched = first_tensor(smaller.forward({x}));
+        EXPECT_LT(max_difference(first_tensor(smaller.forward({x[0]})), batched[0]), 1e-6);  // float32
+    }
 }
 
 TEST(PruneRules, EinsumTiesLettersWhereverTheyStand) {
