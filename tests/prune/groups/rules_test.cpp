@@ -709,6 +709,35 @@ def forward(self, x):
     }
 }
 
+TEST(PruneRules, MatrixProductsOfBatchesAndWithSums) {
+    // Weights as [in, out]; the scores of a single head by bmm, its result added to another branch by baddbmm.
+    const auto model = build_model({{"q.weight", sine({4, 6}, 0.5)},
+                                    {"q.bias", sine({6}, 0.2)},
+                                    {"k.weight", sine({4, 6}, 0.4)},
+                                    {"v.weight", sine({4, 7}, 0.6)},
+                                    {"r.weight", sine({4, 7}, 0.3)},
+                                    {"o.weight", sine({7, 3}, 0.5)}},
+                                   R"(
+def forward(self, x):
+    n = x.size(0)
+    t = x.size(1)
+    rows = x.reshape([-1, 4])
+    q = torch.addmm(self.q.bias, rows, self.q.weight).reshape([n, t, -1])
+    k = torch.mm(rows, self.k.weight).reshape([n, t, -1])
+    v = torch.matmul(x, self.v.weight)
+    a = torch.softmax(torch.bmm(q, k.transpose(1, 2)), 2)
+    y = torch.baddbmm(torch.matmul(x, self.r.weight), a, v)
+    return torch.matmul(y, self.o.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 5, 4})});
+    const auto check = check_cut(model, {sine({2, 5, 4})}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "q.weight", 1), 3);
+    EXPECT_EQ(width(check.smaller, "k.weight", 1), 3);
+    EXPECT_EQ(width(check.smaller, "v.weight", 1), 4);
+    EXPECT_EQ(width(check.smaller, "r.weight", 1), 4);
+    EXPECT_EQ(width(check.smaller, "o.weight", 0), 4);
+}
+
 TEST(PruneRules, EinsumTiesLettersWhereverTheyStand) {
     Tensors tensors = {{"q.weight", sine({12, 6}, 0.5)},
                        {"k.weight", sine({12, 6}, 0.4)},
