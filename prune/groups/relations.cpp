@@ -435,8 +435,8 @@ std::unordered_set<std::string> Relations::written_in(const Graph& graph) {
     return written;
 }
 
-// True when a value can never change: computed from constants and attributes that no method writes alone.
-bool Relations::fixed(const Value* value) const {
+// Computed from constants and attributes that no method writes alone, or from ranks.
+bool Relations::fixed(const Value* value, bool at_this_rank) const {
     Node* node = const_cast<Node*>(value->node());
     if (node->kind() == prim::Constant) return true;
     if (holds_tensor(value->type()) || node->kind() == prim::Param) return false;
@@ -446,10 +446,19 @@ bool Relations::fixed(const Value* value) const {
             return false;
         return !written_.count(node->s(attr::name));
     }
+    if (at_this_rank) {
+        if (node->kind() == aten::dim) return true;
+        if (node->kind() == aten::len && node->input()->node()->kind() == aten::size) return true;
+        if (node->kind() == prim::If) {  // `and`, `or`
+            bool all = fixed(node->input(0), true);
+            for (const Block* block : node->blocks()) all &= fixed(block->outputs()[value->offset()], true);
+            return all;
+        }
+    }
     if (node->inputs().empty() || !node->blocks().empty() || node->hasSideEffects() || node->isNondeterministic())
         return false;
     for (const Value* input : node->inputs())
-        if (!fixed(input)) return false;
+        if (!fixed(input, at_this_rank)) return false;
     return true;
 }
 
@@ -473,7 +482,8 @@ void Relations::walk_if(const Node* node) {
         if (i == taken || (taken >= 0 && try_block(block))) {
             walk(block);
             related[i] = true;
-        } else {
+        } else if (taken < 0 || !fixed(node->input(0), true)) {
+            // Not so a branch for tensors of another rank, which cannot even be tried on these: it stays as it is.
             freeze_reads(block, "is read in a branch that the example input does not take (" + names_.of(node) + ")");
         }
     }

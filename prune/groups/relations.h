@@ -157,7 +157,8 @@ private:
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
     void tie_alternative(TensorId taken, TensorId other, const std::string& why);
-    bool fixed(const Value* value) const;
+    /// True when a value can never change; with `at_this_rank`, while tensors keep their numbers of dimensions.
+    bool fixed(const Value* value, bool at_this_rank = false) const;
     static std::unordered_set<std::string> written_in(const torch::jit::Graph& graph);
     bool try_block(const torch::jit::Block* block);
     void try_nodes(const torch::jit::Block* block, std::unordered_map<const Value*, c10::IValue>& values);

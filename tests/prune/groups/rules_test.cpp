@@ -965,6 +965,42 @@ def forward(self, x):
     }
 }
 
+TEST(PruneRules, ABranchForTensorsOfAnotherRankKeepsNothing) {
+    // As nn.Upsample and nn.InstanceNorm2d have them. Neither branch can run on an image of four dimensions.
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                                    {"norm.weight", 1 + sine({6}, 0.2)},
+                                    {"norm.bias", sine({6}, 0.1)},
+                                    {"b.weight", sine({5, 6, 1, 1}, 0.3)}},
+                                   R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    if x.dim() == 3:
+        x = torch.instance_norm(x.unsqueeze(0), self.norm.weight, self.norm.bias, None, None, True, 0.1, 1e-5, False).squeeze(0)
+    else:
+        x = torch.instance_norm(x, self.norm.weight, self.norm.bias, None, None, True, 0.1, 1e-5, False)
+    if len(x.size()) == 3 and x.dim() > 1:
+        x = torch.upsample_nearest1d(x, [16], None)
+    else:
+        x = torch.upsample_nearest2d(x, [16, 16], None, None)
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    EXPECT_EQ(width(check_cut(model, {image()}, 0.5, 1).smaller, "norm.weight", 0), 3);
+}
+
+TEST(PruneRules, ABranchBySizeThatCannotBeTriedKeepsWhatItReads) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}},
+                                   R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    if x.size(2) > 100:
+        x = torch.matmul(x, torch.zeros([103, 103]))
+    return torch.conv2d(x, self.b.weight)
+)");
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_THAT(info_of(groups, "a").reason, ::testing::HasSubstr("branch that the example input does not take"));
+}
+
 TEST(PruneRules, ABranchNotTakenKeepsWhatItReads) {
     const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
                                     {"b.weight", sine({5, 6, 1, 1}, 0.3)},
