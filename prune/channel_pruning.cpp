@@ -266,8 +266,8 @@ private:
                 const double speed_up = seconds[2 * i] / seconds[2 * i + 1];
                 if (speed_up >= kLeastSpeedUp) continue;
                 changed = true;
-                kept_for_speed[asked[i]] =
-                    "the cut brings no speed: " + figure(speed_up, "%.2f") + "x measured for the operators around it";
+                kept_for_speed[asked[i]] = "the cut brings no speed: the operators around it took " +
+                                           figure(1 / speed_up, "%.2f") + " of their time";
                 context.log->info(groups.all()[asked[i]].name + ": " + kept_for_speed[asked[i]]);
             }
             if (!changed) return removal;

@@ -105,6 +105,8 @@ ChannelPruningParts read_channel_pruning(Options& o) {
     o.remember({"round_to", "integer or auto", "8",
                 "widths that stay are multiples of this; auto: of what this machine's kernels step by, measured"});
     options.round_to_measured = round_to && round_to->text == "auto";
+    if (round_to && !options.round_to_measured && round_to->text.find_first_not_of("0123456789-") != std::string::npos)
+        throw o.error("round_to", "is \"" + round_to->text + "\", must be a whole number or auto", "The default is 8.");
     if (options.round_to_measured)
         o.resolve("round_to", "auto");
     else

@@ -9,6 +9,7 @@
 //   - branches that only raise (shape guards), by EliminateExceptions
 //   - attributes that are plain constants (eps, flags), read-only in every method: folded; `training` stays
 //   - `num_batches_tracked += 1` where nothing else reads the counter (momentum is set)
+//   - convolutions under the name that tracing gives to a padding of "same" or "valid" get their usual one
 //   - `if c: True else: False` becomes c; an If whose branches return the same value is removed
 //   - constant propagation, peephole, common subexpressions, dead code
 // Weights that a frozen or traced file holds as constants become parameters, so that stages can edit them.
@@ -474,6 +475,28 @@ void settle_none_casts(Graph& graph) {
     }
 }
 
+/// before  aten::_convolution_mode(x, w, b, stride, "same", dilation, groups): what tracing makes of padding="same"
+/// after   aten::conv2d with that padding, which calls the former; fires when the number of strides is known.
+void name_convolutions(Graph& graph) {
+    static const char* const kNames[] = {"aten::conv1d", "aten::conv2d", "aten::conv3d"};
+    for (Node* node : all_nodes(graph)) {
+        if (std::string(node->kind().toQualString()) != "aten::_convolution_mode") continue;
+        const auto constant = toIValue(node->input(3));
+        const auto* list = node->input(3)->node();
+        const size_t dims = constant && constant->isIntList()     ? constant->toIntVector().size()
+                            : list->kind() == prim::ListConstruct ? list->inputs().size()
+                                                                  : 0;
+        if (dims < 1 || dims > 3) continue;
+        WithInsertPoint guard(node);
+        std::vector<NamedValue> inputs(node->inputs().begin(), node->inputs().end());
+        Value* result = graph.insert(Symbol::fromQualString(kNames[dims - 1]), inputs);
+        result->node()->copyMetadata(node);
+        result->setType(node->output()->type());
+        node->output()->replaceAllUsesWith(result);
+        node->destroy();
+    }
+}
+
 void simplify_graph(const std::shared_ptr<Graph>& graph_pointer, Module& root, const std::set<std::string>& written) {
     auto graph = graph_pointer;
     settle_none_casts(*graph);
@@ -481,6 +504,7 @@ void simplify_graph(const std::shared_ptr<Graph>& graph_pointer, Module& root, c
     remove_batch_counters(*graph);
     fold_plain_attributes(*graph, root, written);
     spell_out_weight_lists(*graph, root, written);
+    name_convolutions(*graph);
     for (int round = 0; round < 8; ++round) {
         ConstantPropagation(graph);
         bool changed = PeepholeOptimize(graph);

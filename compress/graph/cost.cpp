@@ -479,7 +479,9 @@ Cost cost(const Model& model, const Inputs& example) {
                     }
                 }
             };
-            count(node);
+            // What only passes weights on, or asks for their type, is not the layer that they belong to.
+            const bool passes_on = node->kind() == prim::ListConstruct || node->kind() == aten::t;
+            if (!passes_on && !seen.outputs.empty()) count(node);
             total.layers.push_back(std::move(layer));
         }
         auto& layer = total.layers[position->second];

@@ -44,9 +44,14 @@ void product(Relations& r, const Node* node, TensorId a, TensorId b) {
             if (r.size(y, dim) > 1) r.independent(y, dim);
 }
 
+// A bare matrix makes the rows or the columns of the product, as a layer's weight does.
 void matmul(Relations& r, const Node* node) {
     product(r, node, r.input(node, 0), r.input(node, 1));
-    produced_by(r, node);
+    if (as_linear(const_cast<Node*>(node))) return produced_by(r, node);
+    for (const int side : {0, 1}) {
+        const TensorId w = r.input(node, static_cast<size_t>(side));
+        if (w != kNoTensor && r.rank(w) == 2) r.produces(node->inputs()[side], side, node);
+    }
 }
 
 // beta * bias + alpha * a @ b

@@ -435,8 +435,8 @@ std::unordered_set<std::string> Relations::written_in(const Graph& graph) {
     return written;
 }
 
-// True when a value can never change: computed from constants and attributes that no method writes alone.
-bool Relations::fixed(const Value* value) const {
+// Computed from constants and attributes that no method writes alone, or from ranks.
+bool Relations::fixed(const Value* value, bool at_this_rank) const {
     Node* node = const_cast<Node*>(value->node());
     if (node->kind() == prim::Constant) return true;
     if (holds_tensor(value->type()) || node->kind() == prim::Param) return false;
@@ -446,10 +446,19 @@ bool Relations::fixed(const Value* value) const {
             return false;
         return !written_.count(node->s(attr::name));
     }
+    if (at_this_rank) {
+        if (node->kind() == aten::dim) return true;
+        if (node->kind() == aten::len && node->input()->node()->kind() == aten::size) return true;
+        if (node->kind() == prim::If) {  // `and`, `or`
+            bool all = fixed(node->input(0), true);
+            for (const Block* block : node->blocks()) all &= fixed(block->outputs()[value->offset()], true);
+            return all;
+        }
+    }
     if (node->inputs().empty() || !node->blocks().empty() || node->hasSideEffects() || node->isNondeterministic())
         return false;
     for (const Value* input : node->inputs())
-        if (!fixed(input)) return false;
+        if (!fixed(input, at_this_rank)) return false;
     return true;
 }
 
@@ -473,7 +482,8 @@ void Relations::walk_if(const Node* node) {
         if (i == taken || (taken >= 0 && try_block(block))) {
             walk(block);
             related[i] = true;
-        } else {
+        } else if (taken < 0 || !fixed(node->input(0), true)) {
+            // Not so a branch for tensors of another rank, which cannot even be tried on these: it stays as it is.
             freeze_reads(block, "is read in a branch that the example input does not take (" + names_.of(node) + ")");
         }
     }
@@ -491,25 +501,46 @@ void Relations::walk_if(const Node* node) {
         const TensorId id = tensor(inner);
         if (id != kNoTensor) set_tensor(result, id);
         if (!related[other]) continue;
-        // What the other branch would give has to fit as well: same channels, whatever else differs stays.
+        // What the other branch would give has to fit as well.
         const Value* alternative = node->blocks()[other]->outputs()[i];
         const TensorId second = tensor(alternative);
         const std::string why = "has another size in a branch (" + names_.of(node) + ")";
         if (list(inner) || list(alternative)) {
             freeze_value(inner, why);
             freeze_value(alternative, why);
-        } else if (id != kNoTensor && second != kNoTensor && rank(id) == rank(second)) {
-            for (int64_t dim = 0; dim < rank(id); ++dim) {
-                if (size(id, dim) == size(second, dim)) {
-                    tie(id, dim, second, dim);
-                } else {
-                    freeze(id, dim, why);
-                    freeze(second, dim, why);
-                }
-            }
         } else {
-            freeze_all(id, why);
-            freeze_all(second, why);
+            tie_alternative(id, second, why);
+        }
+    }
+}
+
+// Same channels: what else differs stays. Recurrent modules give an input without a batch dimension one of size 1, and
+// take it away again: where the ranks differ, dimensions of size 1 are left out of the comparison.
+void Relations::tie_alternative(TensorId taken, TensorId other, const std::string& why) {
+    std::vector<int64_t> dims[2], sizes[2];
+    const bool same_rank = taken != kNoTensor && other != kNoTensor && rank(taken) == rank(other);
+    for (const int i : {0, 1}) {
+        const TensorId id = i == 0 ? taken : other;
+        for (int64_t dim = 0; id != kNoTensor && dim < rank(id); ++dim) {
+            if (!same_rank && size(id, dim) == 1) {
+                freeze(id, dim, why);
+                continue;
+            }
+            dims[i].push_back(dim);
+            sizes[i].push_back(size(id, dim));
+        }
+    }
+    if (taken == kNoTensor || other == kNoTensor || (!same_rank && sizes[0] != sizes[1])) {
+        freeze_all(taken, why);
+        freeze_all(other, why);
+        return;
+    }
+    for (size_t k = 0; k < dims[0].size(); ++k) {
+        if (sizes[0][k] == sizes[1][k]) {
+            tie(taken, dims[0][k], other, dims[1][k]);
+        } else {
+            freeze(taken, dims[0][k], why);
+            freeze(other, dims[1][k], why);
         }
     }
 }

@@ -156,7 +156,9 @@ private:
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);
-    bool fixed(const Value* value) const;
+    void tie_alternative(TensorId taken, TensorId other, const std::string& why);
+    /// True when a value can never change; with `at_this_rank`, while tensors keep their numbers of dimensions.
+    bool fixed(const Value* value, bool at_this_rank = false) const;
     static std::unordered_set<std::string> written_in(const torch::jit::Graph& graph);
     bool try_block(const torch::jit::Block* block);
     void try_nodes(const torch::jit::Block* block, std::unordered_map<const Value*, c10::IValue>& values);

@@ -14,6 +14,10 @@ std::unique_ptr<WeightPattern> read_pattern(Options& o) {
     static const std::regex kPair("([0-9]{1,4})([:x])([0-9]{1,4})");
     const auto* setting = o.raw("pattern", kPatternHelp);
     std::smatch match;
+    if (setting && setting->kind == Setting::Kind::kScalar && std::regex_search(setting->text, std::regex("^[0-9]")) &&
+        !std::regex_match(setting->text, kPair))
+        throw o.error("pattern", "is \"" + setting->text + "\", must be n:m or outputs x inputs",
+                      "2:4 keeps two of four, 4x1 takes four outputs of one input together.");
     if (!setting || setting->kind != Setting::Kind::kScalar || !std::regex_match(setting->text, match, kPair))
         return make<WeightPattern>(o, "pattern", "unstructured", weight_patterns(), kPatternHelp);
     o.remember({"pattern", "name", "unstructured", kPatternHelp});
@@ -71,7 +75,8 @@ const std::vector<Entry<WeightCriterion>>& weight_criteria() {
                  o.integer("block_columns", options.block_columns, 1, 1 << 20, "columns whose mask is chosen at once");
              return sparsegpt(options);
          }},
-        {"wanda", "absolute value times the norm of its input (arXiv 2306.11695)",
+        {"wanda",
+         "absolute value times the norm of its input (arXiv 2306.11695, which compares within outputs: scope row)",
          [](Options&) { return weight_wanda(); }},
     };
     return kCriteria;

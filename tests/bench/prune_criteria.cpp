@@ -141,6 +141,7 @@ std::vector<Row> rows() {
         {"taylor, form absolute", "taylor", {{"form", "absolute"}}, Normaliser::kNone, true},
         {"taylor, form elementwise", "taylor", {{"form", "elementwise"}}, Normaliser::kNone, true},
         {"taylor, at gates", "taylor", {{"at", "gates"}}, Normaliser::kNone, true},
+        {"taylor, at gates, normaliser mean", "taylor", {{"at", "gates"}}, Normaliser::kMean, true},
         {"taylor, batch_size 1", "taylor", {{"batches", "512"}, {"batch_size", "1"}}, Normaliser::kNone, true},
         {"fisher", "fisher", {}, Normaliser::kNone, true},
         {"reconstruction", "reconstruction", {}, Normaliser::kNone, true},

@@ -35,7 +35,8 @@ TEST(PruneRegistry, MistakesAreNamed) {
     EXPECT_ERROR(make_stage({{"ratio", "0.5"}, {"macs_ratio", "0.5"}}), InvalidArgument, "both given");
     EXPECT_ERROR(make_stage({{"max_ratio", "1"}}), InvalidArgument, "max_ratio is 1");
     EXPECT_ERROR(make_stage({{"round", "8"}}), InvalidArgument, "round_to");
-    EXPECT_ERROR(make_stage({{"round_to", "0"}}), InvalidArgument, "round_to");
+    EXPECT_ERROR(make_stage({{"round_to", "0"}}), InvalidArgument, "round_to is 0, must be in [1, 1024]");
+    EXPECT_ERROR(make_stage({{"round_to", "fast"}}), InvalidArgument, "must be a whole number or auto");
 }
 
 }  // namespace

@@ -53,6 +53,24 @@ TEST(Cost, CountsMatrixProductsAttentionAndRecurrence) {
     EXPECT_EQ(cost(gru, {sine({2, 5, 4})}).macs, 2.0 * 5 * 3 * 6 * (4 + 6));
 }
 
+TEST(Cost, WeightsBelongToTheLayerThatComputesWithThem) {
+    const auto model = build_model({{"gru.w_ih", sine({18, 4})},
+                                    {"gru.w_hh", sine({18, 6})},
+                                    {"gru.b_ih", sine({18})},
+                                    {"gru.b_hh", sine({18})},
+                                    {"head.weight", sine({6, 5})}},
+                                   R"(
+def forward(self, x):
+    h = torch.zeros([1, x.size(0), 6], dtype=self.gru.w_ih.dtype)
+    y, h = torch.gru(x, h, [self.gru.w_ih, self.gru.w_hh, self.gru.b_ih, self.gru.b_hh], True, 1, 0.0, False, False, True)
+    return torch.matmul(y, self.head.weight)
+)");
+    std::map<std::string, int64_t> parameters;
+    for (const auto& layer : cost(model, {sine({2, 5, 4})}).layers)
+        if (layer.parameters > 0) parameters[layer.op] += layer.parameters;
+    EXPECT_EQ(parameters, (std::map<std::string, int64_t>{{"aten::gru", 18 * (4 + 6 + 2)}, {"aten::matmul", 30}}));
+}
+
 TEST(Cost, CountsFlopsOfOperatorsWithoutProductsByHand) {
     // x [2, 3, 4], y [4, 5]; per element: one operation for each sum, product or comparison of the textbook form.
     const struct {

@@ -109,6 +109,25 @@ TEST(Model, WeightsThatAreConstantsBecomeParameters) {
     EXPECT_TRUE(at::equal(first_tensor(model.forward({x})), module.forward({x}).toTensor()));
 }
 
+TEST(Model, TracedConvolutionsWithAPaddingByNameGetTheirUsualName) {
+    const auto module = build_module({{"conv.weight", sine({4, 3, 3, 3})}, {"line.weight", sine({2, 4, 4})}},
+                                     R"(
+def forward(self, x):
+    x = torch._convolution_mode(x, self.conv.weight, None, [1, 1], "same", [2, 2], 1)
+    return torch._convolution_mode(x.flatten(2), self.line.weight, None, [3], "valid", [1], 1)
+)");
+    const auto model = Model::from_module(module.clone(), "in memory");
+    std::vector<std::string> kinds;
+    for (auto* node : all_nodes(*model.graph()))
+        if (as_conv(node)) kinds.push_back(node->kind().toQualString());
+    EXPECT_EQ(kinds, (std::vector<std::string>{"aten::conv2d", "aten::conv1d"}));
+    auto original = module;
+    const auto x = sine({2, 3, 6, 5});
+    EXPECT_TRUE(at::equal(first_tensor(model.forward({x})), original.forward({x}).toTensor()));
+    // By hand: 4 * 3 * 9 products at 30 places, then 2 * 4 * 4 at 9, for two images.
+    EXPECT_EQ(cost(model, {x}).macs, 2 * (108 * 30 + 32 * 9));
+}
+
 TEST(Model, FoldsFlagsButKeepsTheTrainingSwitch) {
     auto flagged = build_module({{"drop.w", sine({1})}}, "def helper(self, x):\n    return x\n");
     flagged.register_attribute("double", c10::BoolType::get(), true);

@@ -39,6 +39,42 @@ TEST(PruneIsomorphic, EveryClassLosesTheSameShare) {
     EXPECT_EQ(removal, (Removal{{}, {0, 1, 2, 3, 4, 5}, {2, 3}}));
 }
 
+TEST(PruneIsomorphic, HeadsOfPackedProjectionsAreNoFeedForwardChannels) {
+    // Both are two linear layers: the first with a bias makes them, the second reads them.
+    const auto model = build_model({{"qkv.weight", sine({36, 12}, 0.4)},
+                                    {"qkv.bias", sine({36}, 0.1)},
+                                    {"out.weight", sine({12, 12}, 0.3)},
+                                    {"f1.weight", sine({12, 12}, 0.3)},
+                                    {"f1.bias", sine({12}, 0.1)},
+                                    {"f2.weight", sine({5, 12}, 0.2)}},
+                                   R"(
+def forward(self, x):
+    p = torch.linear(x, self.qkv.weight, self.qkv.bias).reshape([x.size(0), -1, 3, 4, 3]).permute([2, 0, 3, 1, 4])
+    q, k, v = torch.unbind(p, 0)
+    y = torch.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape([x.size(0), -1, 12])
+    y = torch.layer_norm(x + torch.linear(y, self.out.weight), [12])
+    return torch.linear(torch.relu(torch.linear(y, self.f1.weight, self.f1.bias)), self.f2.weight)
+)");
+    const Inputs example = {sine({2, 7, 12})};
+    const auto groups = prune::find_groups(model, Facts::observe(model, example));
+    std::vector<at::Tensor> scores;
+    int64_t heads = -1, inner = -1;
+    for (size_t g = 0; g < groups.all().size(); ++g) {
+        const auto& group = groups.all()[g];
+        if (group.name == "qkv") heads = static_cast<int64_t>(g);
+        if (group.name == "f1") inner = static_cast<int64_t>(g);
+        // Heads far below: in one class with the feed-forward channels all but one would go.
+        scores.push_back(at::arange(1, group.channels + 1, at::kDouble) * (group.name == "qkv" ? 1e-3 : 1));
+    }
+    ASSERT_GE(heads, 0);
+    ASSERT_GE(inner, 0);
+    ASSERT_EQ(groups.all()[heads].channels, 4);
+    const auto removal =
+        prune::isomorphic()->allocate(groups, scores, prune::CostModel(model, example, groups), plain(0.5));
+    EXPECT_EQ(removal[heads], (std::vector<int64_t>{0, 1}));
+    EXPECT_EQ(removal[inner], (std::vector<int64_t>{0, 1, 2, 3, 4, 5}));
+}
+
 TEST(PruneIsomorphic, ResNet20LosesTheSameShareInsideItsBlocksAsBetweenThem) {
     SKIP_WITHOUT_DATA("cifar10/resnet20.pt");
     const auto model = Model::load(data_path("cifar10/resnet20.pt"));

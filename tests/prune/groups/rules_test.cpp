@@ -674,12 +674,68 @@ TEST(PruneRules, ARealGruLosesInputsAndHiddenChannels) {
     SKIP_WITHOUT_DATA("fsdd/cnn_gru.pt");
     const auto model = Model::load(data_path("fsdd/cnn_gru.pt"));
     expect_cut_equals_masked(model, {sine({2, 1, 8000})});
-    const auto groups = prune::find_groups(model, Facts::observe(model, {sine({2, 1, 8000})}));
-    bool hidden = false;
-    for (const auto& group : groups.all())
-        for (const auto& slice : group.slices)
-            hidden |= slice.name.find("weight_hh") != std::string::npos && slice.dim == 1;
-    EXPECT_TRUE(hidden);
+    for (const int64_t batch : {1, 2}) {  // a batch of one is the example of a recipe
+        const auto groups = prune::find_groups(model, Facts::observe(model, {sine({batch, 1, 8000})}));
+        EXPECT_EQ(group_of(groups, "features.12").channels, 128) << "what the cells read, batch " << batch;
+        EXPECT_EQ(group_of(groups, "recur").channels, 64) << "hidden channels, batch " << batch;
+    }
+}
+
+TEST(PruneRules, ARecurrentModuleThatAddsABatchDimensionLosesChannels) {
+    // As nn.GRU has it: a branch for input without a batch dimension, which the example does not take.
+    Tensors tensors = {{"a.weight", sine({5, 4}, 0.5)}, {"b.weight", sine({3, 6}, 0.4)}};
+    const auto cells = add_cells(tensors, 3, 5, 6, 1, 1, true);
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    x = torch.linear(x, self.a.weight)
+    is_batched = x.dim() == 3
+    if not is_batched:
+        x = torch.unsqueeze(x, 0)
+    y, h = torch.gru(x, torch.zeros([1, x.size(0), 6]), )" +
+                                                cells + R"(, True, 1, 0.0, False, False, True)
+    if not is_batched:
+        y = torch.squeeze(y, 0)
+    return torch.linear(y, self.b.weight)
+)");
+    for (const int64_t batch : {1, 2}) {
+        const auto x = sine({batch, 7, 4});
+        expect_cut_equals_masked(model, {x});
+        auto smaller = check_cut(model, {x}, 0.5, 1).smaller;
+        EXPECT_LT(width(smaller, "a.weight", 0), 5);
+        EXPECT_LT(width(smaller, "cell.weight_hh_l0", 1), 6);
+        // The branch that was not taken still fits.
+        const auto batched = first_tensor(smaller.forward({x}));
+        EXPECT_LT(max_difference(first_tensor(smaller.forward({x[0]})), batched[0]), 1e-6);  // float32
+    }
+}
+
+TEST(PruneRules, MatrixProductsOfBatchesAndWithSums) {
+    // Weights as [in, out]; the scores of a single head by bmm, its result added to another branch by baddbmm.
+    const auto model = build_model({{"q.weight", sine({4, 6}, 0.5)},
+                                    {"q.bias", sine({6}, 0.2)},
+                                    {"k.weight", sine({4, 6}, 0.4)},
+                                    {"v.weight", sine({4, 7}, 0.6)},
+                                    {"r.weight", sine({4, 7}, 0.3)},
+                                    {"o.weight", sine({7, 3}, 0.5)}},
+                                   R"(
+def forward(self, x):
+    n = x.size(0)
+    t = x.size(1)
+    rows = x.reshape([-1, 4])
+    q = torch.addmm(self.q.bias, rows, self.q.weight).reshape([n, t, -1])
+    k = torch.mm(rows, self.k.weight).reshape([n, t, -1])
+    v = torch.matmul(x, self.v.weight)
+    a = torch.softmax(torch.bmm(q, k.transpose(1, 2)), 2)
+    y = torch.baddbmm(torch.matmul(x, self.r.weight), a, v)
+    return torch.matmul(y, self.o.weight)
+)");
+    expect_cut_equals_masked(model, {sine({2, 5, 4})});
+    const auto check = check_cut(model, {sine({2, 5, 4})}, 0.5, 1);
+    EXPECT_EQ(width(check.smaller, "q.weight", 1), 3);
+    EXPECT_EQ(width(check.smaller, "k.weight", 1), 3);
+    EXPECT_EQ(width(check.smaller, "v.weight", 1), 4);
+    EXPECT_EQ(width(check.smaller, "r.weight", 1), 4);
+    EXPECT_EQ(width(check.smaller, "o.weight", 0), 4);
 }
 
 TEST(PruneRules, EinsumTiesLettersWhereverTheyStand) {
@@ -907,6 +963,42 @@ def forward(self, x):
         EXPECT_EQ(group_of(groups, "qkv").channels, 3);
         EXPECT_EQ(group_of(groups, "f1").channels, 20);
     }
+}
+
+TEST(PruneRules, ABranchForTensorsOfAnotherRankKeepsNothing) {
+    // As nn.Upsample and nn.InstanceNorm2d have them. Neither branch can run on an image of four dimensions.
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)},
+                                    {"norm.weight", 1 + sine({6}, 0.2)},
+                                    {"norm.bias", sine({6}, 0.1)},
+                                    {"b.weight", sine({5, 6, 1, 1}, 0.3)}},
+                                   R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    if x.dim() == 3:
+        x = torch.instance_norm(x.unsqueeze(0), self.norm.weight, self.norm.bias, None, None, True, 0.1, 1e-5, False).squeeze(0)
+    else:
+        x = torch.instance_norm(x, self.norm.weight, self.norm.bias, None, None, True, 0.1, 1e-5, False)
+    if len(x.size()) == 3 and x.dim() > 1:
+        x = torch.upsample_nearest1d(x, [16], None)
+    else:
+        x = torch.upsample_nearest2d(x, [16, 16], None, None)
+    return torch.conv2d(x, self.b.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    EXPECT_EQ(width(check_cut(model, {image()}, 0.5, 1).smaller, "norm.weight", 0), 3);
+}
+
+TEST(PruneRules, ABranchBySizeThatCannotBeTriedKeepsWhatItReads) {
+    const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}},
+                                   R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    if x.size(2) > 100:
+        x = torch.matmul(x, torch.zeros([103, 103]))
+    return torch.conv2d(x, self.b.weight)
+)");
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    EXPECT_THAT(info_of(groups, "a").reason, ::testing::HasSubstr("branch that the example input does not take"));
 }
 
 TEST(PruneRules, ABranchNotTakenKeepsWhatItReads) {

@@ -143,6 +143,7 @@ TEST(WeightPruning, MistakesAreNamed) {
     EXPECT_ERROR(stage_of({{"pattern", "2:4"}, {"sparsity", "0.7"}}), InvalidArgument,
                  "sparsity is fixed by pattern 2:4: 0.5");
     EXPECT_ERROR(stage_of({{"pattern", "unstuctured"}}), InvalidArgument, "Did you mean \"unstructured\"");
+    EXPECT_ERROR(stage_of({{"pattern", "4-8"}}), InvalidArgument, "pattern is \"4-8\", must be n:m");
     EXPECT_ERROR(stage_of({{"criterion", "wandas"}}), InvalidArgument, "Did you mean \"wanda\"");
     EXPECT_ERROR(stage_of({{"scope", "local"}}), InvalidArgument, "must be global, layer or row");
     auto context = context_of(kImages);
