@@ -202,8 +202,11 @@ Decision decide(const Json& baseline, const Json& before, const Json& after, boo
     } else if (gated && *drop > *gate.max_drop + 1e-9) {  // 88.70 - 88.20 may be 0.5 and a rounding error
         decision.kept = false;
         decision.gate_missed = true;
-        decision.verdict = "undone: " + metric + " fell by " + format("%.2f", *drop) + " points, the gate allows " +
-                           format("%.2f", *gate.max_drop) + "; " + against;
+        // As many digits as it takes to tell the two apart.
+        auto fell = format("%.2f", *drop), allowed = format("%.2f", *gate.max_drop);
+        if (fell == allowed) fell = format("%.6f", *drop), allowed = format("%.6f", *gate.max_drop);
+        decision.verdict =
+            "undone: " + metric + " fell by " + fell + " points, the gate allows " + allowed + "; " + against;
     } else if (changed_nothing) {
         decision.kept = !gated;
         decision.verdict = std::string(gated ? "undone" : "kept") + ": it changed nothing";

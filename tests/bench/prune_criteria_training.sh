@@ -8,13 +8,15 @@ coppice=$1 data=$2 train=$3 out=$4
 shift 4
 mkdir -p "$out"
 
-declare -A cut=( # criterion; the figure that scores of a group are divided by before groups are compared
-    [reconstruction]="reconstruction; none"
-    [taylor_gates]="{taylor: {at: gates}}; none"
-    [mean_activation]="mean_activation; mean"
-    [wanda]="wanda; mean"
-    [apoz]="apoz; mean"
-    [magnitude]="magnitude; mean"
+# Scores that stand for a loss are weighed against the multiply-adds that they save; others are only comparable within a group, or
+# divided by its mean.
+declare -A cut=(
+    [reconstruction]="criterion: reconstruction, scope: {greedy: {normaliser: none}}"
+    [taylor_gates]="criterion: {taylor: {at: gates}}, scope: {greedy: {normaliser: none}}"
+    [mean_activation]="criterion: mean_activation, scope: {global: {normaliser: mean}}"
+    [wanda]="criterion: wanda, scope: {global: {normaliser: mean}}"
+    [apoz]="criterion: apoz, scope: {global: {normaliser: mean}}"
+    [magnitude]="criterion: magnitude, scope: {global: {normaliser: mean}}"
 )
 keeps="0.5 0.3333 0.6667"
 [ $# -gt 0 ] || for keep in $keeps; do for name in "${!cut[@]}"; do set -- "$@" "$name/$keep"; done; done
@@ -30,7 +32,7 @@ data: {format: cifar10, train: $train, test: $data/cifar10/test.bin, calibration
 task: {type: classification, metric: top1}
 threads: 1
 stages:
-  - prune.channel: {criterion: ${cut[$name]%;*}, scope: {greedy: {normaliser: ${cut[$name]#*; }}}, macs_ratio: $keep, round_to: 1, refit: least_squares}
+  - prune.channel: {${cut[$name]}, macs_ratio: $keep, round_to: 1, refit: least_squares}
   - train.finetune: {epochs: 10, batch_size: 128, lr: 0.05, weight_decay: 0.0005, warmup_epochs: 0.2, crop_padding: 4, flip: true, autocast: auto, loss: {distill.logits: {temperature: 4, alpha: 0.9}}}
 deploy: off
 measure: {profile: off}

@@ -143,6 +143,12 @@ TEST_F(PipelineTest, SubNormalWeightsAreZeroInEveryResult) {
     EXPECT_FALSE(read_json(folder / "run" / "02-prune.b" / "stage.json")["facts"].contains("subnormal_weights"));
 }
 
+TEST_F(PipelineTest, ADropAndAGateThatRoundToTheSameAreToldApart) {
+    options.gate.max_drop = 0.001;
+    add("prune.bad", shrink(0.5, 1.0 / 256));
+    EXPECT_THAT(run()[1].verdict, ::testing::HasSubstr("fell by 0.003906 points, the gate allows 0.001000"));
+}
+
 TEST_F(PipelineTest, AStageThatMissesTheGateIsUndoneAndTheNextRunsOnTheModelBefore) {
     options.gate.max_drop = 0.5;
     add("prune.good", shrink(0.8, 0.3));
