@@ -97,7 +97,9 @@ public:
             measured_.clear();
             measure_noise();
         }
-        plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units, &plan_.parameters);
+        plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units, [&](const Unit& unit) {
+            return ends_of(plan_.parameters.at(unit.inputs[0]), levels_);
+        });
     }
 
 private:
@@ -317,58 +319,19 @@ private:
         plan_.biases[node] = bias.to(at::kFloat);
     }
 
-    /// Measures the signal-to-noise ratio of each int8 layer by itself. @return those that had not been measured
+    /// Measures each int8 layer by itself. @return those that had not been measured
     std::vector<Unit*> measure_noise() {
-        struct Power {
-            double signal = 0, noise = 0, clipped = 0, values = 0;
-        };
-        std::unordered_map<const Node*, size_t> index;
-        for (size_t i = 0; i < plan_.units.size(); ++i) {
-            const auto& unit = plan_.units[i];
-            if (unit.anchor() && (unit.int8 || unit.island) && !measured_.count(unit.node)) index[unit.node] = i;
-        }
-        if (index.empty()) return {};
-        std::unordered_map<const Node*, Power> powers;
-        std::unordered_map<const Node*, at::Tensor> rounded;
-        NodeHooks hooks;
-        hooks.before = [&](const Node* node, std::vector<c10::IValue>& inputs) {
-            const auto found = index.find(node);
-            if (found == index.end()) return;
-            const auto& unit = plan_.units[found->second];
-            const auto place = anchor_inputs(node);
-            auto stack = inputs;
-            round_anchor(plan_, unit, stack);
-            node->getOperation()(stack);
-            rounded[node] = stack[0].toTensor();
-            const auto& p = plan_.parameters.at(unit.inputs[0]);
-            const double low = -p.scale * static_cast<double>(p.zero_point);
-            const double high = low + p.scale * static_cast<double>(levels_ - 1);
-            const auto x = inputs[place.tensor].toTensor();
-            auto& count = powers[node];
-            // Half a step beyond an end still rounds to the end.
-            count.clipped += ((x < low - p.scale / 2) | (x > high + p.scale / 2)).sum().item<double>();
-            count.values += static_cast<double>(x.numel());
-        };
-        hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
-            const auto found = rounded.find(node);
-            if (found == rounded.end()) return;
-            const auto exact = outputs[0].toTensor();
-            auto& power = powers[node];
-            power.signal += exact.pow(2).sum(at::kDouble).item<double>();
-            power.noise += (exact - found->second).pow(2).sum(at::kDouble).item<double>();
-            rounded.erase(found);
-        };
-        for (size_t i = 0; i < std::min(kNoiseBatches, calibration_.size()); ++i)
-            run_nodes(plan_.model, calibration_[i], hooks);
         std::vector<Unit*> units;
-        for (const auto& [node, i] : index) {
-            const auto& power = powers[node];
-            auto& unit = plan_.units[i];
-            measured_.insert(node);
-            units.push_back(&unit);
-            // No noise at all (an input of zeros) is as good as float.
-            unit.sqnr_db = power.noise > 0 ? 10 * std::log10(std::max(power.signal, 1e-300) / power.noise) : 200;
-            unit.clipped_ratio = power.values > 0 ? power.clipped / power.values : 0;
+        for (auto& unit : plan_.units)
+            if (unit.anchor() && (unit.int8 || unit.island) && measured_.insert(unit.node).second)
+                units.push_back(&unit);
+        AnchorRounding rounding;
+        rounding.round = [&](const Unit& unit, auto& stack) { round_anchor(plan_, unit, stack); };
+        rounding.input = [&](const Unit& unit) { return std::make_pair(plan_.parameters.at(unit.inputs[0]), levels_); };
+        const auto noise = quantize::measure_noise(plan_.model, {units.begin(), units.end()}, calibration_, rounding);
+        for (size_t i = 0; i < units.size(); ++i) {
+            units[i]->sqnr_db = noise[i].sqnr_db;
+            units[i]->clipped_ratio = noise[i].clipped_ratio;
         }
         return units;
     }
@@ -458,6 +421,62 @@ void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c1
     if (const auto bias = plan.biases.find(unit.node); bias != plan.biases.end()) stack[*place.bias] = bias->second;
 }
 
+Range ends_of(const Affine& parameters, int64_t levels) {
+    Range range;
+    range.low = -parameters.scale * static_cast<double>(parameters.zero_point);
+    range.high = range.low + parameters.scale * static_cast<double>(levels - 1);
+    return range;
+}
+
+std::vector<Noise> measure_noise(const Model& model, const std::vector<const Unit*>& anchors,
+                                 const std::vector<Inputs>& batches, const AnchorRounding& rounding) {
+    struct Power {
+        double signal = 0, noise = 0, clipped = 0, values = 0;
+    };
+    if (anchors.empty()) return {};
+    std::unordered_map<const Node*, size_t> index;
+    for (size_t i = 0; i < anchors.size(); ++i) index[anchors[i]->node] = i;
+    std::vector<Power> powers(anchors.size());
+    std::unordered_map<const Node*, at::Tensor> rounded;
+    NodeHooks hooks;
+    hooks.before = [&](const Node* node, std::vector<c10::IValue>& inputs) {
+        const auto found = index.find(node);
+        if (found == index.end()) return;
+        const auto& unit = *anchors[found->second];
+        auto stack = inputs;
+        rounding.round(unit, stack);
+        node->getOperation()(stack);
+        rounded[node] = stack[0].toTensor();
+        const auto [parameters, levels] = rounding.input(unit);
+        const auto ends = ends_of(parameters, levels);
+        const auto x = inputs[anchor_inputs(node).tensor].toTensor();
+        auto& count = powers[found->second];
+        // Half a step beyond an end still rounds to the end.
+        const double slack = parameters.scale / 2;
+        count.clipped += ((x < ends.low - slack) | (x > ends.high + slack)).sum().item<double>();
+        count.values += static_cast<double>(x.numel());
+    };
+    hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+        const auto found = rounded.find(node);
+        if (found == rounded.end()) return;
+        const auto exact = outputs[0].toTensor();
+        auto& power = powers[index.at(node)];
+        power.signal += exact.pow(2).sum(at::kDouble).item<double>();
+        power.noise += (exact - found->second).pow(2).sum(at::kDouble).item<double>();
+        rounded.erase(found);
+    };
+    for (size_t i = 0; i < std::min(kNoiseBatches, batches.size()); ++i) run_nodes(model, batches[i], hooks);
+    std::vector<Noise> result;
+    for (const auto& power : powers) {
+        Noise noise;
+        // No noise at all (an input of zeros) is as good as float.
+        if (power.noise > 0) noise.sqnr_db = 10 * std::log10(std::max(power.signal, 1e-300) / power.noise);
+        if (power.values > 0) noise.clipped_ratio = power.clipped / power.values;
+        result.push_back(noise);
+    }
+    return result;
+}
+
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {
     Model copy = model.clone();
     copy.eval();
@@ -480,10 +499,8 @@ Json layer_rows(const std::vector<LayerPlan>& layers) {
     Json rows = Json::array();
     for (const auto& layer : layers) {
         if (layer.parameters == 0) continue;
-        Json row = {{"layer", layer.layer},
-                    {"op", layer.op},
-                    {"parameters", layer.parameters},
-                    {"precision", layer.int8 ? "int8" : "float32"}};
+        Json row = {
+            {"layer", layer.layer}, {"op", layer.op}, {"parameters", layer.parameters}, {"precision", layer.precision}};
         if (layer.sqnr_db != 0) row["sqnr_db"] = layer.sqnr_db;
         if (layer.int8) {
             row["input_range"] = {layer.range.low, layer.range.high};
@@ -496,7 +513,7 @@ Json layer_rows(const std::vector<LayerPlan>& layers) {
 }
 
 std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
-                                   const std::unordered_map<const Value*, Affine>* parameters) {
+                                   const std::function<Range(const Unit& unit)>& input_range) {
     const LayerNames names(model);
     std::unordered_map<const Node*, const Unit*> unit_of;
     for (const auto& unit : units)
@@ -518,11 +535,8 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
             layer.int8 = unit.int8 || unit.island;
             layer.sqnr_db = unit.sqnr_db;
             layer.clipped_ratio = unit.clipped_ratio;
-            if (layer.int8 && parameters && parameters->count(unit.inputs[0])) {
-                const auto& p = parameters->at(unit.inputs[0]);
-                layer.range.low = -p.scale * static_cast<double>(p.zero_point);
-                layer.range.high = p.scale * static_cast<double>(255 - p.zero_point);
-            }
+            if (layer.int8 && input_range) layer.range = input_range(unit);
+            if (layer.int8) layer.precision = "int8";
             if (!layer.int8)
                 layer.reason = !unit.refusal.empty() ? unit.refusal : "beside float operators it is no faster in int8";
         } else {

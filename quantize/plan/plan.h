@@ -37,14 +37,34 @@ at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 /// Rounds input, weight and bias of an int8 anchor on the stack of its float operator.
 void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c10::IValue>& stack);
 
+/// Of one layer by itself: its float output against that with input and weight rounded.
+struct Noise {
+    double sqnr_db = 200;      ///< 200 where there is none
+    double clipped_ratio = 0;  ///< share of the input beyond the ends of its integers
+};
+/// How a layer is rounded.
+struct AnchorRounding {
+    /// Rounds input, weight and bias on the stack of the float operator.
+    std::function<void(const Unit& unit, std::vector<c10::IValue>& stack)> round;
+    /// Of the input: parameters and number of integers.
+    std::function<std::pair<Affine, int64_t>(const Unit& unit)> input;
+};
+/// The noise of convolutions and linear layers. Runs the float model on the first batches.
+/// @return one for each of `anchors`
+std::vector<Noise> measure_noise(const Model& model, const std::vector<const Unit*>& anchors,
+                                 const std::vector<Inputs>& batches, const AnchorRounding& rounding);
+
+/// What integers 0 to levels - 1 stand for.
+Range ends_of(const Affine& parameters, int64_t levels);
+
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 
 /// The figures of every layer with weights, as rows of facts[layers].
 Json layer_rows(const std::vector<LayerPlan>& layers);
 
-/// @param parameters  of int8 values, for the ranges; null before they are known
+/// @param input_range  that the integers of a rounded layer's input cover; empty before they are known
 std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
-                                   const std::unordered_map<const torch::jit::Value*, Affine>* parameters = nullptr);
+                                   const std::function<Range(const Unit& unit)>& input_range = {});
 
 }  // namespace coppice::quantize

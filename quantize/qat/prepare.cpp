@@ -39,6 +39,10 @@ struct QatModel::Impl {
     }
 
     FakeQuantize& of(const Value* value) { return values.at(plan.impl().roots.at(value)); }
+    Range input_range(const Unit& unit) {
+        const auto& quantizer = of(unit.inputs[0]);
+        return ends_of(quantizer->affine(), quantizer->levels());
+    }
 
     NodeHooks hooks() {
         NodeHooks hooks;
@@ -366,8 +370,53 @@ StaticPlan QatModel::trained_plan() const {
             integers.contiguous(), quantizer->scale().expand({weight.size(0)}).to(at::kDouble).contiguous(),
             at::zeros({weight.size(0)}, at::kLong), 0);
     }
-    trained->layers = layer_plans(trained->model, trained->facts, trained->units, &trained->parameters);
+    trained->layers = layer_plans(trained->model, trained->facts, trained->units,
+                                  [this](const Unit& unit) { return impl_->input_range(unit); });
     return StaticPlan(trained);
+}
+
+std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) const {
+    torch::NoGradGuard no_grad;
+    for (auto& [name, quantizer] : impl_->named) quantizer->eval();
+    impl_->fold();
+    const auto& plan = impl_->plan.impl();
+    auto units = plan.units;
+    std::vector<const Unit*> anchors;
+    std::vector<Unit*> rounded;
+    for (auto& unit : units) {
+        unit.sqnr_db = unit.clipped_ratio = 0;
+        if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
+        anchors.push_back(&unit);
+        rounded.push_back(&unit);
+    }
+    AnchorRounding rounding;
+    rounding.round = [this](const Unit& unit, std::vector<c10::IValue>& stack) {
+        const auto place = anchor_inputs(unit.node);
+        stack[place.tensor] = impl_->of(unit.inputs[0])->forward(stack[place.tensor].toTensor());
+        stack[place.weight] = impl_->weights.at(unit.node)->forward(stack[place.weight].toTensor());
+    };
+    rounding.input = [this](const Unit& unit) {
+        const auto& quantizer = impl_->of(unit.inputs[0]);
+        return std::make_pair(quantizer->affine(), quantizer->levels());
+    };
+    const auto noise = measure_noise(impl_->model, anchors, batches, rounding);
+    std::unordered_map<std::string, std::string> precision_of;
+    const LayerNames names(impl_->model);
+    for (size_t i = 0; i < rounded.size(); ++i) {
+        auto& unit = *rounded[i];
+        unit.sqnr_db = noise[i].sqnr_db;
+        unit.clipped_ratio = noise[i].clipped_ratio;
+        if (simulated())
+            precision_of[names.of(unit.node)] = "float32, simulated W" +
+                                                std::to_string(impl_->weights.at(unit.node)->options().bits) + "A" +
+                                                std::to_string(impl_->of(unit.inputs[0])->options().bits);
+    }
+    auto layers =
+        layer_plans(impl_->model, plan.facts, units, [this](const Unit& unit) { return impl_->input_range(unit); });
+    for (auto& layer : layers)
+        if (const auto found = precision_of.find(layer.layer); found != precision_of.end())
+            layer.precision = found->second;
+    return layers;
 }
 
 QatModel prepare(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,

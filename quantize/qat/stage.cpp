@@ -55,8 +55,10 @@ public:
             task_.run(trained, *module, context);
             module->train(false);
         }
-        record(training, context);
-        return convert(training);
+        const auto result = convert(training);
+        record(training, calibration, context);
+        add_layer_seconds(context, prepare(model, context.example, nullptr), result);
+        return result;
     }
 
 private:
@@ -75,7 +77,7 @@ private:
         const std::function<double(const Model&)> before_;
     };
 
-    void record(const QatModel& training, Context& context) const {
+    void record(const QatModel& training, const std::vector<Inputs>& calibration, Context& context) const {
         const bool simulated = training.simulated();
         for (const auto& change : training.plan().impl().folded) context.record(change);
         Json rows = Json::array();
@@ -87,7 +89,8 @@ private:
                             {"largest_scale", scale.max().item<double>()}});
         }
         int64_t layers = 0, float_layers = 0;
-        for (const auto& layer : training.plan().layers()) {
+        const auto plans = training.layers(calibration);
+        for (const auto& layer : plans) {
             if (!layer.int8) {
                 context.record({layer.layer, "kept", "float32", "float32", layer.reason});
                 float_layers += layer.parameters > 0;
@@ -104,6 +107,7 @@ private:
         facts["activation_bits"] = options_.activation_bits;
         facts["first_last_bits"] = options_.first_last_bits;
         facts["quantizers"] = rows;
+        facts["layers"] = layer_rows(plans);
         facts["bn"] = options_.train_norms ? "trained" : "folded";
         facts["quantized_layers"] = layers;
         facts["float_layers"] = float_layers;

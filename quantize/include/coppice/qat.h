@@ -153,6 +153,9 @@ public:
     std::vector<std::pair<std::string, FakeQuantize>> quantizers() const;
     /// The plan with the trained weights, scales and zero points. @throws InvalidArgument when simulated()
     StaticPlan trained_plan() const;
+    /// Layers with the noise, ranges and clipping of the trained weights and scales, each layer by itself.
+    /// @param batches  what they are measured on: the first two
+    std::vector<LayerPlan> layers(const std::vector<Inputs>& batches) const;
     const Impl& impl() const { return *impl_; }
 
 private:

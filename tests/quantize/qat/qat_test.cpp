@@ -367,6 +367,47 @@ FakeQuantize quantizer_of(const QatModel& training, const std::string& name) {
     throw std::runtime_error("no quantizer " + name);
 }
 
+TEST(Qat, TheNoiseOfALayerIsThatOfItsOwnWeightsAndScales) {
+    QatOptions options;
+    options.weight_bits = options.activation_bits = options.first_last_bits = 4;
+    const auto x = values_of({2, 3, 8, 8});
+    const std::vector<Inputs> batches(1, Inputs{x});
+    const auto training = prepare(OneNorm().model(), {x}, batches, options);
+    auto of_input = quantizer_of(training, "");
+    {
+        torch::NoGradGuard no_grad;
+        named(of_input, "learned").mul_(0.2);  // as training may, so that some of the input is clipped
+    }
+    const auto layers = training.layers(batches);
+    ASSERT_EQ(layers.size(), 1u);
+    EXPECT_EQ(layers[0].precision, "float32, simulated W4A4");
+
+    at::Tensor weight, bias;
+    for (const auto& entry : named_tensors(training.model())) {
+        if (entry.tensor.dim() == 4) weight = entry.tensor.detach();
+        if (entry.name.find("bias") != std::string::npos && entry.tensor.numel() == 4) bias = entry.tensor.detach();
+    }
+    FakeQuantize of_weight = nullptr;
+    for (const auto& [name, quantizer] : training.quantizers())
+        if (quantizer->options().weight) of_weight = quantizer;
+    const double scale = of_input->scale().item<double>();
+    torch::NoGradGuard no_grad;
+    const auto exact = at::conv2d(x, weight, bias);
+    const auto rounded = at::conv2d(of_input->forward(x), of_weight->forward(weight), bias);
+    double signal = 0, noise = 0, clipped = 0;
+    const auto y = doubles(exact), z = doubles(rounded), inputs = doubles(x);
+    for (size_t i = 0; i < y.size(); ++i) {
+        signal += y[i] * y[i];
+        noise += (y[i] - z[i]) * (y[i] - z[i]);
+    }
+    for (const double value : inputs) clipped += value < -8.5 * scale || value > 7.5 * scale;
+    EXPECT_NEAR(layers[0].sqnr_db, 10 * std::log10(signal / noise), 1e-3);
+    EXPECT_GT(clipped, 0);
+    EXPECT_EQ(layers[0].clipped_ratio, clipped / static_cast<double>(inputs.size()));
+    EXPECT_NEAR(layers[0].range.low, -8 * scale, 1e-9);
+    EXPECT_NEAR(layers[0].range.high, 7 * scale, 1e-9);
+}
+
 TEST(QatNorms, ABatchIsNormalisedByItsOwnMomentsAndTheRunningOnesFollow) {
     const OneNorm net;
     QatOptions options;
@@ -504,6 +545,11 @@ TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
         auto whole = small_context(small_data());
         const auto expected = run(whole);
         EXPECT_TRUE(whole.facts["simulated"].get<bool>());
+        const auto& row = whole.facts["layers"][0];
+        EXPECT_GT(row.at("sqnr_db").get<double>(), 0);
+        EXPECT_EQ(row.at("precision"), "float32, simulated W8A8");  // the first layer
+        EXPECT_GT(row.at("seconds_before").get<double>(), 0);
+        EXPECT_GT(row.at("seconds_after").get<double>(), 0);
         TemporaryFolder folder;
         auto first = small_context(small_data());
         first.work_dir = folder.path();
