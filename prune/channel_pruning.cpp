@@ -77,7 +77,7 @@ public:
         if (model.graph() != original.graph()) {
             const char* note =
                 "attention in one fused operator (the fast path of LibTorch's modules) is written out, so that heads "
-                "can go";
+                "can go; with a mask, a query that may read no key gives 0 instead of NaN";
             context.facts["note"] = note;
             context.log->info(note);
         }
