@@ -74,6 +74,13 @@ public:
         const auto facts = Facts::observe(model, context.example);
         const auto groups = find_groups(model, facts, options_.groups);
         auto target = target_for(groups);
+        if (model.graph() != original.graph()) {
+            const char* note =
+                "attention in one fused operator (the fast path of LibTorch's modules) is written out, so that heads "
+                "can go; with a mask, a query that may read no key gives 0 instead of NaN";
+            context.facts["note"] = note;
+            context.log->info(note);
+        }
         for (const auto& unknown : groups.unknown_operators())
             context.log->info(unknown + " has no pruning rule: what it touches keeps its channels");
 

@@ -39,6 +39,39 @@ void explain_all(std::vector<Row>& rows, const std::string& family, std::vector<
     }
 }
 
+/// Attention in one fused operator is written out before it is pruned, and LayerNames then counts other readers of a
+/// weight: what was "attn#9" is "attn". Each layer gets the name of the row that does its work; what only exists
+/// written out (the second projection) has no row, and a note instead.
+std::vector<prune::PrunableInfo> named_as_in(const std::vector<Row>& rows,
+                                             const std::vector<prune::PrunableInfo>& infos,
+                                             std::vector<std::string>& notes) {
+    std::vector<prune::PrunableInfo> named;
+    std::string rest;
+    for (auto info : infos) {
+        int best = 0;
+        std::string name;
+        for (const auto& row : rows) {
+            const auto& cost = row.profile->cost;
+            const bool same_op = cost.op == info.op, computes = cost.op.rfind("prim::", 0) != 0;
+            const bool exact = cost.name == info.layer;
+            const bool counted = cost.name.substr(0, cost.name.rfind('#')) == info.layer;
+            const int fit = exact && same_op ? 4 : exact && computes ? 3 : counted && same_op ? 2 : counted && computes;
+            if (fit <= best) continue;
+            best = fit;
+            name = cost.name;
+        }
+        if (best > 0) {
+            info.layer = name;
+            named.push_back(info);
+        } else if (info.prunable > 0) {
+            rest += (rest.empty() ? "" : ", ") + info.layer + " " + std::to_string(info.prunable) + " of " +
+                    std::to_string(info.channels);
+        }
+    }
+    if (!rest.empty()) notes.push_back("prunable once attention is written out, as prune.channel does: " + rest);
+    return named;
+}
+
 std::string short_op(const std::string& op) {
     const auto colons = op.find("::");
     return colons == std::string::npos || op.substr(0, colons) != "aten" ? op : op.substr(colons + 2);
@@ -204,7 +237,7 @@ int run_inspect(const Arguments& arguments) {
     for (const auto& row : profile.operators) rows.push_back({&row, {}, {}, {}});
     const double total_seconds = profile.seconds;
     explain_all(
-        rows, "pruned", notes, [&] { return prune::explain(model, example); },
+        rows, "pruned", notes, [&] { return named_as_in(rows, prune::explain(model, example), notes); },
         [](Row& row, const prune::PrunableInfo& info) {
             row.prune = {true, info.prunable > 0,
                          std::to_string(info.prunable) + " of " + std::to_string(info.channels), info.reason};

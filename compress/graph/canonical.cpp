@@ -10,7 +10,9 @@
 //   - attributes that are plain constants (eps, flags), read-only in every method: folded; `training` stays
 //   - `num_batches_tracked += 1` where nothing else reads the counter (momentum is set)
 //   - convolutions under the name that tracing gives to a padding of "same" or "valid" get their usual one
-//   - `if c: True else: False` becomes c; an If whose branches return the same value is removed
+//   - `if c: True else: False` becomes c; an If whose branches return the same value is removed; outputs that are the
+//     same in each branch are one; tuples that both branches make become their entries
+//   - `x is x` becomes True
 //   - constant propagation, peephole, common subexpressions, dead code
 // Weights that a frozen or traced file holds as constants become parameters, so that stages can edit them.
 #include "graph/canonical.h"
@@ -383,6 +385,40 @@ std::optional<bool> constant_bool(const Value* value) {
     return constant->toBool();
 }
 
+/// before  query is key, of one value: self-attention asks whether it is that
+/// after   True
+bool settle_identities(Graph& graph) {
+    bool changed = false;
+    for (Node* node : all_nodes(graph)) {
+        if (node->kind() != aten::__is__ && node->kind() != aten::__isnot__) continue;
+        if (node->input(0) != node->input(1) || !node->output()->hasUses()) continue;
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(graph.insertConstant(node->kind() == aten::__is__));
+        changed = true;
+    }
+    return changed;
+}
+
+/// before  y = if c: (a, b) else: (d, e)
+/// after   y = (if c: a else: d, if c: b else: e), so that an entry that nobody reads is not computed
+bool split_tuple(Node* node, size_t index) {
+    const auto type = node->outputs()[index]->type()->cast<c10::TupleType>();
+    if (!type || type->schema() || !node->outputs()[index]->hasUses()) return false;
+    for (Block* inner : node->blocks()) {
+        const Node* tuple = inner->outputs()[index]->node();
+        if (tuple->kind() != prim::TupleConstruct || tuple->inputs().size() != type->elements().size()) return false;
+    }
+    std::vector<Value*> entries;
+    for (size_t i = 0; i < type->elements().size(); ++i) {
+        for (Block* inner : node->blocks()) inner->registerOutput(inner->outputs()[index]->node()->input(i));
+        entries.push_back(node->addOutput()->setType(type->elements()[i]));
+    }
+    Node* tuple = node->owningGraph()->createTuple(entries);
+    tuple->insertAfter(node);
+    node->outputs()[index]->replaceAllUsesWith(tuple->output());
+    return true;
+}
+
 /// Simplifies outputs of If nodes: (True, False) is the condition itself, equal branches need no If.
 bool simplify_ifs(Block* block) {
     bool changed = false;
@@ -400,9 +436,15 @@ bool simplify_ifs(Block* block) {
                 replacement = node->input();
             else if (yes == no)
                 replacement = yes;  // defined outside of both blocks
+            for (size_t k = 0; k < i && !replacement; ++k)
+                if (node->blocks()[0]->outputs()[k] == yes && node->blocks()[1]->outputs()[k] == no &&
+                    *node->outputs()[k]->type() == *output->type())
+                    replacement = node->outputs()[k];
             if (replacement) {
                 output->replaceAllUsesWith(replacement);
                 changed = true;
+            } else {
+                changed |= split_tuple(node, i);
             }
         }
     }
@@ -510,6 +552,7 @@ void simplify_graph(const std::shared_ptr<Graph>& graph_pointer, Module& root, c
         bool changed = PeepholeOptimize(graph);
         settle_none_casts(*graph);
         changed |= simplify_ifs(graph->block());
+        changed |= settle_identities(*graph);
         EliminateDeadCode(graph);
         changed |= EliminateCommonSubexpression(graph);
         if (!changed) break;

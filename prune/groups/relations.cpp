@@ -215,10 +215,24 @@ bool Relations::all_frozen(const Factor& factor) const {
     return true;
 }
 
+// True when indices with the same digit are tied already: [N*H, ...] as attention makes it of [N, H*E] knows that heads
+// repeat, and losing anything but heads would tie all of them together.
+bool Relations::is_tied_by(const Folding& folding, size_t digit) const {
+    int64_t inner = 1;
+    for (size_t i = digit + 1; i < folding.factors.size(); ++i)
+        inner *= size(folding.factors[i].id, folding.factors[i].dim);
+    const int64_t count = size(folding.factors[digit].id, folding.factors[digit].dim);
+    const auto& flat = folding.flat;
+    for (int64_t k = 0; k < size(flat.id, flat.dim); ++k)
+        if (class_of(flat.id, flat.dim, k) != class_of(flat.id, flat.dim, k / inner % count * inner)) return false;
+    return true;
+}
+
 // A flat dimension can lose the indices of one of its digits, at every value of the others: [C, H, W] -> [C*H*W] loses
 // blocks, heads x width -> features loses whole heads. Which digit is a choice where several are free; the others are
-// frozen. Preferred: heads of attention (or what is beside them, where options ask for head width), then digits that a
-// parameter knows, then what is no mere repetition (keys that several heads share), then the largest.
+// frozen. Preferred: what the flat dimension is tied by already, then heads of attention (or what is beside them, where
+// options ask for head width), then digits that a parameter knows, then what is no mere repetition (keys that several
+// heads share), then the largest.
 void Relations::resolve(const Folding& folding) {
     const auto& flat = folding.flat;
     const Factor* active = nullptr;
@@ -230,7 +244,8 @@ void Relations::resolve(const Folding& folding) {
             has_parameter |= has_parameter_[r] != 0;
             is_repeated |= repeated_[r] != 0;
         }
-        return std::make_tuple(is_independent != options_.head_width, has_parameter, !is_repeated,
+        return std::make_tuple(is_tied_by(folding, static_cast<size_t>(&factor - folding.factors.data())),
+                               is_independent != options_.head_width, has_parameter, !is_repeated,
                                size(factor.id, factor.dim));
     };
     if (!all_frozen(flat))
@@ -376,14 +391,16 @@ void Relations::build() {
     }
     walk(graph->block());
     for (const Value* value : graph->outputs()) freeze_value(value, "is an output of the model");
-    // Heads that share what is repeated for them: what is shared counts independent problems as well. From the last
-    // merge to the first, because one may feed another.
+    // Heads that share what is repeated for them: what is shared counts independent problems as well. So does what is
+    // made of nothing else, [batch * heads]. From the last merge to the first, because one may feed another.
     for (size_t i = foldings_.size(); i-- > 0;) {
-        const auto& factors = foldings_[i].factors;
-        const bool repeats = std::any_of(factors.begin(), factors.end(),
-                                         [this](const Factor& factor) { return all_marked(repeated_, factor); });
-        if (repeats && all_marked(independent_, foldings_[i].flat))
+        const auto& [factors, flat] = foldings_[i];
+        const auto is_repeated = [this](const Factor& factor) { return all_marked(repeated_, factor); };
+        const auto is_independent = [this](const Factor& factor) { return all_marked(independent_, factor); };
+        if (std::any_of(factors.begin(), factors.end(), is_repeated) && is_independent(flat))
             for (const auto& factor : factors) independent(factor.id, factor.dim);
+        else if (std::all_of(factors.begin(), factors.end(), is_independent))
+            independent(flat.id, flat.dim);
     }
     // In order of the graph: what an early split decides, a later merge finds decided.
     for (size_t i = 0; i < foldings_.size(); ++i) resolve(foldings_[i]);
@@ -505,7 +522,10 @@ void Relations::walk_if(const Node* node) {
         const Value* alternative = node->blocks()[other]->outputs()[i];
         const TensorId second = tensor(alternative);
         const std::string why = "has another size in a branch (" + names_.of(node) + ")";
-        if (list(inner) || list(alternative)) {
+        const auto entries = list(inner), others = list(alternative);
+        if (entries && others && entries->size() == others->size() && !keys(inner) && !keys(alternative)) {
+            for (size_t k = 0; k < entries->size(); ++k) tie_alternative((*entries)[k], (*others)[k], why);
+        } else if (entries || others) {
             freeze_value(inner, why);
             freeze_value(alternative, why);
         } else {

@@ -153,6 +153,7 @@ private:
     bool all_frozen(const Factor& factor) const;
     void mark(std::vector<char>& marks, TensorId id, int64_t dim);
     bool all_marked(const std::vector<char>& marks, const Factor& factor) const;
+    bool is_tied_by(const Folding& folding, size_t digit) const;
     void resolve(const Folding& folding);
     void walk(const torch::jit::Block* block);
     void walk_if(const Node* node);

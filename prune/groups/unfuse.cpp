@@ -8,7 +8,19 @@
 //
 // before  aten::_transformer_encoder_layer_fwd(x, E, H, ...), without mask
 // after   the same with layer norms, residual sums and the two layers of the feed-forward part around it
+//
+// Scripted modules hold both: the fused operator where grad mode, autocast, dtypes and devices allow it, and the same
+// written out, which runs in all other cases, training among them. There the written-out one is enough.
+//
+// before  if ...: y = aten::_native_multi_head_attention(x, x, x, ...) else: y = ...
+// after   y = ..., without the condition
+// fires   where the condition asks for grad mode, and all weights of the fused operator are read in the other branch;
+//         not in graphs that make nested tensors, which only the fused operators can read
 #include <coppice/error.h>
+
+#include <torch/csrc/jit/passes/common_subexpression_elimination.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/csrc/jit/passes/lower_tuples.h>
 
 #include "groups/relations.h"
 
@@ -120,14 +132,146 @@ void (*rewrite_of(const Node* node))(Node*) {
     return nullptr;
 }
 
+bool is_fused(const Node* node) {
+    const std::string name = node->kind().toQualString();
+    return name == kAttention || name == kEncoderLayer;
+}
+
+/// True for what LibTorch keeps since the answer may change, though asking changes nothing.
+bool asks_for_mode(const Node* node) {
+    const std::string name = node->kind().toQualString();
+    return name == "aten::is_grad_enabled" || name == "aten::is_autocast_enabled";
+}
+
+void collect_nodes(const Block* block, std::vector<Node*>& nodes) {
+    for (Node* node : const_cast<Block*>(block)->nodes()) {
+        nodes.push_back(node);
+        for (const Block* inner : node->blocks()) collect_nodes(inner, nodes);
+    }
+}
+
+std::vector<Node*> nodes_in(const Node* node) {
+    std::vector<Node*> nodes;
+    for (const Block* block : const_cast<Node*>(node)->blocks()) collect_nodes(block, nodes);
+    return nodes;
+}
+
+/// The operators that a value may come from, whatever branch is taken; an uninitialized one is never read.
+void collect_sources(const Value* value, std::unordered_set<const Node*>& sources) {
+    Node* node = const_cast<Node*>(value->node());
+    if (node->kind() == prim::If)
+        for (const Block* block : node->blocks()) collect_sources(block->outputs()[value->offset()], sources);
+    else if (node->kind() == prim::TupleConstruct)
+        for (const Value* input : node->inputs()) collect_sources(input, sources);
+    else if (node->kind() != prim::Uninitialized)
+        sources.insert(node);
+}
+
+/// True when nothing but the outputs of `attempt` tells that it ran.
+bool has_no_effects(const Node* attempt) {
+    const auto nodes = nodes_in(attempt);
+    const std::unordered_set<const Node*> inside(nodes.begin(), nodes.end());
+    for (const Node* node : nodes) {
+        if (node->hasSideEffects() && !asks_for_mode(node) && node->blocks().empty()) return false;
+        const auto* schema = node->maybeSchema();
+        if (!schema) continue;
+        for (size_t i = 0; i < node->inputs().size(); ++i) {
+            const auto* alias = i < schema->arguments().size() ? schema->arguments()[i].alias_info() : nullptr;
+            if (alias && alias->isWrite() && !inside.count(node->inputs()[i]->node())) return false;
+        }
+    }
+    return true;
+}
+
+/// The branches that try the fused operator, where `choice` takes what they gave or else computes the same; or null.
+Node* attempt_of(const Node* choice) {
+    if (choice->kind() != prim::If || choice->outputs().empty()) return nullptr;
+    Node* attempt = const_cast<Node*>(choice)->input()->node();
+    if (attempt->kind() != prim::If) return nullptr;
+    Block *taken = const_cast<Node*>(choice)->blocks()[0], *rest = const_cast<Node*>(choice)->blocks()[1];
+    if (taken->nodes().begin() != taken->nodes().end()) return nullptr;
+    std::unordered_set<const Node*> sources;
+    for (const Value* value : taken->outputs()) {
+        if (value->node() != attempt) return nullptr;
+        collect_sources(value, sources);
+    }
+    if (sources.size() != 1 || !is_fused(*sources.begin())) return nullptr;
+    const Node* fused = *sources.begin();
+    const bool of_itself = fused->input(0) == fused->input(1) && fused->input(1) == fused->input(2);
+    if (std::string(fused->kind().toQualString()) == kAttention && !of_itself) return nullptr;
+    const auto tries = nodes_in(attempt);
+    if (std::none_of(tries.begin(), tries.end(), [](const Node* node) {
+            return std::string(node->kind().toQualString()) == "aten::is_grad_enabled";
+        }))
+        return nullptr;
+    std::vector<Node*> computes;
+    collect_nodes(rest, computes);
+    std::unordered_set<std::string> read;
+    for (const Node* node : computes)
+        for (const Value* value : node->inputs())
+            if (const auto name = attribute_name(value)) read.insert(*name);
+    for (const Value* value : fused->inputs())
+        if (const auto name = attribute_name(value); name && !read.count(*name)) return nullptr;
+    for (const Value* output : attempt->outputs())
+        for (const auto& use : output->uses())
+            if (use.user != choice && use.user != taken->return_node()) return nullptr;
+    return has_no_effects(attempt) ? attempt : nullptr;
+}
+
+bool makes_nested_tensors(const Graph& graph) {
+    const auto nodes = all_nodes(graph);
+    return std::any_of(nodes.begin(), nodes.end(), [](const Node* node) {
+        return std::string(node->kind().toQualString()) == "aten::_nested_tensor_from_mask";
+    });
+}
+
+/// Keeps the written-out branch in the place of the next such choice; false when there is none.
+bool write_out_next(Graph& graph) {
+    for (Node* choice : all_nodes(graph)) {
+        Node* attempt = attempt_of(choice);
+        if (!attempt) continue;
+        Block* rest = choice->blocks()[1];
+        while (rest->nodes().begin() != rest->nodes().end()) rest->nodes().begin()->moveBefore(choice);
+        for (size_t i = 0; i < choice->outputs().size(); ++i)
+            choice->outputs()[i]->replaceAllUsesWith(rest->outputs()[i]);
+        choice->destroy();
+        attempt->destroy();
+        return true;
+    }
+    return false;
+}
+
+/// What was asked to choose the fused operator goes with it.
+void remove_unused_questions(const std::shared_ptr<Graph>& graph) {
+    for (bool removed = true; removed;) {
+        removed = false;
+        EliminateDeadCode(graph);
+        for (Node* node : all_nodes(*graph))
+            if (asks_for_mode(node) && !node->hasUses()) {
+                node->destroy();
+                removed = true;
+            }
+    }
+}
+
 }  // namespace
 
 Model unfuse_attention(const Model& model) {
+    const bool nested = makes_nested_tensors(*model.graph());
     bool found = false;
-    for (const Node* node : all_nodes(*model.graph())) found |= rewrite_of(node) != nullptr;
+    for (const Node* node : all_nodes(*model.graph()))
+        found |= rewrite_of(node) != nullptr || (!nested && attempt_of(node));
     if (!found) return model;
     Model copy = model.clone();
-    for (Node* node : all_nodes(*copy.graph()))
+    const auto graph = copy.graph();
+    bool written_out = false;
+    while (!nested && write_out_next(*graph)) written_out = true;
+    if (written_out) {
+        LowerSimpleTuples(graph);
+        EliminateCommonSubexpression(graph);
+        remove_unused_questions(graph);
+    }
+    for (Node* node : all_nodes(*graph))
         if (const auto rewrite = rewrite_of(node)) {
             rewrite(node);
             node->destroy();

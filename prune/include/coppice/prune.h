@@ -110,9 +110,9 @@ struct GroupOptions {
 Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& options = {});
 
 /// The model with attention that is one fused operator (nn.MultiheadAttention's and nn.TransformerEncoderLayer's fast
-/// path) taken apart into projections and scaled_dot_product_attention, where heads and widths can shrink. Computes the
-/// same up to float rounding. The same handle when there is none, or none that can be taken apart (masks,
-/// cross-attention, weights that are asked for).
+/// path) taken apart into projections and scaled_dot_product_attention, or written out as a scripted module has it in
+/// its other branch. Heads and widths can shrink there. The same up to rounding, but 0 for NaN where a mask leaves a
+/// query no key. The same handle when there is none, or none that can be taken apart (cross-attention, nested tensors).
 Model unfuse_attention(const Model& model);
 
 /// The model without the channels of `removal`: narrower parameters and buffers, and rewritten constants (view widths,

@@ -145,6 +145,35 @@ TEST(Model, FoldsFlagsButKeepsTheTrainingSwitch) {
     EXPECT_LT(zeros, 600);
 }
 
+TEST(Model, BranchesOnWhetherAValueIsItselfGoAndUnreadEntriesOfTuplesWithThem) {
+    const auto model = build_model({{"a.weight", sine({4, 3}, 0.5)}}, R"(
+def two(self, query, key) -> Tuple[Tensor, Tensor]:
+    if query.dim() == 3:
+        if query is key:
+            query = key = query.transpose(1, 0)
+        else:
+            query, key = torch.cos(query), key.transpose(1, 0)
+    if query is not key:
+        return torch.sin(query), key
+    if query.dim() == 3:
+        return torch.linear(query, self.a.weight), torch.exp(key)
+    else:
+        return torch.linear(query, self.a.weight).relu(), torch.tanh(key)
+
+def forward(self, x):
+    y, _ = self.two(x, x)
+    return y
+)");
+    std::set<std::string> left;
+    for (const auto* node : all_nodes(*model.graph())) left.insert(node->kind().toQualString());
+    for (const char* gone : {"aten::__is__", "aten::__isnot__", "aten::sin", "aten::cos", "aten::exp", "aten::tanh"})
+        EXPECT_FALSE(left.count(gone)) << gone;
+    const auto x = sine({2, 5, 3});
+    const auto y = at::linear(x, get_attribute(model, "a.weight").toTensor());
+    EXPECT_EQ(max_difference(first_tensor(model.forward({x})), y.transpose(1, 0)), 0);
+    EXPECT_EQ(max_difference(first_tensor(model.forward({x[0]})), y[0].relu()), 0);
+}
+
 TEST(Model, AFailingOperatorIsAnErrorWhenTheOriginalIsGone) {
     // LibTorch reports the calls that led to the operator: those functions must still be there.
     auto model = [] {

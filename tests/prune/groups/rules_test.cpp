@@ -1,5 +1,7 @@
 // For every operator family a small net: random channels are cut from every group, and the result must equal the masked
 // original.
+#include <regex>
+
 #include "prune/masking.h"
 
 namespace coppice::testing {
@@ -963,6 +965,250 @@ def forward(self, x):
         EXPECT_EQ(group_of(groups, "qkv").channels, 3);
         EXPECT_EQ(group_of(groups, "f1").channels, 20);
     }
+}
+
+/// What scripting makes of nn.MultiheadAttention and nn.TransformerEncoderLayer, in short: the fused operator where
+/// grad mode and types allow it, else the same written out; with and without a batch dimension, in both orders. 12
+/// channels in 3 heads, 20 in the feed-forward part.
+struct Scripted {
+    bool batch_first = true, need_weights = false, norm_first = false;
+    std::string forward;  ///< the body: speaks of x, and of mask where it has that name
+
+    Model model() const {
+        Tensors tensors = {{"a.weight", sine({12, 8}, 0.5)}, {"qkv.weight", sine({36, 12}, 0.4)},
+                           {"qkv.bias", sine({36}, 0.1)},    {"out.weight", sine({12, 12}, 0.3)},
+                           {"out.bias", sine({12}, 0.1)},    {"n1.weight", 1 + sine({12}, 0.2)},
+                           {"n1.bias", sine({12}, 0.1)},     {"n2.weight", 1 + sine({12}, 0.3)},
+                           {"n2.bias", sine({12}, 0.2)},     {"f1.weight", sine({20, 12}, 0.3)},
+                           {"f1.bias", sine({20}, 0.1)},     {"f2.weight", sine({12, 20}, 0.2)},
+                           {"f2.bias", sine({12}, 0.1)},     {"head.weight", sine({5, 12}, 0.3)}};
+        const auto flag = [](bool value) { return std::string(value ? "True" : "False"); };
+        const bool masked = forward.find("mask") != std::string::npos;
+        std::string source = R"(
+def why_not(self, query, key, value) -> str:
+    why = ""
+    if query.dim() != 3:
+        why = "{} dimensions".format(query.dim())
+    elif query is not key or key is not value:
+        why = "several tensors"
+    elif query.dtype != self.qkv.weight.dtype:
+        why = "types {} and {}".format(query.dtype, self.qkv.weight.dtype)
+    elif self.training:
+        why = "training"
+    elif not BATCH_FIRST:
+        why = "the order"
+    elif torch.is_autocast_enabled():
+        why = "autocast"
+    return why
+
+def kind(self, mask: Optional[Tensor]) -> Optional[int]:
+    return None if mask is None else 0
+
+def attend(self, query, key, value, mask: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    batched = query.dim() == 3
+    why = self.why_not(query, key, value)
+    if len(why) == 0:
+        read = [query, key, value, self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias]
+        if torch.is_grad_enabled() and any([x.requires_grad for x in read]):
+            why = "gradients"
+        if len(why) == 0:
+            return torch._native_multi_head_attention(query, key, value, 12, 3, self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias, mask, NEED_WEIGHTS, True, self.kind(mask))
+    if BATCH_FIRST and batched:
+        if key is value:
+            if query is key:
+                query = key = value = query.transpose(1, 0)
+            else:
+                query, key = [x.transpose(1, 0) for x in (query, key)]
+                value = key
+        else:
+            query, key, value = [x.transpose(1, 0) for x in (query, key, value)]
+    if not batched:
+        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+    l, n, e = query.shape
+    w = e // 3
+    if key is value and query is key:
+        packed = torch.linear(query, self.qkv.weight, self.qkv.bias)
+        packed = packed.unflatten(-1, [3, e]).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
+        q, k, v = packed[0], packed[1], packed[2]
+    else:
+        a, b, c = self.qkv.weight.chunk(3)
+        q, k, v = torch.linear(query, a), torch.linear(key, b), torch.linear(value, c)
+    q = q.view([l, n * 3, w]).transpose(0, 1)
+    k = k.view([k.shape[0], n * 3, w]).transpose(0, 1)
+    v = v.view([v.shape[0], n * 3, w]).transpose(0, 1)
+    weights: Optional[Tensor] = None
+    if NEED_WEIGHTS:
+        scores = torch.bmm(q * (1.0 / float(w)) ** 0.5, k.transpose(-2, -1))
+        if mask is not None:
+            scores = scores.masked_fill(mask, -1e9)
+        p = torch.softmax(scores, -1)
+        y = torch.bmm(p, v).transpose(0, 1).reshape([l * n, e])
+        weights = p.view([n, 3, l, k.size(1)]).mean(1)
+    else:
+        q, k, v = q.view([n, 3, l, w]), k.view([n, 3, k.size(1), w]), v.view([n, 3, k.size(1), w])
+        if mask is None:
+            y = torch.scaled_dot_product_attention(q, k, v)
+        else:
+            y = torch.scaled_dot_product_attention(q, k, v, mask.logical_not())
+        y = y.permute([2, 0, 1, 3]).reshape([l * n, e])
+    y = torch.linear(y, self.out.weight, self.out.bias).view([l, n, -1])
+    if not batched:
+        y = y.squeeze(1)
+    if BATCH_FIRST and batched:
+        y = y.transpose(1, 0)
+    return y, weights
+
+def encode(self, x):
+    why = self.why_not(x, x, x)
+    if len(why) == 0:
+        read = [x, self.qkv.weight, self.qkv.bias, self.f1.weight, self.f2.weight]
+        if torch.is_grad_enabled() and any([y.requires_grad for y in read]):
+            why = "gradients"
+        if len(why) == 0:
+            return torch._transformer_encoder_layer_fwd(x, 12, 3, self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias, False, NORM_FIRST, 1e-5,
+                self.n1.weight, self.n1.bias, self.n2.weight, self.n2.bias, self.f1.weight, self.f1.bias, self.f2.weight, self.f2.bias)
+    if NORM_FIRST:
+        y = torch.layer_norm(x, [12], self.n1.weight, self.n1.bias)
+        x = x + self.attend(y, y, y, None)[0]
+        y = torch.layer_norm(x, [12], self.n2.weight, self.n2.bias)
+    else:
+        x = torch.layer_norm(x + self.attend(x, x, x, None)[0], [12], self.n1.weight, self.n1.bias)
+        y = x
+    x = x + torch.linear(torch.relu(torch.linear(y, self.f1.weight, self.f1.bias)), self.f2.weight, self.f2.bias)
+    if not NORM_FIRST:
+        x = torch.layer_norm(x, [12], self.n2.weight, self.n2.bias)
+    return x
+
+def forward(self, x)" + std::string(masked ? ", mask: Tensor" : "") +
+                             "):\n" + forward;
+        for (const auto& [name, value] : {std::pair("BATCH_FIRST", batch_first),
+                                          std::pair("NEED_WEIGHTS", need_weights), std::pair("NORM_FIRST", norm_first)})
+            source = std::regex_replace(source, std::regex(name), flag(value));
+        return build_model(tensors, source);
+    }
+
+    std::string setting() const {
+        return std::string(batch_first ? "batch first" : "length first") + (need_weights ? ", with weights" : "") +
+               (norm_first ? ", norm first" : "") + forward;
+    }
+};
+
+bool asks_for_grad_mode(const Model& model) {
+    for (const auto* node : all_nodes(*model.graph()))
+        if (std::string(node->kind().toQualString()) == "aten::is_grad_enabled") return true;
+    return false;
+}
+
+at::Tensor run(const Model& model, const Inputs& inputs, bool grad) {
+    at::AutoGradMode mode(grad);
+    return first_tensor(model.forward(inputs)).detach();
+}
+
+/// Cuts heads, or the width of all of them, with everything around; the result must not hang on grad mode, on the
+/// batch, or on whether there is one.
+void expect_scripted_module_is_pruned(const Scripted& scripted, bool masked) {
+    SCOPED_TRACE(scripted.setting());
+    const auto model = scripted.model();
+    ASSERT_TRUE(asks_for_grad_mode(model));
+    const auto example = [&](int64_t batch) {
+        Inputs inputs = {sine(scripted.batch_first ? at::IntArrayRef{batch, 7, 8} : at::IntArrayRef{7, batch, 8})};
+        if (masked) inputs.push_back(at::ones({7, 7}).triu(1).to(at::kBool));
+        return inputs;
+    };
+    const auto apart = prune::unfuse_attention(model);
+    EXPECT_FALSE(asks_for_grad_mode(apart));
+    for (const bool grad : {false, true})  // float32: the fused operator and its parts round differently
+        EXPECT_LE(max_difference(run(model, example(2), grad), run(apart, example(2), grad)), 1e-5);
+    expect_cut_equals_masked(model, example(2));
+    for (const bool head_width : {false, true}) {
+        prune::GroupOptions options;
+        options.head_width = head_width;
+        for (const int64_t batch : {1, 5}) {  // a batch of one, and one of more than there are heads
+            auto check = check_cut(model, example(batch), 0.4, 1, options);
+            EXPECT_LE(check.difference, 1e-5) << "batch " << batch;
+            EXPECT_EQ(group_of(check.groups, "qkv").channels, head_width ? 4 : 3) << "batch " << batch;
+            EXPECT_EQ(group_of(check.groups, "a").channels, 12) << "batch " << batch;
+            const auto inputs = example(4);
+            const auto whole = run(check.smaller, inputs, false);
+            EXPECT_LE(max_difference(whole, run(check.smaller, inputs, true)), 1e-6);
+            auto alone = inputs;
+            const int64_t dim = scripted.batch_first ? 0 : 1;
+            alone[0] = inputs[0].toTensor().select(dim, 3);
+            EXPECT_LE(max_difference(whole.select(dim, 3), run(check.smaller, alone, false)), 1e-5);
+            check.smaller.train();  // no fused operator either way: the same without dropout
+            EXPECT_LE(max_difference(whole, run(check.smaller, inputs, true)), 1e-6);
+        }
+    }
+}
+
+TEST(PruneRules, ScriptedAttentionWithAFastPathLosesHeads) {
+    Scripted scripted;
+    scripted.forward = R"(
+    x = torch.linear(x, self.a.weight)
+    y, _ = self.attend(x, x, x, None)
+    return torch.linear(y, self.head.weight)
+)";
+    for (scripted.batch_first = true;; scripted.batch_first = false) {
+        for (const bool need_weights : {false, true}) {
+            scripted.need_weights = need_weights;
+            expect_scripted_module_is_pruned(scripted, false);
+        }
+        if (!scripted.batch_first) break;
+    }
+}
+
+TEST(PruneRules, ScriptedAttentionWithAMaskLosesHeads) {
+    Scripted scripted;
+    scripted.forward = R"(
+    x = torch.linear(x, self.a.weight)
+    y, _ = self.attend(x, x, x, mask)
+    return torch.linear(y, self.head.weight)
+)";
+    for (const bool need_weights : {false, true}) {
+        scripted.need_weights = need_weights;
+        expect_scripted_module_is_pruned(scripted, true);
+    }
+    scripted.batch_first = false;
+    expect_scripted_module_is_pruned(scripted, true);
+}
+
+TEST(PruneRules, AScriptedEncoderLayerLosesHeadsAndFeedForwardChannels) {
+    Scripted scripted;
+    scripted.forward = R"(
+    return torch.linear(self.encode(torch.linear(x, self.a.weight)), self.head.weight)
+)";
+    for (const bool norm_first : {false, true}) {
+        scripted.norm_first = norm_first;
+        expect_scripted_module_is_pruned(scripted, false);
+        const auto check = check_cut(scripted.model(), {sine({2, 7, 8})}, 0.5, 1);
+        EXPECT_EQ(width(check.smaller, "f1.weight", 0), 10);
+        EXPECT_EQ(width(check.smaller, "f2.weight", 1), 10);
+    }
+    scripted.batch_first = false;
+    expect_scripted_module_is_pruned(scripted, false);
+}
+
+TEST(PruneRules, AFastPathStaysWhereTheOtherBranchIsNotTheSame) {
+    Scripted scripted;
+    // Nested tensors are what only fused operators read.
+    scripted.forward = R"(
+    x = torch.linear(x, self.a.weight)
+    if not torch.is_grad_enabled():
+        x = torch._nested_tensor_from_mask(x, x.sum(-1) < 1e9)
+    y = self.encode(x)
+    return torch.linear(y, self.head.weight)
+)";
+    EXPECT_TRUE(asks_for_grad_mode(prune::unfuse_attention(scripted.model())));
+    // Another branch, which reads other weights.
+    scripted.forward = R"(
+    x = torch.linear(x, self.a.weight)
+    if not torch.is_grad_enabled():
+        y, _ = torch._native_multi_head_attention(x, x, x, 12, 3, self.qkv.weight, self.qkv.bias, self.out.weight, self.out.bias, None, False)
+    else:
+        y = torch.linear(x, self.out.weight, self.out.bias)
+    return torch.linear(y, self.head.weight)
+)";
+    EXPECT_TRUE(asks_for_grad_mode(prune::unfuse_attention(scripted.model())));
 }
 
 TEST(PruneRules, ABranchForTensorsOfAnotherRankKeepsNothing) {
