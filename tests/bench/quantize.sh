@@ -38,7 +38,7 @@ def read(pattern):
 before, after = read("00-*"), read("01-*")
 def latency(tree):
     rows = tree.get("latency") or []
-    return "/".join(f"{row['p50_s']['value'] * 1e3:.3g}" for row in rows) or "-"
+    return "/".join(f"{row['p50_s']['value'] * 1e3:.3g}" for row in rows if row["p50_s"]["value"]) or "-"
 facts = json.load(open(sorted(glob.glob(f"{folder}/01-*/stage.json"))[0]))
 facts = facts.get("facts", facts)
 layers = facts.get("quantized_layers", facts.get("int8_layers"))
