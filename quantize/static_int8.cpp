@@ -20,7 +20,8 @@ constexpr const char* kWhere = "quantize.static";
 /// Converts for every engine that can run the plan and returns the fastest one's name: the least time of a few rounds
 /// in which each has its turn, so that what else the machine does meets all of them.
 std::string fastest_engine(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
-    constexpr int kRounds = 4;
+    constexpr int kRounds = 4, kLeastRounds = 2;
+    constexpr double kEnoughSeconds = 1;  // what takes long varies less
     torch::NoGradGuard no_grad;
     const bool islands =
         std::any_of(plan.impl().units.begin(), plan.impl().units.end(), [](const Unit& unit) { return unit.island; });
@@ -34,13 +35,15 @@ std::string fastest_engine(const StaticPlan& plan, const Inputs& inputs, Json& s
         models.at(name).forward(inputs);
     }
     std::map<std::string, double> least;
-    for (int i = 0; i < kRounds; ++i) {
+    double spent = 0;
+    for (int i = 0; i < kRounds && (i < kLeastRounds || spent < kEnoughSeconds); ++i) {
         for (const auto& [name, model] : models) {
             const auto start = std::chrono::steady_clock::now();
             model.forward(inputs);
             const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
             const auto known = least.emplace(name, time).first;
             known->second = std::min(known->second, time);
+            spent += time;
         }
     }
     std::string best;
