@@ -328,11 +328,7 @@ private:
         AnchorRounding rounding;
         rounding.round = [&](const Unit& unit, auto& stack) { round_anchor(plan_, unit, stack); };
         rounding.input = [&](const Unit& unit) { return std::make_pair(plan_.parameters.at(unit.inputs[0]), levels_); };
-        const auto noise = quantize::measure_noise(plan_.model, {units.begin(), units.end()}, calibration_, rounding);
-        for (size_t i = 0; i < units.size(); ++i) {
-            units[i]->sqnr_db = noise[i].sqnr_db;
-            units[i]->clipped_ratio = noise[i].clipped_ratio;
-        }
+        quantize::measure_noise(plan_.model, units, calibration_, rounding);
         return units;
     }
 
@@ -428,12 +424,12 @@ Range ends_of(const Affine& parameters, int64_t levels) {
     return range;
 }
 
-std::vector<Noise> measure_noise(const Model& model, const std::vector<const Unit*>& anchors,
-                                 const std::vector<Inputs>& batches, const AnchorRounding& rounding) {
+void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const std::vector<Inputs>& batches,
+                   const AnchorRounding& rounding) {
     struct Power {
         double signal = 0, noise = 0, clipped = 0, values = 0;
     };
-    if (anchors.empty()) return {};
+    if (anchors.empty()) return;
     std::unordered_map<const Node*, size_t> index;
     for (size_t i = 0; i < anchors.size(); ++i) index[anchors[i]->node] = i;
     std::vector<Power> powers(anchors.size());
@@ -466,15 +462,12 @@ std::vector<Noise> measure_noise(const Model& model, const std::vector<const Uni
         rounded.erase(found);
     };
     for (size_t i = 0; i < std::min(kNoiseBatches, batches.size()); ++i) run_nodes(model, batches[i], hooks);
-    std::vector<Noise> result;
-    for (const auto& power : powers) {
-        Noise noise;
+    for (size_t i = 0; i < anchors.size(); ++i) {
+        const auto& power = powers[i];
         // No noise at all (an input of zeros) is as good as float.
-        if (power.noise > 0) noise.sqnr_db = 10 * std::log10(std::max(power.signal, 1e-300) / power.noise);
-        if (power.values > 0) noise.clipped_ratio = power.clipped / power.values;
-        result.push_back(noise);
+        anchors[i]->sqnr_db = power.noise > 0 ? 10 * std::log10(std::max(power.signal, 1e-300) / power.noise) : 200;
+        anchors[i]->clipped_ratio = power.values > 0 ? power.clipped / power.values : 0;
     }
-    return result;
 }
 
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {

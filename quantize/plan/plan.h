@@ -37,11 +37,6 @@ at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 /// Rounds input, weight and bias of an int8 anchor on the stack of its float operator.
 void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c10::IValue>& stack);
 
-/// Of one layer by itself: its float output against that with input and weight rounded.
-struct Noise {
-    double sqnr_db = 200;      ///< 200 where there is none
-    double clipped_ratio = 0;  ///< share of the input beyond the ends of its integers
-};
 /// How a layer is rounded.
 struct AnchorRounding {
     /// Rounds input, weight and bias on the stack of the float operator.
@@ -49,10 +44,10 @@ struct AnchorRounding {
     /// Of the input: parameters and number of integers.
     std::function<std::pair<Affine, int64_t>(const Unit& unit)> input;
 };
-/// The noise of convolutions and linear layers. Runs the float model on the first batches.
-/// @return one for each of `anchors`
-std::vector<Noise> measure_noise(const Model& model, const std::vector<const Unit*>& anchors,
-                                 const std::vector<Inputs>& batches, const AnchorRounding& rounding);
+/// Sets sqnr_db (200 where there is no noise) and clipped_ratio of convolutions and linear layers: each by itself, its
+/// float output against that with input and weight rounded. Runs the float model on the first batches.
+void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const std::vector<Inputs>& batches,
+                   const AnchorRounding& rounding);
 
 /// What integers 0 to levels - 1 stand for.
 Range ends_of(const Affine& parameters, int64_t levels);

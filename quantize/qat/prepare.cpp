@@ -381,13 +381,10 @@ std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) cons
     impl_->fold();
     const auto& plan = impl_->plan.impl();
     auto units = plan.units;
-    std::vector<const Unit*> anchors;
-    std::vector<Unit*> rounded;
+    std::vector<Unit*> anchors;
     for (auto& unit : units) {
         unit.sqnr_db = unit.clipped_ratio = 0;
-        if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
-        anchors.push_back(&unit);
-        rounded.push_back(&unit);
+        if (unit.anchor() && (unit.int8 || unit.island)) anchors.push_back(&unit);
     }
     AnchorRounding rounding;
     rounding.round = [this](const Unit& unit, std::vector<c10::IValue>& stack) {
@@ -399,20 +396,16 @@ std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) cons
         const auto& quantizer = impl_->of(unit.inputs[0]);
         return std::make_pair(quantizer->affine(), quantizer->levels());
     };
-    const auto noise = measure_noise(impl_->model, anchors, batches, rounding);
-    std::unordered_map<std::string, std::string> precision_of;
-    const LayerNames names(impl_->model);
-    for (size_t i = 0; i < rounded.size(); ++i) {
-        auto& unit = *rounded[i];
-        unit.sqnr_db = noise[i].sqnr_db;
-        unit.clipped_ratio = noise[i].clipped_ratio;
-        if (simulated())
-            precision_of[names.of(unit.node)] = "float32, simulated W" +
-                                                std::to_string(impl_->weights.at(unit.node)->options().bits) + "A" +
-                                                std::to_string(impl_->of(unit.inputs[0])->options().bits);
-    }
+    measure_noise(impl_->model, anchors, batches, rounding);
     auto layers =
         layer_plans(impl_->model, plan.facts, units, [this](const Unit& unit) { return impl_->input_range(unit); });
+    if (!simulated()) return layers;
+    std::unordered_map<std::string, std::string> precision_of;
+    const LayerNames names(impl_->model);
+    for (const auto* unit : anchors)
+        precision_of[names.of(unit->node)] = "float32, simulated W" +
+                                             std::to_string(impl_->weights.at(unit->node)->options().bits) + "A" +
+                                             std::to_string(impl_->of(unit->inputs[0])->options().bits);
     for (auto& layer : layers)
         if (const auto found = precision_of.find(layer.layer); found != precision_of.end())
             layer.precision = found->second;

@@ -57,7 +57,7 @@ public:
         }
         const auto result = convert(training);
         record(training, calibration, context);
-        add_layer_seconds(context, prepare(model, context.example, nullptr), result);
+        add_layer_seconds(context, training.model(), result);
         return result;
     }
 
