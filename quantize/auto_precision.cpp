@@ -75,15 +75,18 @@ public:
                 const auto calibration = batches_of(context, std::max(options.batches, options_.batches),
                                                     std::max(options.batch_size, options_.batch_size), kWhere);
                 plan = plan_static(model, context.example, calibration, options);
-                Candidate mixed{"static", {}, {}, {}, plan};
-                const auto int8 = convert(*plan);
-                mixed.layers = choose(int8, forms, batches, context, {});
-                mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
-                if (options_.fallback.on() && context.evaluate &&
-                    context.evaluate(mixed.model) < context.evaluate(model) - options_.fallback.max_drop)
-                    why_no_static = "it loses more than max_drop of the metric";
-                else
-                    candidates.push_back(std::move(mixed));
+                for (const auto& kernels : kernels_for(*plan)) {
+                    const bool fused = kernels.linear == "fused";
+                    Candidate mixed{fused ? "static, linear fused" : "static", {}, {}, {}, plan};
+                    const auto int8 = convert(with_kernels(*plan, kernels));
+                    mixed.layers = choose(int8, forms, batches, context, {});
+                    mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
+                    if (options_.fallback.on() && context.evaluate &&
+                        context.evaluate(mixed.model) < context.evaluate(model) - options_.fallback.max_drop)
+                        why_no_static = "it loses more than max_drop of the metric";
+                    else
+                        candidates.push_back(std::move(mixed));
+                }
             } catch (const UnsupportedModel& error) {
                 why_no_static = error.problem();
             }
@@ -174,7 +177,7 @@ private:
                               const std::vector<Inputs>& batches, Context& context,
                               const std::vector<std::string>& ignore) const {
         const auto facts = Facts::observe(prepared, context.example);
-        auto layers = layers_of(prepared, facts);
+        auto layers = layers_of(prepared, facts, /*attention=*/true);
         apply_ignore(layers, ignore, kWhere);
         std::unordered_map<const torch::jit::Node*, Layer*> open;
         for (auto& layer : layers)

@@ -162,6 +162,9 @@ const std::vector<Entry<Stage>>& stages() {
                                             "layers with a lower signal-to-noise ratio stay in float");
              options.engine = o.choice("engine", options.engine, {"auto", "fbgemm", "onednn", "qnnpack", "x86"},
                                        "int8 kernels to prepare for; auto measures");
+             options.linear = o.choice("linear", options.linear, {"auto", "fused", "packed"},
+                                       "linear layers between float ones: oneDNN's with the activation inside, packed "
+                                       "when the file is loaded, or LibTorch's quantized:: ones; auto measures");
              options.activation_levels =
                  o.integer("activation_levels", 0, 0, 256, "256, 128 for CPUs without VNNI, 0: by this CPU");
              options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");

@@ -17,41 +17,32 @@ namespace {
 
 constexpr const char* kWhere = "quantize.static";
 
-/// Converts for every engine that can run the plan and returns the fastest one's name: the least time of a few rounds
-/// in which each has its turn, so that what else the machine does meets all of them.
-std::string fastest_engine(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
+/// Converts for each and returns the fastest: the least time of a few rounds in which each has its turn, so that what
+/// else the machine does meets all of them.
+Kernels fastest_kernels(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
     constexpr int kRounds = 4, kLeastRounds = 2;
     constexpr double kEnoughSeconds = 1;  // what takes long varies less
     torch::NoGradGuard no_grad;
-    const bool islands =
-        std::any_of(plan.impl().units.begin(), plan.impl().units.end(), [](const Unit& unit) { return unit.island; });
-    std::map<std::string, Model> models;
-    for (const auto& name : engines()) {
-        // Only these have a linear layer with float on both sides; qnnpack's kernels are for ARM.
-        if (name == "qnnpack" || (islands && name != "x86" && name != "fbgemm")) continue;
-        auto impl = std::make_shared<StaticPlan::Impl>(plan.impl());
-        impl->options.engine = name;
-        models.emplace(name, convert(StaticPlan(impl)));
-        models.at(name).forward(inputs);
+    const auto all = kernels_for(plan);
+    if (all.size() == 1) return all.front();
+    std::vector<Model> models;
+    for (const auto& kernels : all) {
+        models.push_back(convert(with_kernels(plan, kernels)));
+        models.back().forward(inputs);
     }
-    std::map<std::string, double> least;
+    std::vector<double> least(all.size(), std::numeric_limits<double>::infinity());
     double spent = 0;
     for (int i = 0; i < kRounds && (i < kLeastRounds || spent < kEnoughSeconds); ++i) {
-        for (const auto& [name, model] : models) {
+        for (size_t k = 0; k < all.size(); ++k) {
             const auto start = std::chrono::steady_clock::now();
-            model.forward(inputs);
+            models[k].forward(inputs);
             const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-            const auto known = least.emplace(name, time).first;
-            known->second = std::min(known->second, time);
+            least[k] = std::min(least[k], time);
             spent += time;
         }
     }
-    std::string best;
-    for (const auto& [name, time] : least) {
-        seconds[name] = time;
-        if (best.empty() || time < least.at(best)) best = name;
-    }
-    return best;
+    for (size_t k = 0; k < all.size(); ++k) seconds[all[k].name()] = least[k];
+    return all[static_cast<size_t>(std::min_element(least.begin(), least.end()) - least.begin())];
 }
 
 std::string decibel(double value) {
@@ -86,21 +77,19 @@ public:
         };
         auto plan = with_fallback(model, context, calibration, options);
         Json seconds = Json::object();
-        std::string engine_name = options_.engine;
-        if (engine_name == "auto") {
-            engine_name = fastest_engine(plan, calibration.front(), seconds);
-            context.log->info("int8 engine: " + engine_name + " is the fastest here");
-        }
-        const auto result = convert(plan);
+        const auto kernels = fastest_kernels(plan, calibration.front(), seconds);
+        if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
+        const auto result = convert(with_kernels(plan, kernels));
         record(plan, context, calibration);
         add_layer_seconds(context, prepare(model, context.example, nullptr), result);
-        context.facts["engine"] = engine_name;
+        context.facts["engine"] = kernels.engine;
+        context.facts["linear"] = kernels.linear;
         if (!seconds.empty()) context.facts["engine_seconds"] = seconds;
-        if (engine_name != "x86")
+        if (kernels.engine != "x86")
             context.log->warning(
                 "stock LibTorch loads int8 models for engine x86; the program that loads this one has to call "
                 "at::globalContext().setQEngine before, to run it on " +
-                engine_name);
+                kernels.engine);
         return result;
     }
 
@@ -192,6 +181,11 @@ std::unique_ptr<Stage> static_int8(StaticOptions options) {
     const auto known = engines();
     if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
         throw_unknown(kWhere, "engine", options.engine, known);
+    const std::vector<std::string> kinds = {"auto", "fused", "packed"};
+    if (std::find(kinds.begin(), kinds.end(), options.linear) == kinds.end())
+        throw_unknown(kWhere, "linear", options.linear, kinds);
+    if (options.linear == "fused" && !exact_int8_products())
+        throw InvalidArgument(kWhere, "linear is fused, whose sums saturate on a CPU without VNNI", "Use packed.");
     return std::make_unique<StaticInt8>(std::move(options));
 }
 

@@ -159,6 +159,10 @@ namespace {
 /// Removes what is not in `used` below `module`; returns whether anything is left. Names in `used` are full paths.
 bool prune_module(Module module, const std::string& prefix, const std::set<std::string>& used) {
     const auto type = module.type();
+    if (!prefix.empty() && type->findMethod("__getstate__")) {  // it saves itself, and needs for that what it has
+        const auto first = used.lower_bound(prefix);
+        if (first != used.end() && first->rfind(prefix, 0) == 0) return true;
+    }
     std::vector<std::string> names;
     for (size_t i = 0; i < type->numAttributes(); ++i) names.push_back(type->getAttributeName(i));
     bool anything = false;

@@ -15,6 +15,7 @@
 //   - `x is x` becomes True
 //   - constant propagation, peephole, common subexpressions, dead code
 // Weights that a frozen or traced file holds as constants become parameters, so that stages can edit them.
+// Submodules that save and load themselves (__getstate__, __setstate__) keep these methods.
 #include "graph/canonical.h"
 
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
@@ -83,30 +84,36 @@ public:
         : unit_(std::make_shared<CompilationUnit>()), replacements_(replacements) {
         root_ = rebuild(source);
         objects_[source._ivalue().get()] = root_;
+        for (const auto& [original, copy] : saving_themselves_)
+            if (copy.type() != root_.type())  // the root's methods are copied by name
+                for (const char* name : {"__getstate__", "__setstate__"}) copy_method(original, copy, name);
     }
 
     Module root() const { return root_; }
 
     /// Copies method `name` of `source`, everything inlined, and adds it to the root.
-    void copy_method(const Module& source, const std::string& name) {
+    void copy_method(const Module& source, const std::string& name) { copy_method(source, root_, name); }
+
+private:
+    void copy_method(const Module& source, const Module& copy_of_source, const std::string& name) {
         const auto* function = dynamic_cast<GraphFunction*>(&source.get_method(name).function());
         if (!function)
             throw UnsupportedModel(kWhere, "method \"" + name + "\" has no graph", "Script or trace the model again.");
         auto graph = function->graph()->copy();
         std::unordered_map<const Value*, Module> modules;
-        graph->inputs()[0]->setType(root_.type());
+        const auto type = copy_of_source.type();
+        graph->inputs()[0]->setType(type);
         modules[graph->inputs()[0]] = source;
         retype(graph->block(), modules);
         const auto& schema = function->getSchema();
         auto arguments = schema.arguments();
-        arguments[0] = c10::Argument(arguments[0].name(), root_.type());
-        auto* copy = unit_->create_function(c10::QualifiedName(*root_.type()->name(), name), graph);
+        arguments[0] = c10::Argument(arguments[0].name(), type);
+        auto* copy = unit_->create_function(c10::QualifiedName(*type->name(), name), graph);
         copy->setSchema(schema.cloneWithArguments(arguments));
-        root_.type()->addMethod(copy);
+        type->addMethod(copy);
         CallStacks(copy).own(graph->block());
     }
 
-private:
     at::Tensor copy_tensor(const at::Tensor& tensor) {
         if (!tensor.defined()) return tensor;
         // Two tensors over the same memory are one: a GRU keeps its weights as parameters and in a list, and an archive
@@ -161,6 +168,8 @@ private:
             }
         }
         objects_[key] = copy;
+        if (type->findMethod("__getstate__") && type->findMethod("__setstate__"))
+            saving_themselves_.emplace_back(source, copy);
         return copy;
     }
 
@@ -248,6 +257,7 @@ private:
     const Replacements& replacements_;
     Module root_;
     std::unordered_map<const c10::ivalue::Object*, Module> objects_;
+    std::vector<std::pair<Module, Module>> saving_themselves_;
     std::map<std::tuple<const void*, std::vector<int64_t>, std::vector<int64_t>, bool>, at::Tensor> tensors_;
     size_t types_ = 0, inlined_ = 0;
 };

@@ -109,6 +109,7 @@ const std::set<std::string>& free_operators() {  // views, shapes, constants, co
                                                  "aten::triu",
                                                  "aten::broadcast_to",
                                                  "aten::broadcast_tensors",
+                                                 "aten::int_repr",
                                                  "aten::quantize_per_tensor",
                                                  "aten::dequantize",
                                                  "aten::swapaxes",
@@ -239,6 +240,7 @@ const std::map<std::string, double>& elementwise_flops() {
                                                          {"quantized::batch_norm2d", 2},
                                                          {"quantized::embedding_bag_4bit_unpack", 2},
                                                          {"quantized::embedding_bag_byte_unpack", 2},
+                                                         {"quantized::embedding_byte", 2},
                                                          {"quantized::cat", 0}};
     return kFlops;
 }
@@ -304,14 +306,16 @@ double einsum_macs(const std::string& equation, const std::vector<std::vector<in
     return macs;
 }
 
-/// [C_out, C_in/groups, k...] of packed int8 weights.
+/// [C_out, C_in/groups, k...] of packed int8 weights; [in, out] of those in oneDNN's layout.
 std::optional<at::Tensor> unpacked_weight(const c10::IValue& packed) {
+    if (packed.isTensor() && packed.toTensor().is_mkldnn()) return packed.toTensor().to_dense();
     if (!packed.isCustomClass()) return std::nullopt;
     const auto name = packed.type()->str();
-    const char* unpack = name.find("Conv2d") != std::string::npos   ? "quantized::conv2d_unpack"
-                         : name.find("Conv3d") != std::string::npos ? "quantized::conv3d_unpack"
-                         : name.find("Linear") != std::string::npos ? "quantized::linear_unpack"
-                                                                    : nullptr;
+    const char* unpack = name.find("Conv2d") != std::string::npos      ? "quantized::conv2d_unpack"
+                         : name.find("Conv3d") != std::string::npos    ? "quantized::conv3d_unpack"
+                         : name.find("Linear") != std::string::npos    ? "quantized::linear_unpack"
+                         : name.find("Embedding") != std::string::npos ? "quantized::embedding_bag_unpack"
+                                                                       : nullptr;
     if (!unpack) return std::nullopt;
     try {
         std::vector<c10::IValue> stack{packed};
@@ -397,6 +401,10 @@ Rule rule_of(Node* node, const std::vector<c10::IValue>& inputs, const Observed&
                              static_cast<double>(weight->size(0)));
         }
         return {0, 0, false};
+    }
+    if (op.rfind("onednn::qlinear", 0) == 0) {  // weights [in, out]
+        const auto weight = shape_of(inputs[3]);
+        return with_macs(product(out) * static_cast<double>(weight[0]));
     }
     if (const auto found = elementwise_flops().find(op); found != elementwise_flops().end())
         return {0, found->second * product(out), true};
@@ -498,7 +506,11 @@ Cost cost(const Model& model, const Inputs& example) {
         total.activation_bytes += layer.activation_bytes;
     }
     std::set<const void*> seen_tensors;
+    std::set<std::string> packed_at_load;  // what they were packed from stands beside them, as "weight"
+    for (const auto& [name, tensor, role] : named_tensors(model))
+        if (tensor.is_mkldnn()) packed_at_load.insert({name, name.substr(0, name.rfind('.') + 1) + "weight"});
     for (const auto& [name, tensor, role] : named_tensors(model)) {
+        if (packed_at_load.count(name)) continue;
         if (!seen_tensors.insert(tensor.unsafeGetTensorImpl()).second) continue;
         const bool csr = tensor.layout() == at::kSparseCsr;
         auto bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
@@ -513,16 +525,17 @@ Cost cost(const Model& model, const Inputs& example) {
             total.buffer_bytes += bytes;
         }
     }
-    // Packed int8 weights are attributes of custom classes.
+    // Packed int8 weights are attributes of custom classes, or tensors in oneDNN's layout.
     for (const auto& layer : total.layers) {
-        if (layer.op.rfind("quantized::", 0) != 0) continue;
+        if (layer.op.rfind("quantized::", 0) != 0 && layer.op.rfind("onednn::", 0) != 0) continue;
         for (const Value* input : layer.node->inputs()) {
             const auto name = attribute_name(input);
             if (!name || name->empty() || !has_attribute(model, *name)) continue;
             const auto weight = unpacked_weight(get_attribute(model, *name));
             if (!weight) continue;
             total.parameters += weight->numel();
-            total.nonzero_parameters += weight->int_repr().count_nonzero().item<int64_t>();
+            const auto integers = weight->is_quantized() ? weight->int_repr() : *weight;
+            total.nonzero_parameters += integers.count_nonzero().item<int64_t>();
             total.parameter_bytes += weight->numel() * static_cast<int64_t>(weight->element_size());
         }
     }

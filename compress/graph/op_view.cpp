@@ -302,8 +302,13 @@ std::optional<std::string> first_parameter(const Node* node) {
         if (auto name = attribute_name(input)) {
             // Weights, also packed ones, name a layer; switches such as `training` and submodules do not.
             const auto type = input->type()->cast<c10::ClassType>();
-            if (input->type()->isSubtypeOf(*c10::TensorType::get()) || (type && !type->is_module())) return name;
-            continue;
+            if (!input->type()->isSubtypeOf(*c10::TensorType::get()) && (!type || type->is_module())) continue;
+            // A submodule that only holds packed weights is part of the layer.
+            const auto owner = input->node()->kind() == prim::GetAttr
+                                   ? input->node()->input()->type()->cast<c10::ClassType>()
+                                   : nullptr;
+            if (owner && owner->findMethod("__setstate__")) return attribute_name(input->node()->input());
+            return name;
         }
         const Node* source = input->node();
         const auto kind = source->kind();

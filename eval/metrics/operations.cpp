@@ -37,7 +37,8 @@ void add_weights(const Model& model, const Node* node, Weight& weight) {
         const auto kind = input->node()->kind();
         if (kind == c10::prim::ListConstruct || kind == c10::aten::t) {
             add_weights(model, input->node(), weight);
-        } else if (const auto tensor = parameter_of(model, input); tensor && tensor->dim() > 1) {
+        } else if (const auto tensor = parameter_of(model, input);
+                   tensor && tensor->dim() > 1 && !tensor->is_mkldnn()) {
             weight.add(*tensor);
         }
     }

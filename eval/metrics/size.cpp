@@ -109,6 +109,7 @@ private:
 
     void tensor(const at::Tensor& tensor, Place place) {
         if (!tensor.defined()) return;
+        if (tensor.is_mkldnn()) return;  // packed when the file was loaded, from a tensor that counts
         const void* storage = tensor.has_storage() ? static_cast<const void*>(tensor.storage().unsafeGetStorageImpl())
                                                    : static_cast<const void*>(tensor.unsafeGetTensorImpl());
         // Tensors made by unpack() die at once and their addresses come again: each is new, and kept alive for the
@@ -148,6 +149,8 @@ std::optional<int64_t> status_bytes(const std::string& key) {
 }  // namespace
 
 std::optional<at::Tensor> unpacked(const c10::IValue& value, std::optional<at::Tensor>* bias) {
+    if (value.isTensor() && value.toTensor().defined() && value.toTensor().is_mkldnn())
+        return value.toTensor().to_dense();
     if (!value.isCustomClass()) return std::nullopt;
     const auto name = value.type()->str();
     const auto ends_with = [&](const std::string& end) {

@@ -2,6 +2,7 @@
 #include <coppice/error.h>
 
 #include "emit/operators.h"
+#include "layers/layers.h"
 #include "plan/plan.h"
 
 namespace coppice::quantize {
@@ -9,6 +10,36 @@ namespace coppice::quantize {
 using namespace torch::jit;
 
 namespace {
+
+std::vector<const Unit*> islands_of(const StaticPlan::Impl& plan) {
+    std::vector<const Unit*> islands;
+    for (const auto& unit : plan.units)
+        if (unit.island) islands.push_back(&unit);
+    return islands;
+}
+
+/// Linear layers that linear: fused replaces: islands, and those that the plan has in int8 although nothing reads their
+/// integers.
+std::vector<const Unit*> fused_linear(const StaticPlan::Impl& plan) {
+    std::set<const Value*> read_as_int8;
+    for (const auto& unit : plan.units)
+        if (unit.int8) read_as_int8.insert(unit.inputs.begin(), unit.inputs.end());
+    std::vector<const Unit*> fused;
+    for (const auto& unit : plan.units) {
+        const bool to_float = unit.int8 && unit.kind == UnitKind::kLinear && !read_as_int8.count(unit.outputs[0]);
+        if (unit.island || to_float) fused.push_back(&unit);
+    }
+    return fused;
+}
+
+/// Whether that can be worth it: the last layer of a convolutional network gains nothing.
+bool worth_fusing(const StaticPlan::Impl& plan) {
+    for (const auto* unit : fused_linear(plan)) {
+        const Node* reader = only_reader(unit->outputs[0]);
+        if (unit->island || (reader && fused_activation(reader))) return true;
+    }
+    return false;
+}
 
 class Converter {
 public:
@@ -27,9 +58,13 @@ public:
     }
 
     Model run() {
+        const bool fused = plan_.options.linear == "fused";
+        for (const auto* unit : fused ? fused_linear(plan_) : islands_of(plan_)) islands_.insert(unit->node);
         for (const auto& unit : plan_.units) {
-            if (unit.int8) emit_unit(unit);
-            if (unit.island) emit_island(unit);
+            if (islands_.count(unit.node))
+                fused ? emit_fused_island(unit) : emit_island(unit);
+            else if (unit.int8)
+                emit_unit(unit);
         }
         connect_float_readers();
         for (auto node = dead_.rbegin(); node != dead_.rend(); ++node) {
@@ -56,25 +91,38 @@ private:
         return made;
     }
 
-    Value* packed(const Unit& unit, Node* before) {
-        const auto conv = as_conv(unit.node);
-        const auto linear = as_linear(unit.node);
-        const auto* weight_value = conv ? conv->weight : linear->weight;
-        const auto* bias_value = conv ? conv->bias : linear->bias;
-        at::Tensor bias;
-        if (conv ? conv->has_bias : linear->has_bias) bias = parameter_of(plan_.model, bias_value)->reshape({-1});
-        if (const auto corrected = plan_.biases.find(unit.node); corrected != plan_.biases.end())
-            bias = corrected->second;
-        const auto& weight = plan_.weights.at(unit.node);
-        const auto content =
-            conv ? pack_conv(weight, bias, *geometry_of(*conv, weight.sizes().vec())) : pack_linear(weight, bias);
-        return store(content, attribute_name(weight_value).value_or("weight"), before);
+    /// The integers that oneDNN's operators read.
+    Value* as_integers(const Value* old) {
+        auto& made = integers_[old];
+        if (!made) {
+            Value* int8 = as_int8(old);
+            WithInsertPoint guard(int8->node()->next());
+            made = emit_.integers(int8);
+        }
+        return made;
     }
 
-    Value* store(const c10::IValue& content, const std::string& beside, Node* before) {
-        const auto dot = beside.rfind('.');
-        const auto name = (dot == std::string::npos ? std::string() : beside.substr(0, dot + 1)) + "packed";
-        return read_attribute(model_, add_attribute(model_, name, content, Role::kAttribute), before);
+    /// Undefined where the layer has none.
+    at::Tensor bias_of(const Unit& unit) const {
+        if (const auto corrected = plan_.biases.find(unit.node); corrected != plan_.biases.end())
+            return corrected->second;
+        const auto conv = as_conv(unit.node);
+        const auto linear = as_linear(unit.node);
+        if (!(conv ? conv->has_bias : linear->has_bias)) return {};
+        return parameter_of(plan_.model, conv ? conv->bias : linear->bias)->reshape({-1});
+    }
+
+    static std::string weight_name(const Unit& unit) {
+        const auto conv = as_conv(unit.node);
+        return attribute_name(conv ? conv->weight : as_linear(unit.node)->weight).value_or("weight");
+    }
+
+    Value* packed(const Unit& unit, Node* before) {
+        const auto conv = as_conv(unit.node);
+        const auto& weight = plan_.weights.at(unit.node);
+        const auto content = conv ? pack_conv(weight, bias_of(unit), *geometry_of(*conv, weight.sizes().vec()))
+                                  : pack_linear(weight, bias_of(unit));
+        return store(model_, content, weight_name(unit), "packed", before);
     }
 
     /// A 1x1 convolution that moves channel i to place `front` + i and leaves the others zero.
@@ -94,7 +142,7 @@ private:
         // Scale 1 and weight 1: the sum is the input's integer, the requantization factor is 1.
         const auto integers = at::quantize_per_channel(weight, at::ones({out[1]}, at::kDouble),
                                                        at::zeros({out[1]}, at::kLong), 0, at::kQInt8);
-        Value* content = store(pack_conv(integers, {}, geometry), "shortcut", before);
+        Value* content = store(model_, pack_conv(integers, {}, geometry), "", "packed", before);
         WithInsertPoint guard(before);
         return emit_.conv(2, as_int8(unit.inputs[0]), content, parameters, false);
     }
@@ -181,6 +229,67 @@ private:
         values_[last->output()] = result;
     }
 
+    Emitter::FusedLinear fused_weights(const Unit& unit, Node* before) {
+        const auto& weight = plan_.weights.at(unit.node);
+        const auto name = weight_name(unit);
+        const bool per_channel = weight.qscheme() == at::kPerChannelAffine;
+        const auto scales = per_channel
+                                ? weight.q_per_channel_scales().to(at::kFloat)
+                                : at::full({weight.size(0)}, weight.q_scale(), at::TensorOptions().dtype(at::kFloat));
+        Emitter::FusedLinear made{};
+        made.packed = store_packed_at_load(model_, weight.int_repr().contiguous(), name, before);
+        made.scales = store(model_, scales, name, "scales", before, Role::kBuffer);
+        made.zero_points =
+            store(model_, at::zeros({weight.size(0)}, at::kLong), name, "zero_points", before, Role::kBuffer);
+        if (const auto bias = bias_of(unit); bias.defined())
+            made.bias =
+                store(model_, bias.detach().to(at::kFloat).contiguous(), name, "int8_bias", before, Role::kBuffer);
+        return made;
+    }
+
+    /// Whether all that read the values of `old` are islands, which take the same integers.
+    bool only_islands_read(const Value* old) const {
+        bool any = false;
+        for (const auto& use : old->uses()) {
+            if (reads_no_values(use.user)) continue;
+            if (!islands_.count(use.user) || anchor_inputs(use.user).tensor != use.offset) return false;
+            any = true;
+        }
+        return any;
+    }
+
+    void emit_fused_island(const Unit& unit) {
+        const Node* last = unit.node;
+        FusedActivation activation;
+        if (const Node* reader = only_reader(unit.node->output());
+            reader && reader->owningBlock() == unit.node->owningBlock()) {
+            if (const auto found = fused_activation(reader)) {
+                activation = *found;
+                last = reader;
+            }
+        }
+        Node* before = nodes_.at(unit.node);
+        dead_.push_back(before);
+        if (last != unit.node) dead_.push_back(nodes_.at(last));
+        const auto* input = unit.inputs[0];
+        Value* integers = as_integers(input);
+        const auto weights = fused_weights(unit, before);
+        const auto* output = last->output();
+        const bool stays_int8 = only_islands_read(output);
+        WithInsertPoint guard(before);
+        Value* result =
+            emit_.linear_fused(integers, plan_.parameters.at(input), weights, activation,
+                               stays_int8 ? std::optional<Affine>(plan_.parameters.at(output)) : std::nullopt);
+        if (last != unit.node) forward_shape_questions(unit.node->output(), result);
+        if (stays_int8) {
+            forward_shape_questions(output, result);
+            integers_[output] = result;
+        } else {
+            values_.at(output)->replaceAllUsesWith(result);
+            values_[output] = result;
+        }
+    }
+
     void connect_float_readers() {
         const std::set<const Node*> dead(dead_.begin(), dead_.end());
         for (const auto* old : made_int8_) {
@@ -207,12 +316,39 @@ private:
     std::shared_ptr<Graph> graph_;
     Emitter emit_;
     std::unordered_map<const Node*, Node*> nodes_;
-    std::unordered_map<const Value*, Value*> values_, int8_;
+    std::set<const Node*> islands_;
+    std::unordered_map<const Value*, Value*> values_, int8_, integers_;
     std::vector<const Value*> made_int8_;
     std::vector<Node*> dead_;
 };
 
 }  // namespace
+
+std::vector<Kernels> kernels_for(const StaticPlan& plan) {
+    const auto& options = plan.impl().options;
+    const bool islands = !islands_of(plan.impl()).empty();
+    std::vector<std::string> linear{options.linear};
+    if (options.linear == "auto") linear = {"packed"};
+    if (options.linear == "auto" && exact_int8_products() && worth_fusing(plan.impl()))
+        linear.emplace_back("fused");
+    std::vector<Kernels> all;
+    for (const auto& engine : options.engine == "auto" ? engines() : std::vector<std::string>{options.engine}) {
+        if (options.engine == "auto" && engine == "qnnpack") continue;  // its kernels are for ARM
+        for (const auto& kind : linear) {
+            // Of the packed operators only these have float on both sides.
+            const bool runs = !islands || kind == "fused" || engine == "x86" || engine == "fbgemm";
+            if (runs) all.push_back({engine, kind});
+        }
+    }
+    return all;
+}
+
+StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels) {
+    auto impl = std::make_shared<StaticPlan::Impl>(plan.impl());
+    impl->options.engine = kernels.engine;
+    impl->options.linear = kernels.linear;
+    return StaticPlan(impl);
+}
 
 Model convert(const StaticPlan& plan) {
     torch::NoGradGuard no_grad;

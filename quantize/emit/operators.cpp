@@ -307,6 +307,35 @@ Value* Emitter::linear_float(Value* input, Value* packed, const Affine& p, bool 
                 {input, p.scale, p.zero_point, packed});
 }
 
+std::optional<FusedActivation> fused_activation(const Node* node) {
+    const std::string op = node->kind().toQualString();
+    if (op == "aten::relu") return FusedActivation{"relu"};
+    if (op == "aten::silu") return FusedActivation{"swish"};
+    if (op == "aten::hardswish") return FusedActivation{"hardswish"};
+    if (op == "aten::tanh") return FusedActivation{"tanh"};
+    if (op == "aten::gelu") {
+        const auto approximate = constant_of(node->input(1));
+        if (approximate && approximate->isString()) return FusedActivation{"gelu", approximate->toStringRef()};
+    }
+    return std::nullopt;
+}
+
+Value* Emitter::integers(Value* int8) {
+    return call("aten::int_repr", {int8});
+}
+
+Value* Emitter::linear_fused(Value* integers, const Affine& input, const FusedLinear& weights,
+                             const FusedActivation& activation, const std::optional<Affine>& output) {
+    const auto type = c10::OptionalType::create(c10::NumberType::get());
+    Value* no_arguments = graph_.insertNode(graph_.createList(type, {}))->output();
+    Value* bias = weights.bias ? weights.bias : graph_.insertConstant(c10::IValue());
+    const Affine rounded = output.value_or(Affine{1, 0});
+    return call("onednn::qlinear_pointwise",
+                {integers, input.scale, input.zero_point, weights.packed, weights.scales, weights.zero_points, bias,
+                 rounded.scale, rounded.zero_point, static_cast<int64_t>(output ? at::kByte : at::kFloat),
+                 activation.name, no_arguments, activation.algorithm});
+}
+
 Value* Emitter::add(Value* left, Value* right, const Affine& p, bool relu) {
     return call(relu ? "quantized::add_relu" : "quantized::add", {left, right, p.scale, p.zero_point});
 }

@@ -33,6 +33,18 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
 c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);
 c10::IValue pack_linear(const at::Tensor& weight, const at::Tensor& bias);
 
+/// Stores int8 weights beside attribute `beside` for Emitter::linear_fused(): a submodule that saves the plain integers
+/// and packs them for oneDNN whenever the file is loaded. @param weight int8 [out, in] @return the packed weights
+torch::jit::Value* store_packed_at_load(Model& model, const at::Tensor& weight, const std::string& beside,
+                                        torch::jit::Node* before);
+
+/// An activation that oneDNN's int8 linear operator applies itself.
+struct FusedActivation {
+    std::string name = "none", algorithm = "none";
+};
+/// nullopt for operators that it cannot apply.
+std::optional<FusedActivation> fused_activation(const torch::jit::Node* node);
+
 /// Inserts int8 operators into a graph, at the graph's insertion point.
 class Emitter {
 public:
@@ -46,6 +58,17 @@ public:
     /// Float in, float out: rounds the input by `input_parameters`, multiplies in int8.
     torch::jit::Value* linear_float(torch::jit::Value* input, torch::jit::Value* packed, const Affine& input_parameters,
                                     bool relu);
+    /// The integers of an int8 tensor, as oneDNN's operators take them.
+    torch::jit::Value* integers(torch::jit::Value* int8);
+    /// Weights of linear_fused().
+    struct FusedLinear {
+        torch::jit::Value *packed, *scales, *zero_points;  ///< store_packed_at_load(), float32 [out], int64 [out]
+        torch::jit::Value* bias;                           ///< float32 [out]; null: none
+    };
+    /// Multiplies integers() and applies the activation before it rounds.
+    /// @param output  parameters of the integers that come out; nullopt: float32
+    torch::jit::Value* linear_fused(torch::jit::Value* integers, const Affine& input, const FusedLinear& weights,
+                                    const FusedActivation& activation, const std::optional<Affine>& output);
     torch::jit::Value* add(torch::jit::Value* left, torch::jit::Value* right, const Affine& output, bool relu);
     torch::jit::Value* mul(torch::jit::Value* left, torch::jit::Value* right, const Affine& output, bool relu);
     /// Any parameters; a slow kernel.

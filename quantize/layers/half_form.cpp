@@ -1,7 +1,8 @@
 // Layers that multiply in half precision, float32 around them.
 //
 //     bf16   linear or convolution (bf16(x), w, b) -> float32; fast where the CPU multiplies bfloat16 (AVX512-BF16,
-//     AMX) fp16   quantized::linear_dynamic_fp16(x, packed): weights in float16, arithmetic in float32 (FBGEMM)
+//            AMX). Attention, written out: softmax(scale q k^T + mask) v, both products in bfloat16
+//     fp16   quantized::linear_dynamic_fp16(x, packed): weights in float16, arithmetic in float32 (FBGEMM)
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <coppice/error.h>
@@ -36,6 +37,7 @@ public:
         if (as_embedding(site.node)) return "embeddings are not multiplied";
         if (as_recurrent(site.node)) return "recurrent cells lose accuracy step by step in half precision";
         if (type_ == "bf16" && !native_bf16()) return "this CPU has no instructions for bfloat16";
+        if (const auto attention = as_attention(site.node)) return refuse_attention(site, *attention);
         const auto conv = as_conv(site.node);
         if (conv && type_ == "fp16") return "LibTorch's float16 kernel is for linear layers";
         const auto* row = find_row(site.node);
@@ -47,6 +49,7 @@ public:
     }
 
     std::string emit(Model& model, Node* node, const LayerFacts&) const override {
+        if (const auto attention = as_attention(node)) return emit_attention(model, *attention);
         return type_ == "fp16" ? emit_fp16(model, node) : emit_bf16(model, node);
     }
 
@@ -54,11 +57,60 @@ public:
     int64_t product_bits(const Site&) const override { return type_ == "bf16" ? 16 : 32; }
 
     std::vector<at::Tensor> weights(const Model& model, Node* node, const LayerFacts&) const override {
+        if (as_attention(node)) return {};
         const auto weight = parameter_of(model, weight_values(node).at(0))->detach();
         return {weight.to(type_ == "bf16" ? at::kBFloat16 : at::kHalf).to(at::kFloat)};
     }
 
 private:
+    std::string refuse_attention(const Site& site, const AttentionView& view) const {
+        if (type_ == "fp16") return "LibTorch's float16 kernel is for linear layers";
+        for (const auto* value : {view.query, view.key, view.value})
+            if (!site.is_float(value)) return "its inputs are no float32 tensors";
+        const auto is = [&](const char* name, bool wanted) {
+            const auto flag = site.constant(name);
+            return flag && flag->isBool() && flag->toBool() == wanted;
+        };
+        if (!is("is_causal", false)) return "it masks what comes later by itself";
+        if (site.argument("enable_gqa") && !is("enable_gqa", false)) return "its heads share keys";
+        const auto dropout = site.constant("dropout_p");
+        if (!dropout || !dropout->isDouble() || dropout->toDouble() != 0) return "it drops probabilities";
+        const auto scale = site.constant("scale");
+        if (!scale || !(scale->isNone() || scale->isDouble())) return "its scale is computed while running";
+        const auto mask = site.constant("attn_mask");
+        if (!(mask && mask->isNone()) && !site.is_float(site.argument("attn_mask")))
+            return "its mask is no float32 tensor";
+        if (!site.shape(view.query)) return "its shape is not known";
+        return {};
+    }
+
+    static std::string emit_attention(Model& model, const AttentionView& view) {
+        auto& graph = *model.graph();
+        Node* node = view.node;
+        const auto& schema = node->schema();
+        const auto input = [&](const char* name) {
+            return node->input(static_cast<size_t>(*schema.argumentIndexWithName(name)));
+        };
+        WithInsertPoint guard(node);
+        Value* scale = input("scale");
+        if (const auto given = constant_of(scale); given && given->isNone()) {
+            Value* width = graph.insert(aten::size, {view.query, int64_t{-1}});
+            scale = graph.insert(aten::pow, {width, -0.5});
+        }
+        // Scaled in float32: a power of two or not, the query is rounded once.
+        Value* query = cast(graph, graph.insert(aten::mul, {view.query, scale}), at::kBFloat16);
+        Value* key = graph.insert(aten::transpose, {cast(graph, view.key, at::kBFloat16), int64_t{-2}, int64_t{-1}});
+        Value* scores = graph.insert(aten::matmul, {query, key});
+        Value* mask = input("attn_mask");
+        if (const auto given = constant_of(mask); !given || !given->isNone())
+            scores = graph.insert(aten::add, {scores, cast(graph, mask, at::kBFloat16)});
+        Value* shares = graph.insert(aten::softmax, {scores, int64_t{-1}});
+        Value* mixed = graph.insert(aten::matmul, {shares, cast(graph, view.value, at::kBFloat16)});
+        node->output()->replaceAllUsesWith(cast(graph, mixed, at::kFloat));
+        node->destroy();
+        return "products in bfloat16";
+    }
+
     static std::string emit_fp16(Model& model, Node* node) {
         const auto view = *as_linear(node);
         auto weight = parameter_of(model, view.weight)->detach();

@@ -162,7 +162,7 @@ double fastest_seconds(const Model& model, const Inputs& inputs) {
     return least;
 }
 
-std::vector<Layer> layers_of(const Model& model, const Facts& facts) {
+std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attention) {
     const LayerNames names(model);
     std::vector<Layer> layers;
     for (Node* node : all_nodes(*model.graph())) {
@@ -170,14 +170,15 @@ std::vector<Layer> layers_of(const Model& model, const Facts& facts) {
         const auto conv = as_conv(node);
         const auto linear = as_linear(node);
         const auto recurrent = as_recurrent(node);
-        if (!conv && !linear && !recurrent && !as_embedding(node)) continue;
+        const bool weightless = attention && as_attention(node);
+        if (!conv && !linear && !recurrent && !as_embedding(node) && !weightless) continue;
         if (recurrent) {
             for (const auto* value : recurrent->weights)
                 if (const auto weight = parameter_of(model, value)) layer.parameters += weight->numel();
         } else if (const auto weight = weight_of(model, node); weight.defined()) {
             layer.parameters = weight.numel();
         }
-        if (layer.parameters == 0) continue;
+        if (layer.parameters == 0 && !weightless) continue;
         layer.node = node;
         layer.op = node->kind().toQualString();
         layer.facts.name = names.of(node);
@@ -219,7 +220,8 @@ std::vector<Value*> weight_values(Node* node) {
 
 Node* layer_node(const Model& isolated) {
     for (Node* node : all_nodes(*isolated.graph()))
-        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return node;
+        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node) || as_attention(node))
+            return node;
     throw InternalError("quantize", "an isolated layer holds no layer", "");
 }
 

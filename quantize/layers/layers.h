@@ -46,7 +46,7 @@ std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options);
 /// Multiplies in bfloat16 or float16, float32 around it.
 std::unique_ptr<Form> half_form(const std::string& type);
 
-/// A layer with weights.
+/// A layer with weights, or attention.
 struct Layer {
     torch::jit::Node* node = nullptr;
     LayerFacts facts;
@@ -59,7 +59,8 @@ struct Layer {
 };
 
 /// Convolutions, linear, recurrent layers and embeddings of the graph in order.
-std::vector<Layer> layers_of(const Model& model, const Facts& facts);
+/// @param attention  scaled_dot_product_attention too, which has no weights but a half-precision form
+std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attention = false);
 
 /// The values that hold a layer's matrices: one, or two per recurrent cell and direction.
 std::vector<torch::jit::Value*> weight_values(torch::jit::Node* node);

@@ -42,6 +42,7 @@ public:
     bool needs_moments() const override { return rounding_->needs_moments(); }
 
     std::string refuse(const Site& site) const override {
+        if (as_attention(site.node)) return "it has no weights";
         if (as_conv(site.node)) {
             if (!options_.convolutions) return "convolutions: false";
             if (rounding_->scales_inputs()) return "this rounding scales the inputs of linear layers";

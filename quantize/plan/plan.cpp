@@ -63,7 +63,7 @@ public:
         if (levels_ == 0) levels_ = exact_int8_products() ? 256 : 128;
         if (!plan_.options.observer) plan_.options.observer = histogram();
         const auto& engine = plan_.options.engine;
-        islands_ = engine == "x86" || engine == "fbgemm" || engine == "auto";
+        islands_ = engine == "x86" || engine == "fbgemm" || engine == "auto" || plan_.options.linear == "fused";
     }
 
     void run() {

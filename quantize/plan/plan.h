@@ -55,6 +55,15 @@ Range ends_of(const Affine& parameters, int64_t levels);
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 
+/// What runs a plan: engine and linear of StaticOptions.
+struct Kernels {
+    std::string engine, linear;
+    std::string name() const { return linear == "fused" ? engine + ", linear fused" : engine; }
+};
+/// Those that can run the plan, of what its options leave open.
+std::vector<Kernels> kernels_for(const StaticPlan& plan);
+StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels);
+
 /// The figures of every layer with weights, as rows of facts[layers].
 Json layer_rows(const std::vector<LayerPlan>& layers);
 

@@ -23,7 +23,8 @@ Setting options_of(const std::string& stage) {
                              {"autocast", Setting::scalar("off")}});
     // Its rows are so short that their scales weigh as much as a quarter of them.
     if (stage == "quantize.mixed") return Setting::map({{"ratio", Setting::scalar("0.5")}});
-    if (stage == "quantize.static") return Setting::map({{"engine", Setting::scalar("x86")}});
+    if (stage == "quantize.static")
+        return Setting::map({{"engine", Setting::scalar("x86")}, {"linear", Setting::scalar("packed")}});
     return {};
 }
 

@@ -6,8 +6,8 @@ usage: quantize_peers.py COPPICE DATA WORK [THREADS [NAME ...]]
        COPPICE the program, DATA the folder of the development data, WORK a folder for the models (kept: a second run only
        measures), NAME one or several of resnet18 resnet50 mobilenet_v2 resnet20 minilm
 
-Coppice: quantize.static (convolutional networks), merged query, key and value and quantize.auto (the encoder), then deploy; the file is loaded by torch.jit.load and
-run as it is. OpenVINO: nncf.quantize of the converted file, latency hint. ONNX Runtime: the exported file, QDQ with per-channel
+Coppice: quantize.static (convolutional networks), merged query, key and value and quantize.auto (the encoder; forms are timed at 8 x 128 tokens),
+then deploy; the file is loaded by torch.jit.load and run as it is. OpenVINO: nncf.quantize of the converted file, latency hint. ONNX Runtime: the exported file, QDQ with per-channel
 int8 weights (convolutional networks), dynamic int8 (the encoder), all graph optimisations. Every runtime gets THREADS threads
 (2). Calibration: the same examples for all, 512 of CIFAR-10, 256 random images for the zoo, 256 sentence pairs.
 
@@ -41,8 +41,9 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 class Workload:
     """File, examples for calibration (a list of tuples of arrays), names of inputs, and how quality is judged."""
 
-    def __init__(self, name, file, calibration, recipe, dynamic):
+    def __init__(self, name, file, calibration, recipe, dynamic, example=""):
         self.name, self.file, self.calibration, self.recipe, self.dynamic = name, file, calibration, recipe, dynamic
+        self.example = example
 
     def inputs(self, batch):
         rng = np.random.default_rng(1)
@@ -101,7 +102,7 @@ def workload(name, data, work):
         recipe = (f"data: {{format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: {data}/stsb/train.pt, "
                   f"test: {data}/stsb/test.pt, calibration: 256}}\ntask: {{type: similarity, metric: spearman}}\n"
                   "stages:\n  - deploy: {form: merged}\n  - quantize.auto: {}\n")
-        return Workload(name, data / "stsb/minilm_l6.pt", calibration, recipe, True)
+        return Workload(name, data / "stsb/minilm_l6.pt", calibration, recipe, True, ", input: ['int64<2309:8,128', 'int64<2:8,128']")
     torch.manual_seed(0)
     small = torch.rand(256, 3, 14, 14)
     images = torch.nn.functional.interpolate(small, size=224, mode="bicubic").sub_(0.5).mul_(4)
@@ -118,7 +119,7 @@ def coppice(program, load, work, threads):
     if not (run / "model.pt").exists():
         subprocess.run(["rm", "-rf", run], check=True)
         recipe = work / f"{load.name}.yaml"
-        recipe.write_text(f"model: {{path: {load.file}}}\nthreads: {threads}\n{load.recipe}measure: {{profile: off}}\n")
+        recipe.write_text(f"model: {{path: {load.file}{load.example}}}\nthreads: {threads}\n{load.recipe}measure: {{profile: off}}\n")
         subprocess.run([program, "compress", recipe, "--out", run, "--quiet"], check=True)
     stage = json.loads(sorted(run.glob("*-quantize.*/stage.json"))[0].read_text())
     model = torch.jit.load(run / "model.pt")

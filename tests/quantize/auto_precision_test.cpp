@@ -95,6 +95,87 @@ TEST(Auto, TakesStaticInt8WhereTheWholeModelIsFasterWithIt) {
     for (const auto& [layer, count] : rows) EXPECT_EQ(count, 1) << layer;
 }
 
+TEST(Auto, TakesFusedLinearLayersWhereTheWholeModelIsFasterWithThem) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
+    auto context = context_with_data();
+    const auto model = build_model({{"a.weight", sine({64, 32}, 0.2)}, {"b.weight", sine({16, 64}, 0.1)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.gelu(torch.linear(x, self.a.weight))\n"
+                                   "    return torch.softmax(torch.linear(y, self.b.weight), -1)\n");
+    AutoOptions options;
+    options.forms = {"static"};
+    for (const double price : {2.0, 6.0}) {
+        options.timer = prices({{"aten::linear", 10},
+                                {"onednn::qlinear_pointwise", price},
+                                {"quantized::linear", 4},
+                                {"quantized::linear_with_input_q_dq_qweight_dq_output_fp32", 4}});
+        const auto int8 = auto_precision(options)->apply(model, context);
+        EXPECT_EQ(holds(int8, "onednn::qlinear_pointwise"), price < 4);
+        EXPECT_EQ(context.facts["chosen"], price < 4 ? "static, linear fused" : "static");
+    }
+}
+
+/// softmax(scale q k^T + mask) v of one head, number by number.
+at::Tensor plain_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& mask,
+                           double scale) {
+    auto result = at::zeros({q.size(0), v.size(1)}, at::kDouble);
+    const auto a = q.accessor<float, 2>(), b = k.accessor<float, 2>(), c = v.accessor<float, 2>();
+    for (int64_t i = 0; i < q.size(0); ++i) {
+        std::vector<double> shares;
+        double sum = 0;
+        for (int64_t j = 0; j < k.size(0); ++j) {
+            double dot = 0;
+            for (int64_t d = 0; d < q.size(1); ++d) dot += double(a[i][d]) * double(b[j][d]);
+            shares.push_back(std::exp(scale * dot + mask[i][j].item<double>()));
+            sum += shares.back();
+        }
+        for (int64_t j = 0; j < k.size(0); ++j)
+            for (int64_t d = 0; d < v.size(1); ++d)
+                result[i][d] += shares[static_cast<size_t>(j)] / sum * double(c[j][d]);
+    }
+    return result;
+}
+
+TEST(Auto, TakesAttentionInBfloat16WhereItIsFaster) {
+    AutoOptions options;
+    options.forms = {"bf16"};
+    options.timer = prices({{"aten::scaled_dot_product_attention", 10}, {"aten::softmax", 3}});
+    const auto q = sine({1, 2, 6, 8}, 0.9), k = sine({1, 2, 5, 8}, 1.1), v = sine({1, 2, 5, 4}, 0.7);
+    const auto mask = sine({1, 1, 6, 5}, 2.0);
+    for (const bool given : {false, true}) {
+        const auto model = build_model({}, std::string("def forward(self, q, k, v, mask):\n") +
+                                               "    return torch.scaled_dot_product_attention(q, k, v, " +
+                                               (given ? "mask, 0.0, False, scale=0.25)\n" : "None)\n"));
+        Context context;
+        context.example = {q, k, v, mask};
+        const auto fast = auto_precision(options)->apply(model, context);
+        const auto reason = context.changes.back().reason;
+        if (reason.find("no instructions") != std::string::npos) GTEST_SKIP() << reason;
+        EXPECT_FALSE(holds(fast, "aten::scaled_dot_product_attention"));
+        const auto result = fast.forward({q, k, v, mask}).toTensor();
+        EXPECT_EQ(result.scalar_type(), at::kFloat);
+        for (int64_t head = 0; head < 2; ++head) {
+            const auto expected =
+                plain_attention(q[0][head], k[0][head], v[0][head], given ? mask[0][0] : at::zeros({6, 5}),
+                                given ? 0.25 : 1 / std::sqrt(8.0));
+            // Eight bits: scores up to 3 are off by 2^-8 of that, which moves a share by as much.
+            EXPECT_LE(max_difference(result[0][head].to(at::kDouble), expected), 0.02);
+        }
+        // Another length than the example's.
+        EXPECT_EQ(fast.forward({q.repeat({3, 1, 1, 1}), k.repeat({3, 1, 1, 1}), v.repeat({3, 1, 1, 1}), mask})
+                      .toTensor()
+                      .size(0),
+                  3);
+    }
+    const auto causal = build_model({},
+                                    "def forward(self, q):\n"
+                                    "    return torch.scaled_dot_product_attention(q, q, q, None, 0.0, True)\n");
+    Context context;
+    context.example = {q};
+    EXPECT_TRUE(holds(auto_precision(options)->apply(causal, context), "aten::scaled_dot_product_attention"));
+    EXPECT_THAT(context.changes.back().reason, ::testing::HasSubstr("masks what comes later by itself"));
+}
+
 TEST(Auto, MeasuresByTheClockWithoutATimer) {
     torch::NoGradGuard no_grad;
     auto context = context_with_data();

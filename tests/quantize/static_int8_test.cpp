@@ -191,13 +191,40 @@ TEST(StaticInt8, ChoosesAnEngineByMeasuringAndRestoresTheOneInForce) {
     EXPECT_EQ(engine(), before);
     const auto seconds = context.facts["engine_seconds"];
     ASSERT_TRUE(seconds.contains("x86"));
+    EXPECT_EQ(context.facts["linear"], "packed");  // its linear layer is between int8 and the model's end
     for (const auto& [name, value] : seconds.items())
         EXPECT_GE(value.get<double>(), seconds[context.facts["engine"].get<std::string>()].get<double>()) << name;
+}
+
+TEST(StaticInt8, ChoosesTheKernelsOfLinearLayersByMeasuring) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
+    const auto model = build_model({{"up.weight", sine({12, 8}, 0.4)}, {"down.weight", sine({8, 12}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.gelu(torch.linear(x, self.up.weight))\n"
+                                   "    return torch.softmax(torch.linear(y, self.down.weight), -1)\n");
+    for (const char* linear : {"auto", "fused", "packed"}) {
+        auto context = context_of();
+        const auto int8 = from_recipe({{"linear", linear}})->apply(model, context);
+        const auto chosen = context.facts["linear"].get<std::string>();
+        if (std::string(linear) != "auto") {
+            EXPECT_EQ(chosen, linear);
+            EXPECT_FALSE(context.facts.contains("engine_seconds"));
+        } else {
+            const auto seconds = context.facts["engine_seconds"];
+            ASSERT_EQ(seconds.size(), 2u) << seconds;
+            const bool fused = seconds["x86, linear fused"].get<double>() < seconds["x86"].get<double>();
+            EXPECT_EQ(chosen, fused ? "fused" : "packed");
+        }
+        torch::jit::testing::FileCheck()
+            .check_count(chosen == "fused" ? "onednn::qlinear_pointwise" : "quantized::linear", 2)
+            ->run(*int8.graph());
+    }
 }
 
 TEST(StaticInt8, ErrorsSayWhatIsWrong) {
     EXPECT_ERROR(from_recipe({{"observer", "histogramm"}}), InvalidArgument, "histogram");
     EXPECT_ERROR(from_recipe({{"engine", "x68"}}), InvalidArgument, "x86");
+    EXPECT_ERROR(from_recipe({{"linear", "fast"}}), InvalidArgument, "fused");
     EXPECT_ERROR(from_recipe({{"batches", "0"}}), InvalidArgument, "batches");
     EXPECT_ERROR(from_recipe({{"per_chanel", "true"}}), InvalidArgument, "per_channel");
     StaticOptions none;

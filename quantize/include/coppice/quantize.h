@@ -225,6 +225,10 @@ struct StaticOptions {
     /// x86, onednn, fbgemm, qnnpack, or auto: the fastest of those this CPU supports, by measuring. A saved model runs
     /// on the engine of the program that loads it (x86 unless it says otherwise): see the fact `engine`.
     std::string engine = "x86";
+    /// Linear layers with float on both sides. packed: LibTorch's quantized:: operators. fused: oneDNN's, which apply
+    /// ReLU, GELU, SiLU, hard-swish or tanh before they round, hand integers on to the next such layer, and pack their
+    /// weights whenever the file is loaded, on any engine. auto: the stage takes the faster, convert() takes packed.
+    std::string linear = "auto";
     int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
     int64_t weight_bits = 8;       ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better

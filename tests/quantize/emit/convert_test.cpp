@@ -286,6 +286,111 @@ TEST(Convert, LinearBetweenFloatOperatorsRoundsInside) {
     expect_like_simulation(plan, int8, data[1], 0.05);  // nothing is rounded between
 }
 
+/// What a fused linear layer gives, by plain arithmetic on the integers that it reads.
+at::Tensor plain_linear(const at::Tensor& x, const Affine& input, const at::Tensor& weight, const at::Tensor& bias) {
+    const auto integers = (x.to(at::kDouble) / input.scale).round().add(input.zero_point).clamp(0, 255);
+    const auto scale = weight.abs().amax(1, true).to(at::kDouble) / 127;
+    const auto rounded = (weight.to(at::kDouble) / scale).round() * scale;
+    return at::matmul((integers - input.zero_point) * input.scale, rounded.t()) + bias.to(at::kDouble);
+}
+
+TEST(Convert, FusedLinearAppliesTheActivationAndHandsIntegersOn) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
+    const std::vector<std::pair<std::string, std::function<at::Tensor(const at::Tensor&)>>> activations = {
+        {"torch.gelu(y)", [](const at::Tensor& y) { return at::gelu(y); }},
+        {"torch.gelu(y, approximate='tanh')", [](const at::Tensor& y) { return at::gelu(y, "tanh"); }},
+        {"torch.relu(y)", [](const at::Tensor& y) { return at::relu(y); }},
+        {"torch.silu(y)", [](const at::Tensor& y) { return at::silu(y); }},
+        {"torch.hardswish(y)", [](const at::Tensor& y) { return at::hardswish(y); }},
+        {"torch.tanh(y)", [](const at::Tensor& y) { return at::tanh(y); }},
+    };
+    const auto up = sine({12, 6}, 0.4), bias = sine({12}), down = sine({6, 12}, 0.4);
+    const auto data = images(2, {3, 5, 6});
+    StaticOptions options;
+    options.linear = "fused";
+    for (const auto& [text, apply] : activations) {
+        SCOPED_TRACE(text);
+        const auto model = build_model({{"up.weight", up}, {"up.bias", bias}, {"down.weight", down}},
+                                       "def forward(self, x):\n"
+                                       "    y = torch.linear(x, self.up.weight, self.up.bias)\n"
+                                       "    z = torch.linear(" +
+                                           text +
+                                           ", self.down.weight)\n"
+                                           "    return torch.softmax(z, -1)\n");
+        const auto plan = plan_of(model, data, options);
+        const auto int8 = convert(plan);
+        const auto count = operators_of(int8);
+        EXPECT_EQ(count.at("onednn::qlinear_pointwise"), 2);
+        EXPECT_EQ(count.at("aten::quantize_per_tensor"), 1);  // between the two it stays int8
+        EXPECT_EQ(count.count("aten::dequantize"), 0u);
+        std::vector<Affine> inputs;
+        for (const auto* node : all_nodes(*plan.model().graph()))
+            if (node->kind() == torch::jit::aten::linear) inputs.push_back(*plan.parameters(node->input(0)));
+        const auto& x = data[1][0].toTensor();
+        const auto hidden = apply(plain_linear(x, inputs[0], up, bias));
+        const auto expected = at::softmax(plain_linear(hidden, inputs[1], down, at::zeros({6})), -1);
+        // oneDNN's activations are float32 approximations: of 180 hidden numbers one or two may round the other way.
+        const double quantum = inputs[1].scale * down.abs().max().item<double>();
+        EXPECT_LE(max_difference(int8.forward(data[1]).toTensor().to(at::kDouble), expected), quantum);
+    }
+}
+
+TEST(Convert, FusedLinearBetweenFloatTensorsIsThePackedOne) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
+    const auto model =
+        build_model({{"a.weight", sine({12, 6}, 0.4)}, {"a.bias", sine({12})}, {"b.weight", sine({4, 6}, 0.4)}},
+                    "def forward(self, x):\n"
+                    "    return [torch.softmax(torch.linear(x, self.a.weight, self.a.bias), -1), torch.linear(x, "
+                    "self.b.weight)]\n");
+    const auto data = images(2, {3, 5, 6});
+    for (const bool per_channel : {true, false}) {
+        StaticOptions options;
+        options.per_channel = per_channel;
+        options.linear = "packed";
+        const auto packed = convert(plan_of(model, data, options));
+        options.linear = "fused";
+        const auto fused = convert(plan_of(model, data, options));
+        EXPECT_EQ(operators_of(fused).at("aten::int_repr"), 1);  // both read the same integers
+        const auto left = all_tensors(packed.forward(data[1])), right = all_tensors(fused.forward(data[1]));
+        for (size_t i = 0; i < left.size(); ++i)
+            EXPECT_LE(max_difference(left[i], right[i]), 1e-5) << i;  // sums of integers are exact, scales float32
+    }
+}
+
+TEST(Convert, FusedLinearLayersPackTheirWeightsWhenTheFileIsLoaded) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
+    const auto model = build_model({{"fc.up.weight", sine({64, 32}, 0.4)}, {"fc.up.bias", sine({64})}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.gelu(torch.linear(x, self.fc.up.weight, self.fc.up.bias))\n");
+    const auto data = images(2, {3, 32});
+    StaticOptions options;
+    options.linear = "fused";
+    const auto int8 = convert(plan_of(model, data, options));
+    const auto exact = int8.forward(data[0]).toTensor();
+    TemporaryFolder folder;
+    int8.save(folder.path() / "model.pt");
+    EXPECT_LT(std::filesystem::file_size(folder.path() / "model.pt"), 64u * 32 + 8192);  // one copy, int8
+    auto plain = torch::jit::load((folder.path() / "model.pt").string());  // what any LibTorch program does
+    plain.eval();
+    EXPECT_TRUE(plain.forward(data[0]).toTensor().equal(exact));
+    EXPECT_TRUE(plain.deepcopy().forward(data[0]).toTensor().equal(exact));
+    EXPECT_TRUE(torch::jit::freeze(plain).forward(data[0]).toTensor().equal(exact));
+    // Saved once more by LibTorch, and read, copied and saved by Coppice.
+    plain.save((folder.path() / "again.pt").string());
+    EXPECT_TRUE(torch::jit::load((folder.path() / "again.pt").string()).forward(data[0]).toTensor().equal(exact));
+    auto loaded = Model::load(folder.path() / "model.pt").clone();
+    remove_unused_attributes(loaded);
+    loaded.save(folder.path() / "copy.pt");
+    EXPECT_TRUE(torch::jit::load((folder.path() / "copy.pt").string()).forward(data[0]).toTensor().equal(exact));
+    const auto costs = cost(loaded, data[0]);
+    EXPECT_EQ(costs.macs, 3 * 32 * 64);
+    EXPECT_EQ(costs.parameters, 64 * 32);
+    EXPECT_EQ(costs.unknown_operators, std::vector<std::string>());
+    const LayerNames names(loaded);
+    ASSERT_NE(names.find("fc.up"), nullptr);
+    EXPECT_EQ(names.find("fc.up")->kind(), c10::Symbol::fromQualString("onednn::qlinear_pointwise"));
+}
+
 TEST(Convert, MatrixProductsWithAParameterAreLinearLayers) {
     const auto model =
         build_model({{"a.weight", sine({6, 8}, 0.4)}, {"b.weight", sine({5, 8}, 0.4)}, {"b.bias", sine({5})}},
