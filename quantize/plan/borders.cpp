@@ -20,7 +20,7 @@ using namespace torch::jit;
 namespace {
 
 constexpr double kNever = 1e15;
-constexpr double kQuantizeNs = 0.04, kDequantizeNs = 0.035, kCallNs = 2000;
+constexpr double kQuantizeNs = 0.075, kDequantizeNs = 0.045, kCallNs = 2000;
 
 /// Dinic's algorithm on real capacities.
 class Cut {
