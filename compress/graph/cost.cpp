@@ -451,9 +451,14 @@ Cost cost(const Model& model, const Inputs& example) {
         Observed seen;
         std::vector<at::Tensor> tensors;
         for (const auto& input : inputs) flatten(input, tensors);
+        auto all = tensors;
+        for (const auto& output : outputs) flatten(output, all);
+        if (std::any_of(all.begin(), all.end(), [](const at::Tensor& tensor) { return tensor.is_nested(); })) {
+            unknown.insert(node->kind().toQualString());  // rows of different lengths have no shape to count by
+            return;
+        }
         for (const auto& tensor : tensors) seen.inputs.push_back(tensor.sizes().vec());
-        tensors.clear();
-        for (const auto& output : outputs) flatten(output, tensors);
+        tensors.assign(all.begin() + static_cast<std::ptrdiff_t>(tensors.size()), all.end());
         for (const auto& tensor : tensors) {
             seen.outputs.push_back(tensor.sizes().vec());
             seen.output_bytes += tensor.numel() * static_cast<int64_t>(tensor.element_size());

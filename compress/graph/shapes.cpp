@@ -11,7 +11,9 @@ using namespace torch::jit;
 
 ValueFact fact_of(const c10::IValue& value) {
     ValueFact fact;
-    if (value.isTensor() && value.toTensor().defined()) {
+    if (value.isTensor() && value.toTensor().defined() && value.toTensor().is_nested()) {
+        // Rows of different lengths: there is no shape to know.
+    } else if (value.isTensor() && value.toTensor().defined()) {
         fact.is_tensor = true;
         fact.shape = value.toTensor().sizes().vec();
         fact.dtype = value.toTensor().scalar_type();

@@ -189,16 +189,28 @@ private:
         auto loss = loss_(output, soft, batch);
         const double value = loss.item<double>();
         if (!std::isfinite(value))
-            throw Error("train epoch " + std::to_string(now.epoch + 1) + ", step " + std::to_string(now.step + 1),
-                        "the loss is " + std::string(std::isnan(value) ? "not a number" : "infinite") + " at lr " +
-                            short_text(now.lr),
-                        "Lower lr, set clip_norm: 1 or warmup_epochs: 1, and check the data for NaN.");
+            throw Error(
+                "train epoch " + std::to_string(now.epoch + 1) + ", step " + std::to_string(now.step + 1),
+                "the loss is " + std::string(std::isnan(value) ? "not a number" : "infinite") + " at lr " +
+                    short_text(now.lr),
+                "Lower lr, set clip_norm: 1 or warmup_epochs: 1, and check the data for NaN." + folded_advice());
         loss.backward();
         if (callbacks_.on_gradients) callbacks_.on_gradients(module_);
         if (options_.clip_norm > 0) clip(parameters_, options_.clip_norm);
         optimizer_->step(now.lr);
         if (callbacks_.after_step) callbacks_.after_step(module_);
         return value;
+    }
+
+    /// Convolutions whose batch norms were folded into them train at a fraction of the learning rate.
+    std::string folded_advice() const {
+        const auto any = [](const NamedTensors& all, const auto& holds) {
+            return std::any_of(all.begin(), all.end(), holds);
+        };
+        const bool convolutions = any(parameters_, [](const auto& entry) { return entry.second.dim() > 2; });
+        const bool norms =
+            any(buffers_, [](const auto& entry) { return entry.first.find("running_mean") != std::string::npos; });
+        return convolutions && !norms ? " If deploy has folded its batch norms, train it before deploy." : "";
     }
 
     void prepare(Batch& batch, uint64_t number) {

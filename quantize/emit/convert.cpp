@@ -32,11 +32,11 @@ std::vector<const Unit*> fused_linear(const StaticPlan::Impl& plan) {
     return fused;
 }
 
-/// Whether that can be worth it: the last layer of a convolutional network gains nothing.
+/// Whether that can be worth it: only activations that the packed operators do not apply save anything.
 bool worth_fusing(const StaticPlan::Impl& plan) {
     for (const auto* unit : fused_linear(plan)) {
         const Node* reader = only_reader(unit->outputs[0]);
-        if (unit->island || (reader && fused_activation(reader))) return true;
+        if (reader && fused_activation(reader) && !clamp_of(reader)) return true;
     }
     return false;
 }
@@ -263,7 +263,9 @@ private:
         FusedActivation activation;
         if (const Node* reader = only_reader(unit.node->output());
             reader && reader->owningBlock() == unit.node->owningBlock()) {
-            if (const auto found = fused_activation(reader)) {
+            const auto found = fused_activation(reader);
+            // A clamp that is no part of the unit is a unit of its own.
+            if (found && (!clamp_of(reader) || reader == unit.activation)) {
                 activation = *found;
                 last = reader;
             }
@@ -329,8 +331,7 @@ std::vector<Kernels> kernels_for(const StaticPlan& plan) {
     const bool islands = !islands_of(plan.impl()).empty();
     std::vector<std::string> linear{options.linear};
     if (options.linear == "auto") linear = {"packed"};
-    if (options.linear == "auto" && exact_int8_products() && worth_fusing(plan.impl()))
-        linear.emplace_back("fused");
+    if (options.linear == "auto" && exact_int8_products() && worth_fusing(plan.impl())) linear.emplace_back("fused");
     std::vector<Kernels> all;
     for (const auto& engine : options.engine == "auto" ? engines() : std::vector<std::string>{options.engine}) {
         if (options.engine == "auto" && engine == "qnnpack") continue;  // its kernels are for ARM

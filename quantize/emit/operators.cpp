@@ -1,8 +1,8 @@
 // One row per operator of the float graph that has an int8 form in stock LibTorch.
 //
 // Times are ns per element of the larger of input and output, measured on 2 threads of an AVX512-VNNI machine with 0.2
-// to 1.6 M elements, in two dimensions channels last, as int8 convolutions give them, plus 2 us a call (see costs below);
-// they only decide where float and int8 meet.
+// to 1.6 M elements, in two dimensions channels last, as int8 convolutions give them, plus 2 us a call (see costs
+// below); they only decide where float and int8 meet.
 #include "emit/operators.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -1,4 +1,5 @@
-// Weights that oneDNN's operators read in a layout of their own, which no file can hold.
+// Weights that oneDNN's operators read in a layout of their own, which no file can hold. In memory both are there, an
+// int8 byte each per weight.
 //
 //     class PackedLinear(Module):
 //       weight : Tensor     int8 [out, in], what the file holds

@@ -138,6 +138,23 @@ TEST(Cost, ListsOperatorsItHasNoRuleFor) {
     EXPECT_EQ(cost(model, {sine({2, 3})}).unknown_operators, std::vector<std::string>{"aten::logcumsumexp"});
 }
 
+TEST(Cost, NestedTensorsAreNamedAsNotCounted) {
+    // As nn.TransformerEncoder makes them of padded input.
+    const auto model = build_model({{"w", sine({4, 3})}},
+                                   "def forward(self, x):\n"
+                                   "    n = torch._nested_tensor_from_mask(x, x.sum(-1) < 1e9)\n"
+                                   "    y = torch.to_padded_tensor(torch.relu(n), 0.0)\n"
+                                   "    return torch.linear(y, self.w)\n");
+    const Inputs example{sine({2, 5, 3})};
+    const auto total = cost(model, example);
+    EXPECT_THAT(total.unknown_operators, ::testing::UnorderedElementsAre("aten::_nested_tensor_from_mask", "aten::relu",
+                                                                         "aten::to_padded_tensor"));
+    EXPECT_EQ(total.macs, 2 * 5 * 3 * 4);
+    const auto facts = Facts::observe(model, example);
+    for (const auto* node : all_nodes(*model.graph()))
+        if (std::string(node->kind().toQualString()) == "aten::relu") EXPECT_FALSE(facts.has_shape(node->output()));
+}
+
 struct Published {
     const char* file;
     double giga_macs;

@@ -269,6 +269,22 @@ TEST(Trainer, EndsWithAnErrorWhenTheLossIsNotFinite) {
     EXPECT_ERROR(Trainer(TrainOptions{}).fit(*trainable_of(module), *data, *mean_squared_error()), Error,
                  "train epoch 1, step 1: the loss is not a number at lr 0.01. Lower lr");
     EXPECT_EQ(module->weight.item<float>(), 1.0f);  // the step was not taken
+    // Convolutions without batch norms may have had some before deploy.
+    const auto images = tensor_dataset({at::full({4, 1, 8, 8}, std::numeric_limits<float>::quiet_NaN())},
+                                       at::zeros({4}, at::kLong), "nan");
+    const auto message = [&](Model model) -> std::string {
+        try {
+            Trainer(TrainOptions{}).fit(*trainable(std::move(model)), *images, *cross_entropy());
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "no error";
+    };
+    const auto folded = build_model({{"conv.weight", sine({4, 1, 8, 8}, 0.5)}},
+                                    "def forward(self, x):\n"
+                                    "    return torch.flatten(torch.conv2d(x, self.conv.weight), 1)\n");
+    EXPECT_THAT(message(folded), ::testing::HasSubstr("If deploy has folded its batch norms, train it before deploy"));
+    EXPECT_THAT(message(small_model()), ::testing::Not(::testing::HasSubstr("deploy")));
 }
 
 TEST(Trainer, CanBeInterrupted) {
