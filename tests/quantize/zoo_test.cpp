@@ -68,13 +68,16 @@ TEST_P(QuantizeZoo, WorksOrSaysWhyNot) {
     torch::NoGradGuard no_grad;
     const auto& [spec, stage] = GetParam();
     const auto model = Model::load(zoo_path(spec));
+    if (stage == "static_fused" && !exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
     Context context;
     context.example = zoo_inputs(spec);
     Model quantized;
     std::vector<LayerPlan> layers;
     try {
-        if (stage == "static") {
-            const auto plan = plan_static(model, context.example, {context.example});
+        if (stage != "dynamic") {
+            StaticOptions options;
+            options.linear = stage == "static_fused" ? "fused" : "packed";
+            const auto plan = plan_static(model, context.example, {context.example}, options);
             layers = plan.layers();
             quantized = convert(plan);
         } else {
@@ -112,7 +115,8 @@ TEST_P(QuantizeZoo, WorksOrSaysWhyNot) {
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(QuantizeZoo);
 INSTANTIATE_TEST_SUITE_P(Files, QuantizeZoo,
-                         ::testing::Combine(::testing::ValuesIn(chosen()), ::testing::Values("dynamic", "static")),
+                         ::testing::Combine(::testing::ValuesIn(chosen()),
+                                            ::testing::Values("dynamic", "static", "static_fused")),
                          [](const auto& info) {
                              return test_name(std::get<0>(info.param).file) + "_" + std::get<1>(info.param);
                          });
