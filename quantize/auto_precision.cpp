@@ -6,6 +6,7 @@
 // forms alone, against float.
 #include <cmath>
 #include <cstdio>
+#include <regex>
 #include <set>
 
 #include <coppice/error.h>
@@ -46,7 +47,7 @@ public:
         context.facts["measured_on"] = batches.empty() ? "the example input" : "calibration data";
         std::vector<LayerChange> folded;
         const auto prepared = prepare(model, context.example, &folded);
-        auto layers = choose(prepared, forms, batches, context, options_.ignore);
+        auto layers = choose(prepared, forms, batches, context, /*all_match=*/true);
         const auto order = order_of(layers);
 
         struct Candidate {
@@ -70,7 +71,7 @@ public:
             try {
                 StaticOptions options;
                 options.min_sqnr_db = options_.min_sqnr_db;
-                options.ignore = options_.ignore;
+                options.ignore = of_layers_with_weights(layers);
                 // Ranges want more examples than noise does.
                 const auto calibration = batches_of(context, std::max(options.batches, options_.batches),
                                                     std::max(options.batch_size, options_.batch_size), kWhere);
@@ -79,7 +80,7 @@ public:
                     const bool fused = kernels.linear == "fused";
                     Candidate mixed{fused ? "static, linear fused" : "static", {}, {}, {}, plan};
                     const auto int8 = convert(with_kernels(*plan, kernels));
-                    mixed.layers = choose(int8, forms, batches, context, {});
+                    mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
                     if (options_.fallback.on() && context.evaluate &&
                         context.evaluate(mixed.model) < context.evaluate(model) - options_.fallback.max_drop)
@@ -87,6 +88,7 @@ public:
                     else
                         candidates.push_back(std::move(mixed));
                 }
+                if (candidates.back().plan) why_no_static.clear();
             } catch (const UnsupportedModel& error) {
                 why_no_static = error.problem();
             }
@@ -172,13 +174,26 @@ private:
         return order;
     }
 
+    /// What a plan of static int8 can ignore: patterns that match no attention alone.
+    std::vector<std::string> of_layers_with_weights(const std::vector<Layer>& layers) const {
+        std::vector<std::string> patterns;
+        for (const auto& pattern : options_.ignore) {
+            const std::regex expression(pattern);
+            if (std::any_of(layers.begin(), layers.end(), [&](const Layer& layer) {
+                    return layer.parameters > 0 && std::regex_match(layer.facts.name, expression);
+                }))
+                patterns.push_back(pattern);
+        }
+        return patterns;
+    }
+
     /// Gives every layer its form, or a reason why it stays float.
+    /// @param all_match  whether every pattern of `ignore` has to match a layer
     std::vector<Layer> choose(const Model& prepared, const std::vector<NamedForm>& forms,
-                              const std::vector<Inputs>& batches, Context& context,
-                              const std::vector<std::string>& ignore) const {
+                              const std::vector<Inputs>& batches, Context& context, bool all_match) const {
         const auto facts = Facts::observe(prepared, context.example);
         auto layers = layers_of(prepared, facts, /*attention=*/true);
-        apply_ignore(layers, ignore, kWhere);
+        apply_ignore(layers, options_.ignore, kWhere, all_match);
         std::unordered_map<const torch::jit::Node*, Layer*> open;
         for (auto& layer : layers)
             if (layer.reason.empty()) open[layer.node] = &layer;

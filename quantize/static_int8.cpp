@@ -20,8 +20,8 @@ constexpr const char* kWhere = "quantize.static";
 /// Converts for each and returns the fastest: the least time of a few rounds in which each has its turn, so that what
 /// else the machine does meets all of them.
 Kernels fastest_kernels(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
-    constexpr int kRounds = 4, kLeastRounds = 2;
-    constexpr double kEnoughSeconds = 1;  // what takes long varies less
+    constexpr int kRounds = 40, kLeastRounds = 2;
+    constexpr double kEnoughSeconds = 0.5;  // what takes long varies less
     torch::NoGradGuard no_grad;
     const auto all = kernels_for(plan);
     if (all.size() == 1) return all.front();
@@ -77,9 +77,14 @@ public:
         };
         auto plan = with_fallback(model, context, calibration, options);
         Json seconds = Json::object();
-        const auto kernels = fastest_kernels(plan, calibration.front(), seconds);
+        auto kernels = fastest_kernels(plan, context.example, seconds);
         if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
-        const auto result = convert(with_kernels(plan, kernels));
+        auto result = convert(with_kernels(plan, kernels));
+        if (options_.fallback.on() && options_.linear == "auto" && kernels.linear == "fused" &&
+            context.evaluate(result) < context.evaluate(model) - options_.fallback.max_drop) {
+            kernels.linear = "packed";  // what max_drop was judged by
+            result = convert(with_kernels(plan, kernels));
+        }
         record(plan, context, calibration);
         add_layer_seconds(context, prepare(model, context.example, nullptr), result);
         context.facts["engine"] = kernels.engine;

@@ -15,7 +15,8 @@
 //   - `x is x` becomes True
 //   - constant propagation, peephole, common subexpressions, dead code
 // Weights that a frozen or traced file holds as constants become parameters, so that stages can edit them.
-// Submodules that save and load themselves (__getstate__, __setstate__) keep these methods.
+// Submodules that hold a tensor which no file can (oneDNN's layout) keep the methods by which they save and load
+// themselves (__getstate__, __setstate__); of others all attributes are saved.
 #include "graph/canonical.h"
 
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
@@ -150,9 +151,11 @@ private:
         Module copy(fresh_name(type, types_++), unit_, /*shouldMangle=*/true);
         for (size_t i = 0; i < type->numConstants(); ++i)
             copy.type()->addConstant(type->getConstantName(i), type->getConstant(i));
+        bool opaque = false;
         for (size_t slot = 0; slot < type->numAttributes(); ++slot) {
             const auto& name = type->getAttributeName(slot);
             const auto& value = source._ivalue()->getSlot(slot);
+            opaque = opaque || (value.isTensor() && value.toTensor().defined() && value.toTensor().is_mkldnn());
             const auto declared = type->getAttribute(slot);
             const bool is_module = value.isObject() && value.toObject()->type()->is_module();
             if (is_module) {
@@ -168,7 +171,7 @@ private:
             }
         }
         objects_[key] = copy;
-        if (type->findMethod("__getstate__") && type->findMethod("__setstate__"))
+        if (opaque && type->findMethod("__getstate__") && type->findMethod("__setstate__"))
             saving_themselves_.emplace_back(source, copy);
         return copy;
     }

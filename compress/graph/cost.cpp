@@ -513,7 +513,9 @@ Cost cost(const Model& model, const Inputs& example) {
     std::set<const void*> seen_tensors;
     std::set<std::string> packed_at_load;  // what they were packed from stands beside them, as "weight"
     for (const auto& [name, tensor, role] : named_tensors(model))
-        if (tensor.is_mkldnn()) packed_at_load.insert({name, name.substr(0, name.rfind('.') + 1) + "weight"});
+        if (const auto plain = name.substr(0, name.rfind('.') + 1) + "weight";
+            tensor.is_mkldnn() && plain != name && has_attribute(model, plain))
+            packed_at_load.insert({name, plain});
     for (const auto& [name, tensor, role] : named_tensors(model)) {
         if (packed_at_load.count(name)) continue;
         if (!seen_tensors.insert(tensor.unsafeGetTensorImpl()).second) continue;

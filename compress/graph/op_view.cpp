@@ -307,8 +307,9 @@ std::optional<std::string> first_parameter(const Node* node) {
             const auto owner = input->node()->kind() == prim::GetAttr
                                    ? input->node()->input()->type()->cast<c10::ClassType>()
                                    : nullptr;
-            if (owner && owner->findMethod("__setstate__")) return attribute_name(input->node()->input());
-            return name;
+            if (!owner || !owner->findMethod("__setstate__")) return name;
+            const auto holder = attribute_name(input->node()->input());
+            return holder && !holder->empty() ? holder : name;
         }
         const Node* source = input->node();
         const auto kind = source->kind();

@@ -75,8 +75,14 @@ private:
             packed(c10::IValue(object), name);
             return;
         }
-        for (size_t i = 0; i < type->numAttributes(); ++i)
+        for (size_t i = 0; i < type->numAttributes(); ++i) {
+            const auto& slot = object->getSlot(i);
+            // Packed when the file was loaded, from the weight beside it.
+            if (slot.isTensor() && slot.toTensor().defined() && slot.toTensor().is_mkldnn() &&
+                type->hasAttribute("weight") && type->getAttributeName(i) != "weight")
+                continue;
             visit(object->getSlot(i), type->is_parameter(i) ? Place::kParameter : Place::kBuffer);
+        }
     }
 
     // Packed weights are opaque to everything but their own unpack(); other classes are seen through what they would
@@ -109,7 +115,6 @@ private:
 
     void tensor(const at::Tensor& tensor, Place place) {
         if (!tensor.defined()) return;
-        if (tensor.is_mkldnn()) return;  // packed when the file was loaded, from a tensor that counts
         const void* storage = tensor.has_storage() ? static_cast<const void*>(tensor.storage().unsafeGetStorageImpl())
                                                    : static_cast<const void*>(tensor.unsafeGetTensorImpl());
         // Tensors made by unpack() die at once and their addresses come again: each is new, and kept alive for the

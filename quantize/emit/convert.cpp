@@ -341,6 +341,9 @@ std::vector<Kernels> kernels_for(const StaticPlan& plan) {
             if (runs) all.push_back({engine, kind});
         }
     }
+    if (all.empty())
+        throw UnsupportedModel("quantize.static", "no int8 engine of this LibTorch can run it",
+                               "Use a LibTorch with fbgemm, or quantize.dynamic.");
     return all;
 }
 

@@ -5,6 +5,8 @@
 //     fp16   quantized::linear_dynamic_fp16(x, packed): weights in float16, arithmetic in float32 (FBGEMM)
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <limits>
+
 #include <coppice/error.h>
 
 #include "emit/operators.h"
@@ -102,10 +104,20 @@ private:
         Value* key = graph.insert(aten::transpose, {cast(graph, view.key, at::kBFloat16), int64_t{-2}, int64_t{-1}});
         Value* scores = graph.insert(aten::matmul, {query, key});
         Value* mask = input("attn_mask");
-        if (const auto given = constant_of(mask); !given || !given->isNone())
-            scores = graph.insert(aten::add, {scores, cast(graph, mask, at::kBFloat16)});
+        const auto no_mask = constant_of(mask);
+        const bool masked = !no_mask || !no_mask->isNone();
+        if (masked) {
+            // Finite, or a row that hides everything would be NaN; float32's least number is infinite in bfloat16.
+            Value* finite = graph.insert(aten::clamp, {mask, -1e30, c10::IValue()});
+            scores = graph.insert(aten::add, {scores, cast(graph, finite, at::kBFloat16)});
+        }
         Value* shares = graph.insert(aten::softmax, {scores, int64_t{-1}});
         Value* mixed = graph.insert(aten::matmul, {shares, cast(graph, view.value, at::kBFloat16)});
+        if (masked) {  // of a row that hides everything by -inf the operator makes zero
+            constexpr double kInfinity = std::numeric_limits<double>::infinity();
+            Value* seen = graph.insert(aten::any, {graph.insert(aten::gt, {mask, -kInfinity}), int64_t{-1}, true});
+            mixed = graph.insert(aten::mul, {mixed, cast(graph, seen, at::kBFloat16)});
+        }
         node->output()->replaceAllUsesWith(cast(graph, mixed, at::kFloat));
         node->destroy();
         return "products in bfloat16";

@@ -138,10 +138,15 @@ double seconds_since(const std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+double sqnr_db(double signal, double noise) {
+    if (!std::isfinite(noise)) return -200;
+    return noise > 0 ? 10 * std::log10(std::max(signal, 1e-300) / noise) : 200;
+}
+
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded) {
     const double signal = exact.pow(2).sum(at::kDouble).item<double>();
     const double noise = (exact - rounded).pow(2).sum(at::kDouble).item<double>();
-    return noise > 0 ? 10 * std::log10(std::max(signal, 1e-300) / noise) : 200;
+    return sqnr_db(signal, noise);
 }
 
 double fastest_seconds(const Model& model, const Inputs& inputs) {
@@ -318,7 +323,8 @@ std::string exactly(const std::string& name) {
     return pattern;
 }
 
-void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where) {
+void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where,
+                  bool all_match) {
     for (const auto& pattern : patterns) {
         std::regex expression;
         try {
@@ -333,7 +339,7 @@ void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& pa
             any = true;
             if (layer.reason.empty()) layer.reason = "ignore: " + pattern;
         }
-        if (!any)
+        if (!any && all_match)
             throw InvalidArgument(where, "ignore: \"" + pattern + "\" matches no layer",
                                   "`coppice inspect` lists the names; the pattern must match a whole name.");
     }

@@ -80,7 +80,8 @@ int64_t stored_bytes(const Model& isolated);
 /// The same of any value: tensors, packed weights, lists of them.
 int64_t stored_bytes(const c10::IValue& value);
 
-/// 10 log10(signal / noise); 200 where there is no noise.
+/// 10 log10(signal / noise) of sums of squares; 200 where there is no noise, -200 where it is no number.
+double sqnr_db(double signal, double noise);
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
 
 /// Stores `content` beside attribute `beside` and reads it before `before`.
@@ -97,8 +98,10 @@ std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t 
 /// A regular expression that matches this name alone.
 std::string exactly(const std::string& name);
 
-/// Marks layers whose whole name matches a pattern. @throws InvalidArgument for a pattern without a match
-void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where);
+/// Marks layers whose whole name matches a pattern.
+/// @throws InvalidArgument for a pattern without a match, unless `all_match` is false
+void apply_ignore(std::vector<Layer>& layers, const std::vector<std::string>& patterns, const char* where,
+                  bool all_match = true);
 
 /// Measures, decides, emits and records: the body of the stages dynamic and weight_only.
 struct LayerStageOptions {

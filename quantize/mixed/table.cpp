@@ -34,7 +34,7 @@ Batch first_batch(const Context& context, int64_t examples) {
 }  // namespace
 
 double Trial::sqnr_db() const {
-    return noise > 0 ? 10 * std::log10(std::max(signal, 1e-300) / noise) : 200;
+    return quantize::sqnr_db(signal, noise);
 }
 
 PrecisionTable::PrecisionTable(const Model& model, Settings settings, Context& context)

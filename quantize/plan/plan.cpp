@@ -465,7 +465,7 @@ void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const 
     for (size_t i = 0; i < anchors.size(); ++i) {
         const auto& power = powers[i];
         // No noise at all (an input of zeros) is as good as float.
-        anchors[i]->sqnr_db = power.noise > 0 ? 10 * std::log10(std::max(power.signal, 1e-300) / power.noise) : 200;
+        anchors[i]->sqnr_db = sqnr_db(power.signal, power.noise);
         anchors[i]->clipped_ratio = power.values > 0 ? power.clipped / power.values : 0;
     }
 }

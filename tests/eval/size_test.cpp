@@ -64,6 +64,21 @@ TEST(Weights, UnpacksInt8WeightsSoThatTheyDoNotBecomeZero) {
     }
 }
 
+TEST(Weights, CountsOnceWhatIsPackedWhenTheFileIsLoaded) {
+    const auto integers = at::arange(-64, 64).reshape({8, 16}).to(at::kChar);
+    torch::jit::Stack stack = {integers, c10::IValue()};
+    c10::Dispatcher::singleton().findSchemaOrThrow("onednn::qlinear_prepack", "").callBoxed(&stack);
+    torch::jit::Module holder("Holder");
+    holder.register_buffer("weight", integers);
+    holder.register_attribute("packed", c10::TensorType::get(), stack[0]);
+    auto module = testing::build_module({}, kIdentity);
+    module.register_module("linear", holder);
+    const auto weights = weights_of(module);
+    EXPECT_EQ(weights.parameters, 8 * 16);
+    EXPECT_EQ(weights.nonzero, 8 * 16 - 1);
+    EXPECT_EQ(weights.bytes, 8 * 16);
+}
+
 TEST(PeakMemory, HoldsTheWeightsAndTheActivationsOfARun) {
     // 16 MB of weights, and two activations of 16 MB that live at once.
     const auto module = testing::build_module({{"weight", at::ones({4096, 1024})}}, R"(

@@ -1,6 +1,8 @@
 // quantize.auto with a clock that the test sets.
 #include <coppice/quantize.h>
 
+#include <limits>
+
 #include "support/support.h"
 
 namespace coppice::quantize {
@@ -167,6 +169,22 @@ TEST(Auto, TakesAttentionInBfloat16WhereItIsFaster) {
                       .size(0),
                   3);
     }
+    // Rows that hide everything: zero where they do it by -inf, the mean of the values by float32's least number.
+    const auto hiding = build_model({},
+                                    "def forward(self, q, k, v, mask):\n"
+                                    "    return torch.scaled_dot_product_attention(q, k, v, mask)\n");
+    for (const double hidden : {-std::numeric_limits<double>::infinity(), -3.4028234663852886e38, -1e9}) {
+        auto rows = at::zeros({1, 1, 6, 5});
+        rows.select(2, 0).fill_(hidden);
+        rows.select(2, 1).slice(2, 2).fill_(hidden);
+        Context context;
+        context.example = {q, k, v, rows};
+        const auto fast = auto_precision(options)->apply(hiding, context);
+        EXPECT_FALSE(holds(fast, "aten::scaled_dot_product_attention")) << hidden;
+        EXPECT_LE(max_difference(fast.forward(context.example).toTensor(), hiding.forward(context.example).toTensor()),
+                  0.02)
+            << hidden;
+    }
     const auto causal = build_model({},
                                     "def forward(self, q):\n"
                                     "    return torch.scaled_dot_product_attention(q, q, q, None, 0.0, True)\n");
@@ -174,6 +192,31 @@ TEST(Auto, TakesAttentionInBfloat16WhereItIsFaster) {
     context.example = {q};
     EXPECT_TRUE(holds(auto_precision(options)->apply(causal, context), "aten::scaled_dot_product_attention"));
     EXPECT_THAT(context.changes.back().reason, ::testing::HasSubstr("masks what comes later by itself"));
+}
+
+TEST(Auto, IgnoredAttentionAndLayersStayAsTheyAre) {
+    auto context = context_with_data();
+    context.example = {sine({2, 6, 32})};
+    context.data.calibration = tensor_dataset({sine({16, 6, 32}, 1.5)}, at::zeros({16}, at::kLong), "sine");
+    const auto model = build_model({{"a.weight", sine({32, 32}, 0.2)}, {"b.weight", sine({16, 32}, 0.1)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.linear(x, self.a.weight).unsqueeze(1)\n"
+                                   "    y = torch.scaled_dot_product_attention(y, y, y).squeeze(1)\n"
+                                   "    return torch.linear(torch.sigmoid(y), self.b.weight)\n");
+    AutoOptions options;
+    options.ignore = {"scaled_dot_product_attention.*", "a"};
+    options.timer = prices({{"aten::linear", 10}, {"aten::scaled_dot_product_attention", 10}});
+    const auto int8 = auto_precision(options)->apply(model, context);
+    EXPECT_TRUE(holds(int8, "aten::scaled_dot_product_attention"));
+    int kept = 0;
+    for (const auto& row : context.facts["layers"]) {
+        const bool ignored = row.at("layer") != "b";
+        EXPECT_EQ(row.at("precision") == "float32", ignored) << row;
+        kept += ignored;
+    }
+    EXPECT_EQ(kept, 2);
+    options.ignore = {"c"};
+    EXPECT_ERROR(auto_precision(options)->apply(model, context), InvalidArgument, "matches no layer");
 }
 
 TEST(Auto, MeasuresByTheClockWithoutATimer) {

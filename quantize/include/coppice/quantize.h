@@ -225,9 +225,10 @@ struct StaticOptions {
     /// x86, onednn, fbgemm, qnnpack, or auto: the fastest of those this CPU supports, by measuring. A saved model runs
     /// on the engine of the program that loads it (x86 unless it says otherwise): see the fact `engine`.
     std::string engine = "x86";
-    /// Linear layers with float on both sides. packed: LibTorch's quantized:: operators. fused: oneDNN's, which apply
-    /// ReLU, GELU, SiLU, hard-swish or tanh before they round, hand integers on to the next such layer, and pack their
-    /// weights whenever the file is loaded, on any engine. auto: the stage takes the faster, convert() takes packed.
+    /// Linear layers that only float operators read. packed: LibTorch's quantized:: operators. fused: oneDNN's, which
+    /// apply ReLU, GELU, SiLU, hard-swish or tanh before they round, hand integers on to the next such layer, and pack
+    /// their weights whenever the file is loaded, on any engine; of an empty input they give [0, out]. auto: the stage
+    /// takes what is faster on the example, by the clock, where an activation can go inside; convert() takes packed.
     std::string linear = "auto";
     int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
@@ -283,7 +284,7 @@ Model convert(const StaticPlan& plan);
 
 /// Runs the plan's model in float with inputs, weights and outputs of int8 layers rounded as convert()'s model rounds
 /// them: the reference that int8 kernels are checked against, up to one quantum per layer where a sum lies between two
-/// integers.
+/// integers. `linear: fused` does not round the output of a linear layer that only float operators read.
 c10::IValue fake_quantized(const StaticPlan& plan, const Inputs& inputs);
 
 /// Per layer: can it run in int8, or why not. Needs no data. For `coppice inspect`.
@@ -356,8 +357,9 @@ struct AutoOptions {
 };
 
 /// Stage quantize.auto: every layer is timed by itself in every form on the example, and gets the fastest form whose
-/// noise is allowed; what is not faster than float stays float and says so. In the end the whole model, the model with
-/// static int8 alone, and float are timed, and the fastest is kept. Choices follow the clock: the same model may get
+/// noise is allowed; what is not faster than float stays float and says so. Attention (scaled_dot_product_attention) is
+/// such a layer, whose form is bf16. In the end the whole model, static int8 with either kind of linear layers, and
+/// float are timed, and the fastest is kept. Choices follow the clock: the same model may get
 /// other forms in another run.
 std::unique_ptr<Stage> auto_precision(AutoOptions options = {});
 

@@ -1,7 +1,10 @@
 // Each operator of the table: it is emitted, and gives what the float operator gives on the same integers.
 #include <torch/csrc/jit/testing/file_check.h>
 
+#include <limits>
+
 #include "../layer_check.h"
+#include "layers/layers.h"
 
 namespace coppice::quantize {
 namespace {
@@ -389,6 +392,42 @@ TEST(Convert, FusedLinearLayersPackTheirWeightsWhenTheFileIsLoaded) {
     const LayerNames names(loaded);
     ASSERT_NE(names.find("fc.up"), nullptr);
     EXPECT_EQ(names.find("fc.up")->kind(), c10::Symbol::fromQualString("onednn::qlinear_pointwise"));
+}
+
+TEST(Convert, SubmodulesThatSaveThemselvesSaveWhatTheyAreGiven) {
+    torch::jit::Module layer("Layer");
+    layer.register_parameter("weight", sine({12, 6}, 0.4), false);
+    layer.register_attribute("bias", c10::OptionalType::create(c10::TensorType::get()), c10::IValue());
+    layer.define(
+        "def forward(self, x):\n    return torch.linear(x, self.weight, self.bias)\n"
+        "def __getstate__(self):\n    return (self.weight, self.bias)\n"
+        "def __setstate__(self, state: Tuple[Tensor, Optional[Tensor]]) -> None:\n"
+        "    self.weight = state[0]\n    self.bias = state[1]\n");
+    torch::jit::Module root("Root");
+    root.register_attribute("training", c10::BoolType::get(), false);
+    root.register_module("layer", layer);
+    root.define("def forward(self, x):\n    return torch.relu(self.layer.forward(x))\n");
+    const auto model = Model::from_module(root, "root");
+    const auto data = images(2, {3, 6});
+    TemporaryFolder folder;
+    model.save(folder / "float.pt");
+    EXPECT_TRUE(torch::jit::load((folder / "float.pt").string())
+                    .forward(data[0])
+                    .toTensor()
+                    .equal(model.forward(data[0]).toTensor()));
+    const auto int8 = convert(plan_of(model, data));
+    int8.save(folder / "int8.pt");
+    EXPECT_TRUE(torch::jit::load((folder / "int8.pt").string())
+                    .forward(data[0])
+                    .toTensor()
+                    .equal(int8.forward(data[0]).toTensor()));
+}
+
+TEST(Convert, NoiseThatIsNoNumberIsNotTakenForSilence) {
+    EXPECT_NEAR(sqnr_db(100.0, 1.0), 20, 1e-9);
+    EXPECT_EQ(sqnr_db(1.0, 0.0), 200);
+    EXPECT_EQ(sqnr_db(1.0, std::numeric_limits<double>::quiet_NaN()), -200);
+    EXPECT_EQ(sqnr_db(1.0, std::numeric_limits<double>::infinity()), -200);
 }
 
 TEST(Convert, MatrixProductsWithAParameterAreLinearLayers) {

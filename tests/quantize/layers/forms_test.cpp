@@ -128,6 +128,7 @@ TEST(Dynamic, EmbeddingRowsAreWithinHalfAStepInEveryShape) {
     for (const auto& [name, levels] : std::vector<std::pair<std::string, double>>{{"int8", 255}, {"int4", 15}}) {
         auto context = context_of({at::arange(6).reshape({2, 3})});
         const auto rounded = apply("quantize.dynamic", {{"embedding", name}}, model, context);
+        EXPECT_THAT(cost(rounded, context.example).unknown_operators, ::testing::IsEmpty()) << name;
         for (const auto& shape : std::vector<std::vector<int64_t>>{{30}, {5, 6}, {2, 3, 5}}) {
             const auto indices = at::arange(30).reshape(shape);
             const auto exact = model.forward({indices}).toTensor(), actual = rounded.forward({indices}).toTensor();
