@@ -71,19 +71,20 @@ public:
             try {
                 StaticOptions options;
                 options.min_sqnr_db = options_.min_sqnr_db;
-                options.ignore = of_layers_with_weights(layers);
+                options.ignore = for_static(layers);
                 // Ranges want more examples than noise does.
                 const auto calibration = batches_of(context, std::max(options.batches, options_.batches),
                                                     std::max(options.batch_size, options_.batch_size), kWhere);
                 plan = plan_static(model, context.example, calibration, options);
+                const bool judged = options_.fallback.on() && context.evaluate;
+                const double least = judged ? context.evaluate(model) - options_.fallback.max_drop : 0;
                 for (const auto& kernels : kernels_for(*plan)) {
                     const bool fused = kernels.linear == "fused";
                     Candidate mixed{fused ? "static, linear fused" : "static", {}, {}, {}, plan};
                     const auto int8 = convert(with_kernels(*plan, kernels));
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
-                    if (options_.fallback.on() && context.evaluate &&
-                        context.evaluate(mixed.model) < context.evaluate(model) - options_.fallback.max_drop)
+                    if (judged && context.evaluate(mixed.model) < least)
                         why_no_static = "it loses more than max_drop of the metric";
                     else
                         candidates.push_back(std::move(mixed));
@@ -174,13 +175,15 @@ private:
         return order;
     }
 
-    /// What a plan of static int8 can ignore: patterns that match no attention alone.
-    std::vector<std::string> of_layers_with_weights(const std::vector<Layer>& layers) const {
+    /// The patterns of `ignore` that a plan of static int8 knows layers for: not those of attention or embeddings
+    /// alone.
+    std::vector<std::string> for_static(const std::vector<Layer>& layers) const {
         std::vector<std::string> patterns;
         for (const auto& pattern : options_.ignore) {
             const std::regex expression(pattern);
             if (std::any_of(layers.begin(), layers.end(), [&](const Layer& layer) {
-                    return layer.parameters > 0 && std::regex_match(layer.facts.name, expression);
+                    return (as_conv(layer.node) || as_linear(layer.node)) &&
+                           std::regex_match(layer.facts.name, expression);
                 }))
                 patterns.push_back(pattern);
         }

@@ -81,7 +81,8 @@ public:
         if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
         auto result = convert(with_kernels(plan, kernels));
         if (options_.fallback.on() && options_.linear == "auto" && kernels.linear == "fused" &&
-            context.evaluate(result) < context.evaluate(model) - options_.fallback.max_drop) {
+            context.evaluate(result) <
+                context.facts["fallback"]["metric_before"].get<double>() - options_.fallback.max_drop) {
             kernels.linear = "packed";  // what max_drop was judged by
             result = convert(with_kernels(plan, kernels));
         }

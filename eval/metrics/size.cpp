@@ -81,7 +81,7 @@ private:
             if (slot.isTensor() && slot.toTensor().defined() && slot.toTensor().is_mkldnn() &&
                 type->hasAttribute("weight") && type->getAttributeName(i) != "weight")
                 continue;
-            visit(object->getSlot(i), type->is_parameter(i) ? Place::kParameter : Place::kBuffer);
+            visit(slot, type->is_parameter(i) ? Place::kParameter : Place::kBuffer);
         }
     }
 

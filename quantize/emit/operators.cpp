@@ -253,12 +253,12 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
     return geometry;
 }
 
-namespace {
-
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack) {
     c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
     return stack.at(0);
 }
+
+namespace {
 
 c10::IValue optional_tensor(const at::Tensor& tensor) {
     return tensor.defined() ? c10::IValue(tensor.detach().to(at::kFloat).contiguous()) : c10::IValue();

@@ -29,6 +29,9 @@ struct ConvGeometry {
 /// nullopt when "same" padding is not the same on both sides.
 std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<int64_t>& weight_shape);
 
+/// Runs an operator that LibTorch's C++ interface does not declare, by name. @return its first result
+c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments);
+
 /// Packs weights for the engine in force. @param weight qint8 @param bias float32 or undefined
 c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);
 c10::IValue pack_linear(const at::Tensor& weight, const at::Tensor& bias);

@@ -6,8 +6,6 @@
 //       packed : Tensor     oneDNN's
 //       def __getstate__(self): return self.weight
 //       def __setstate__(self, state): self.weight = state; self.packed = ops.onednn.qlinear_prepack(state, None)
-#include <ATen/core/dispatch/Dispatcher.h>
-
 #include <coppice/graph.h>
 
 #include "emit/operators.h"
@@ -35,10 +33,9 @@ void add_method(Module& module, const char* name, const std::function<void(Graph
 Value* store_packed_at_load(Model& model, const at::Tensor& weight, const std::string& beside, Node* before) {
     Module root = model.module();
     Module packed_linear("__torch__.PackedLinear", root._ivalue()->compilation_unit(), /*shouldMangle=*/true);
-    std::vector<c10::IValue> stack{weight, c10::IValue()};
-    c10::Dispatcher::singleton().findSchemaOrThrow(kPrepack, "").callBoxed(&stack);
     packed_linear.register_buffer("weight", weight);
-    packed_linear.register_attribute("packed", c10::TensorType::get(), stack.at(0));
+    packed_linear.register_attribute("packed", c10::TensorType::get(),
+                                     call_operator(kPrepack, {weight, c10::IValue()}));
     add_method(packed_linear, "__getstate__", [](Graph& graph, Value* self) {
         graph.registerOutput(graph.insertNode(graph.createGetAttr(self, "weight"))->output());
     });
@@ -51,12 +48,7 @@ Value* store_packed_at_load(Model& model, const at::Tensor& weight, const std::s
     });
     const auto dot = beside.rfind('.');
     const auto prefix = dot == std::string::npos ? std::string() : beside.substr(0, dot + 1);
-    Module owner = root;
-    for (size_t begin = 0; begin < prefix.size();) {
-        const auto end = prefix.find('.', begin);
-        owner = Module(owner.attr(prefix.substr(begin, end - begin)).toObject());
-        begin = end + 1;
-    }
+    Module owner = prefix.empty() ? root : Module(get_attribute(model, beside.substr(0, dot)).toObject());
     std::string name = "packed";
     for (int number = 2; owner.hasattr(name); ++number) name = "packed_" + std::to_string(number);
     owner.register_module(name, packed_linear);

@@ -7,8 +7,6 @@
 //     embedding(w, indices)            ->  quantized::embedding_byte on flat indices, reshaped; 4 bits: the chosen
 //     rows,
 //                                          expanded by quantized::embedding_bag_4bit_unpack
-#include <ATen/core/dispatch/Dispatcher.h>
-
 #include <limits>
 
 #include <coppice/error.h>
@@ -22,11 +20,6 @@ namespace coppice::quantize {
 using namespace torch::jit;
 
 namespace {
-
-c10::IValue call(const char* name, std::vector<c10::IValue> stack) {
-    c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
-    return stack.at(0);
-}
 
 class Dynamic final : public Form {
 public:
@@ -119,7 +112,7 @@ private:
 
     /// LibTorch saves tensors of type quint4x2 but cannot load them: the rows are plain bytes.
     static at::Tensor four_bit_rows(const at::Tensor& weight) {
-        return call("quantized::embedding_bag_4bit_prepack", {weight, false, int64_t{200}, 0.16}).toTensor();
+        return call_operator("quantized::embedding_bag_4bit_prepack", {weight, false, int64_t{200}, 0.16}).toTensor();
     }
 
     static at::Tensor byte_rows(const at::Tensor& weight) {
@@ -130,7 +123,7 @@ private:
 
     at::Tensor rounded_rows(const at::Tensor& weight) const {
         if (options_.embedding == "int8") return byte_rows(weight.contiguous()).dequantize();
-        return call("quantized::embedding_bag_4bit_unpack", {four_bit_rows(weight.contiguous())}).toTensor();
+        return call_operator("quantized::embedding_bag_4bit_unpack", {four_bit_rows(weight.contiguous())}).toTensor();
     }
 
     std::string emit_embedding(Model& model, Node* node) const {
@@ -143,7 +136,8 @@ private:
         if (four) {
             packed = store(model, four_bit_rows(weight), name, "packed", node, Role::kBuffer);
         } else {
-            packed = store(model, call("quantized::embedding_bag_prepack", {byte_rows(weight)}), name, "packed", node);
+            packed = store(model, call_operator("quantized::embedding_bag_prepack", {byte_rows(weight)}), name,
+                           "packed", node);
         }
         WithInsertPoint guard(node);
         // The kernels take one dimension of indices.
@@ -173,10 +167,10 @@ private:
                 return parameter_of(model, view.weights[i + k])->detach().contiguous();
             };
             const auto input_bias = tensor(2), hidden_bias = tensor(3);
-            const auto cell =
-                call("quantized::make_quantized_cell_params_dynamic",
-                     {pack_linear(quantize_weight(tensor(0)), input_bias),
-                      pack_linear(quantize_weight(tensor(1)), hidden_bias), input_bias, hidden_bias, reduce_range_});
+            const auto cell = call_operator(
+                "quantized::make_quantized_cell_params_dynamic",
+                {pack_linear(quantize_weight(tensor(0)), input_bias),
+                 pack_linear(quantize_weight(tensor(1)), hidden_bias), input_bias, hidden_bias, reduce_range_});
             cells.push_back(store(model, cell, attribute_name(view.weights[i]).value_or(""), "packed", node));
         }
         WithInsertPoint guard(node);

@@ -3,8 +3,6 @@
 //     bf16   linear or convolution (bf16(x), w, b) -> float32; fast where the CPU multiplies bfloat16 (AVX512-BF16,
 //            AMX). Attention, written out: softmax(scale q k^T + mask) v, both products in bfloat16
 //     fp16   quantized::linear_dynamic_fp16(x, packed): weights in float16, arithmetic in float32 (FBGEMM)
-#include <ATen/core/dispatch/Dispatcher.h>
-
 #include <limits>
 
 #include <coppice/error.h>
@@ -20,9 +18,7 @@ using namespace torch::jit;
 namespace {
 
 bool native_bf16() {
-    std::vector<c10::IValue> stack;
-    c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_is_mkldnn_bf16_supported", "").callBoxed(&stack);
-    return stack.at(0).toBool();
+    return call_operator("mkldnn::_is_mkldnn_bf16_supported", {}).toBool();
 }
 
 Value* cast(Graph& graph, Value* value, at::ScalarType type) {
@@ -129,9 +125,8 @@ private:
         if (view.weight_transposed) weight = weight.t();
         c10::IValue bias;
         if (view.has_bias) bias = parameter_of(model, view.bias)->detach().reshape({-1}).contiguous();
-        std::vector<c10::IValue> stack{weight.contiguous(), bias};
-        c10::Dispatcher::singleton().findSchemaOrThrow("quantized::linear_prepack_fp16", "").callBoxed(&stack);
-        Value* packed = store(model, stack.at(0), attribute_name(view.weight).value_or(""), "packed", node);
+        const auto content = call_operator("quantized::linear_prepack_fp16", {weight.contiguous(), bias});
+        Value* packed = store(model, content, attribute_name(view.weight).value_or(""), "packed", node);
         WithInsertPoint guard(node);
         node->output()->replaceAllUsesWith(
             model.graph()->insert(Symbol::fromQualString("quantized::linear_dynamic_fp16"), {view.input, packed}));

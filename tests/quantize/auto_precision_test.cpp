@@ -217,6 +217,15 @@ TEST(Auto, IgnoredAttentionAndLayersStayAsTheyAre) {
     EXPECT_EQ(kept, 2);
     options.ignore = {"c"};
     EXPECT_ERROR(auto_precision(options)->apply(model, context), InvalidArgument, "matches no layer");
+    // An embedding is no layer that static int8 knows either.
+    const auto words = build_model({{"e.weight", sine({40, 32}, 0.3)}, {"b.weight", sine({16, 32}, 0.1)}},
+                                   "def forward(self, i):\n"
+                                   "    return torch.linear(torch.embedding(self.e.weight, i), self.b.weight)\n");
+    context.example = {at::arange(6).reshape({2, 3})};
+    context.data.calibration =
+        tensor_dataset({at::arange(48).reshape({16, 3}).remainder(40)}, at::zeros({16}, at::kLong), "words");
+    options.ignore = {"e"};
+    EXPECT_TRUE(holds(auto_precision(options)->apply(words, context), "aten::embedding"));
 }
 
 TEST(Auto, MeasuresByTheClockWithoutATimer) {
