@@ -79,8 +79,7 @@ public:
                 const bool judged = options_.fallback.on() && context.evaluate;
                 const double least = judged ? context.evaluate(model) - options_.fallback.max_drop : 0;
                 for (const auto& kernels : kernels_for(*plan)) {
-                    const bool fused = kernels.linear == "fused";
-                    Candidate mixed{fused ? "static, linear fused" : "static", {}, {}, {}, plan};
+                    Candidate mixed{"static" + kernels.suffix(), {}, {}, {}, plan};
                     const auto int8 = convert(with_kernels(*plan, kernels));
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);

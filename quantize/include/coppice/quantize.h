@@ -230,6 +230,11 @@ struct StaticOptions {
     /// their weights whenever the file is loaded, on any engine; of an empty input they give [0, out]. auto: the stage
     /// takes what is faster on the example, by the clock, where an activation can go inside; convert() takes packed.
     std::string linear = "auto";
+    /// Two-dimensional convolutions in front of SiLU or hard-swish, or of a residual addition. packed:
+    /// quantized::conv2d and operators of their own behind it. fused: onednn::qconv2d_pointwise with the activation, or
+    /// the addition and its ReLU, inside, before the result is rounded; as `linear: fused` it needs VNNI and runs on
+    /// any engine. auto: as there.
+    std::string conv = "auto";
     int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
     int64_t weight_bits = 8;       ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
