@@ -61,7 +61,8 @@ TEST_P(PruneZoo, CutEqualsMasked) {
     }
 }
 
-// With the width of heads in the place of whole heads: two files by default, COPPICE_ZOO=all takes all with attention.
+// With the width of heads in the place of whole heads: two files by default, COPPICE_ZOO=all takes all with attention
+// (but for SqueezeBERT and EfficientFormer, whose heads cannot go, so that their width shrinks either way).
 std::vector<ZooModel> with_attention() {
     static const std::set<std::string> kDefault = {"hf_bert.trace.pt", "hf_llama.trace.pt"};
     static const std::set<std::string> kAll = {
@@ -70,13 +71,11 @@ std::vector<ZooModel> with_attention() {
         "hf_gpt2.trace.pt",
         "hf_llama.trace.pt",
         "hf_roberta.trace.pt",
-        "hf_squeezebert.trace.pt",
         "hf_t5_encoder.trace.pt",
         "hf_wav2vec2.trace.pt",
         "timm_botnet26t_256.trace.pt",
         "timm_coatnet_nano_rw_224.trace.pt",
         "timm_deit_tiny_patch16_224.trace.pt",
-        "timm_efficientformer_l1.script.pt",
         "timm_mobilevit_xxs.trace.pt",
         "timm_nest_tiny.script.pt",
         "timm_pvt_v2_b0.trace.pt",
