@@ -233,6 +233,7 @@ int run_inspect(const Arguments& arguments) {
         return kDone;
     }
     std::vector<std::string> notes = model.notes(), without_rule;
+    for (const auto& warning : quantize::int8_warnings(model)) notes.push_back(files[0] + ": " + warning);
     std::vector<Row> rows;
     for (const auto& row : profile.operators) rows.push_back({&row, {}, {}, {}});
     const double total_seconds = profile.seconds;

@@ -76,7 +76,7 @@ public:
           options_(options),
           blocks_(find_blocks(plan.model, plan.facts, plan.units)),
           generator_(at::make_generator<at::CPUGeneratorImpl>(kSeed)) {
-        std::tie(lowest_, highest_) = symmetric_ends(plan.options.weight_bits, plan.options.fit_weights);
+        std::tie(lowest_, highest_) = symmetric_ends(plan.weight_bits, plan.options.fit_weights);
     }
 
     void run() {
@@ -232,7 +232,7 @@ private:
     }
 
     void report(const std::string& block, double done) const {
-        if (plan_.options.progress) plan_.options.progress(block, done, 1);
+        if (plan_.options.progress) plan_.options.progress("reconstructing blocks", done, 1, block);
     }
 
     /// Sum over examples of the weighed squared error.

@@ -249,10 +249,37 @@ TEST(StaticInt8, ChoosesTheKernelsOfConvolutionsByMeasuring) {
     }
 }
 
+TEST(StaticInt8, WeightsOfFewBitsAreCalledSimulatedInEveryRow) {
+    for (const std::string bits : {"8", "7", "4"}) {
+        auto context = context_of();
+        from_recipe({{"weight_bits", bits}, {"min_sqnr_db", "0"}})->apply(residual_model(), context);
+        const std::string expected = bits == "8" ? "int8" : "int8 (simulated W" + bits + "A8)";
+        EXPECT_EQ(context.facts.value("simulated", false), bits != "8");
+        ASSERT_EQ(context.facts["layers"].size(), 5u);
+        for (const auto& row : context.facts["layers"]) EXPECT_EQ(row.at("precision"), expected);
+        int changes = 0;
+        for (const auto& change : context.changes) changes += change.after == expected;
+        EXPECT_GE(changes, 5) << bits;
+    }
+}
+
+TEST(StaticInt8, ReducedRangeIsSaidAndIsNoSimulation) {
+    auto context = context_of();
+    from_recipe({{"reduce_range", "on"}})->apply(residual_model(), context);
+    EXPECT_EQ(context.facts["weight_bits"], 7);
+    EXPECT_EQ(context.facts["reduced_range"], true);
+    EXPECT_FALSE(context.facts.contains("simulated"));
+    EXPECT_EQ(context.facts["layers"][0].at("precision"), "int8");
+    from_recipe({{"reduce_range", "off"}})->apply(residual_model(), context);
+    EXPECT_EQ(context.facts["weight_bits"], 8);
+    EXPECT_EQ(context.facts["reduced_range"], false);
+}
+
 TEST(StaticInt8, ErrorsSayWhatIsWrong) {
     EXPECT_ERROR(from_recipe({{"observer", "histogramm"}}), InvalidArgument, "histogram");
     EXPECT_ERROR(from_recipe({{"engine", "x68"}}), InvalidArgument, "x86");
     EXPECT_ERROR(from_recipe({{"linear", "fast"}}), InvalidArgument, "fused");
+    EXPECT_ERROR(from_recipe({{"reduce_range", "yes"}}), InvalidArgument, "reduce_range");
     EXPECT_ERROR(from_recipe({{"batches", "0"}}), InvalidArgument, "batches");
     EXPECT_ERROR(from_recipe({{"per_chanel", "true"}}), InvalidArgument, "per_channel");
     StaticOptions none;
@@ -309,6 +336,7 @@ TEST(StaticInt8, AgreesWithItsSimulationWithEveryRoundingAndFewerBits) {
             }
     }
     EXPECT_ERROR(from_recipe({{"rounding", "awq"}}), InvalidArgument, "scales a layer's input");
+    EXPECT_ERROR(from_recipe({{"rounding", "hqq"}}), InvalidArgument, "hqq in quantize.weight_only");
     EXPECT_ERROR(from_recipe({{"weight_bits", "9"}}), InvalidArgument, "weight_bits");
     EXPECT_ERROR(from_recipe({{"smooth", "2"}}), InvalidArgument, "smooth");
 }
