@@ -433,6 +433,12 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     return prepared;
 }
 
+QatModel prepare(const std::shared_ptr<torch::nn::Module>& module,
+                 const std::function<c10::IValue(const Inputs&)>& forward, const Inputs& example,
+                 const std::vector<Inputs>& calibration, const QatOptions& options, const TraceOptions& tracing) {
+    return prepare(trace(module, forward, example, tracing), example, calibration, options);
+}
+
 Model convert(const QatModel& model) {
     if (!model.simulated()) return convert(model.trained_plan());
     for (auto& [name, quantizer] : model.quantizers()) quantizer->eval();
