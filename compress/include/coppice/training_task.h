@@ -9,14 +9,16 @@ namespace coppice {
 class TrainingTask {
 public:
     /// Reads loss, teacher, evaluate and every field of TrainOptions. `loss: auto` is the task's default, else one of
-    /// `losses`.
-    TrainingTask(Options& options, const std::vector<Entry<Loss>>& losses);
+    /// `losses`. @param defaults  of the stage
+    TrainingTask(Options& options, const std::vector<Entry<Loss>>& losses, const TrainOptions& defaults = {});
 
     Needs needs() const;
     /// @throws InvalidArgument when the teacher's file is not there, or nothing of `model` trains
     void check(const Model& model, const Context& context) const;
 
     const TrainOptions& options() const { return options_; }
+    /// True when the metric is measured after every epoch, where the context has one.
+    bool evaluates() const { return evaluate_; }
 
     /// Trains `model` in place on context.data.train and leaves it in eval mode. Checkpoints go to context.work_dir,
     /// the history to context.facts. Layers that stay in eval mode are recorded, and warned of.
