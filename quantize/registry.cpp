@@ -172,6 +172,8 @@ const std::vector<Entry<Stage>>& stages() {
                  o.integer("weight_bits", options.weight_bits, 2, 8, "of the weights; fewer than 8 still run in int8");
              options.fit_weights = o.boolean("fit_weights", options.fit_weights,
                                              "scales with the least error of the weights, not their whole range");
+             options.in_turn =
+                 o.boolean("in_turn", options.in_turn, "each layer is rounded on what the int8 layers before it give");
              options.bias_correction =
                  o.boolean("bias_correction", options.bias_correction, "the mean error of weights goes into the bias");
              options.equalize =

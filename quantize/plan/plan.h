@@ -37,10 +37,19 @@ at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 /// Rounds input, weight and bias of an int8 anchor on the stack of its float operator.
 void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c10::IValue>& stack);
 
+/// The corrected bias of an int8 anchor whose float operator has no place for one (mm, matmul): to be added to its
+/// output. Undefined for all other nodes.
+at::Tensor bias_behind(const StaticPlan::Impl& plan, const torch::jit::Node* node);
+
+/// Adds `correction`, [out], to the anchor's own bias, if any, in plan.biases.
+void set_bias(StaticPlan::Impl& plan, const torch::jit::Node* node, const at::Tensor& correction);
+
 /// How a layer is rounded.
 struct AnchorRounding {
     /// Rounds input, weight and bias on the stack of the float operator.
     std::function<void(const Unit& unit, std::vector<c10::IValue>& stack)> round;
+    /// To be added to the rounded output; undefined: nothing. May be empty.
+    std::function<at::Tensor(const Unit& unit)> bias_behind;
     /// Of the input: parameters and number of integers.
     std::function<std::pair<Affine, int64_t>(const Unit& unit)> input;
 };

@@ -232,12 +232,17 @@ struct StaticOptions {
     std::string linear = "auto";
     int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
-    int64_t weight_bits = 8;       ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
-    bool fit_weights = false;      ///< GridOptions::least_error
-    bool bias_correction = false;  ///< the mean error of rounded weights goes into the bias (arXiv 1906.04721)
-    bool equalize = false;         ///< equalize() before
-    double smooth = 0;             ///< alpha of smooth() before; 0: off
-    SyntheticOptions synthetic;    ///< for the stage, where there are no data
+    int64_t weight_bits = 8;   ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
+    bool fit_weights = false;  ///< GridOptions::least_error
+    /// Layers are rounded again from first to last, each on what the int8 layers before it give, towards what the float
+    /// model makes of its own values (arXiv 2004.10568, section 3.3, without the activation function in the loss; for
+    /// GPTQ arXiv 2504.02692). false: every layer on the float model's values. brecq does it by itself.
+    bool in_turn = false;
+    /// The mean error of rounded weights goes into the bias (arXiv 1906.04721); products without one get one.
+    bool bias_correction = false;
+    bool equalize = false;       ///< equalize() before
+    double smooth = 0;           ///< alpha of smooth() before; 0: off
+    SyntheticOptions synthetic;  ///< for the stage, where there are no data
     /// Called again and again while blocks are reconstructed, which takes minutes; what it throws ends the planning.
     std::function<void(const std::string& block, double done, double total)> progress;
     Fallback fallback;
