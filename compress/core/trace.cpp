@@ -141,7 +141,7 @@ Traced trace_once(const torch::nn::Module& module, const Forward& forward, const
 }
 
 /// before  prim::Constant of a number that the other trace has as another one
-/// after   aten::size of an input times p, plus k, or over q, rounded down; fires for integers alone
+/// after   aten::size of an input, or the product of two, times p over q, or plus k; fires for integers alone
 class SizesOfInputs {
 public:
     SizesOfInputs(Graph& graph, const Inputs& inputs, const Inputs& others) : graph_(graph) {
@@ -202,26 +202,42 @@ private:
 
     Value* number(const Node& constant, int64_t first, int64_t second) {
         for (const auto& size : sizes_)  // a multiple or a part
-            if (first * size.second == second * size.first && size.first != 0) {
-                const auto divisor = std::gcd(first, size.first);
-                return insert(size, first / divisor, size.first / divisor, 0);
+            if (size.first != 0 && first * size.second == second * size.first)
+                return scaled({&size}, first, size.first);
+        for (size_t i = 0; i < sizes_.size(); ++i)  // of the product of two, batch x length say
+            for (size_t k = i; k < sizes_.size(); ++k) {
+                const auto &a = sizes_[i], &b = sizes_[k];
+                const auto product = a.first * b.first;
+                if (product != 0 && first * a.second * b.second == second * product)
+                    return scaled({&a, &b}, first, product);
             }
-        for (const auto& size : sizes_)
+        for (const auto& size : sizes_)  // more or fewer
             if ((second - first) % (size.second - size.first) == 0) {
                 const auto slope = (second - first) / (size.second - size.first);
-                return insert(size, slope, 1, first - slope * size.first);
+                return make({&size}, slope, 1, first - slope * size.first);
             }
         for (const auto& size : sizes_)  // a part, rounded down
             if (first > 0 && size.first / first > 0 && size.second / (size.first / first) == second)
-                return insert(size, 1, size.first / first, 0);
+                return make({&size}, 1, size.first / first, 0);
         refuse(constant, "a number");
     }
 
-    Value* insert(const Size& size, int64_t factor, int64_t divisor, int64_t summand) {
-        auto& value = made_[{static_cast<int64_t>(size.input), size.dim, factor, divisor, summand}];
+    Value* scaled(const std::vector<const Size*>& of, int64_t numerator, int64_t denominator) {
+        const auto divisor = std::gcd(numerator, denominator);
+        return make(of, numerator / divisor, denominator / divisor, 0);
+    }
+
+    /// Product of sizes times `factor` over `divisor` plus `summand`.
+    Value* make(const std::vector<const Size*>& of, int64_t factor, int64_t divisor, int64_t summand) {
+        std::vector<int64_t> key{factor, divisor, summand};
+        for (const auto* size : of) key.insert(key.end(), {static_cast<int64_t>(size->input), size->dim});
+        auto& value = made_[key];
         if (value) return value;
         WithInsertPoint guard(last_ ? last_->next() : *graph_.nodes().begin());
-        value = graph_.insert(aten::size, {graph_.inputs()[size.input + 1], size.dim});
+        for (const auto* size : of) {
+            Value* own = graph_.insert(aten::size, {graph_.inputs()[size->input + 1], size->dim});
+            value = value ? graph_.insert(aten::mul, {value, own}) : own;
+        }
         if (factor != 1) value = graph_.insert(aten::mul, {value, factor});
         if (divisor != 1) value = graph_.insert(aten::floordiv, {value, divisor});
         if (summand != 0) value = graph_.insert(aten::add, {value, summand});

@@ -150,6 +150,36 @@ TEST(Trace, OtherInputsTellWhichNumbersFollowWhichSize) {
     EXPECT_LE(max_difference(model.forward({x}).toTensor(), run({x}).toTensor()), kSame);
 }
 
+TEST(Trace, TokensOfAnyLengthAndATupleOfOutputs) {
+    struct Tokens : torch::nn::Module {
+        torch::nn::Embedding words{register_module("words", torch::nn::Embedding(20, 6))};
+        torch::nn::Embedding places{register_module("places", torch::nn::Embedding(16, 6))};
+        torch::nn::LayerNorm norm{register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({6})))};
+        std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& ids) {
+            const auto x = norm(words(ids) + places(torch::arange(ids.size(1))));
+            const auto used = (ids != 0).to(x.dtype()).unsqueeze(2);
+            return {(x * used).sum(1) / used.sum(1), x.reshape({ids.size(0) * ids.size(1), 6})};
+        }
+    };
+    auto net = std::make_shared<Tokens>();
+    const auto ids = [](int64_t batch, int64_t length) {
+        return (at::arange(batch * length) * 7).remainder(20).reshape({batch, length});
+    };
+    TraceOptions options;
+    options.other = {ids(3, 9)};
+    const auto model = trace(
+        net, [&](const Inputs& inputs) -> c10::IValue { return net->forward(inputs[0].toTensor()); }, {ids(2, 5)},
+        options);
+    torch::NoGradGuard no_grad;
+    for (const auto& x : {ids(1, 4), ids(5, 16)}) {
+        const auto [sentences, tokens] = net->forward(x);
+        const auto found = all_tensors(model.forward({x}));
+        ASSERT_EQ(found.size(), 2u);
+        EXPECT_LE(max_difference(found[0], sentences), kSame);
+        EXPECT_LE(max_difference(found[1], tokens), kSame);
+    }
+}
+
 TEST(Trace, SizesOnRequestStayThoseOfTheExample) {
     auto net = std::make_shared<torch::nn::Module>("Graph");
     const auto run = [](const Inputs& inputs) -> c10::IValue {
