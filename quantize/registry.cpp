@@ -23,7 +23,9 @@ const std::vector<Entry<Observer>>& observers() {
 const std::vector<Entry<Rounding>>& roundings() {
     static const std::vector<Entry<Rounding>> table = {
         {"adaround", "learns to round up or down by the layer's output (arXiv 2004.10568)",
-         [](Options& o) { return adaround(o.integer("steps", 500, 1, INT64_MAX, "steps of Adam")); }},
+         [](Options& o) {
+             return adaround(o.integer("steps", 500, 1, INT64_MAX, "of Adam; more are better, the paper takes 10000"));
+         }},
         {"awq", "scales input channels by their size before rounding (arXiv 2306.00978)",
          [](Options& o) { return awq(o.integer("candidates", 20, 2, 1000, "exponents tried between 0 and 1")); }},
         {"brecq", "learns to round up or down by the output of a whole block (arXiv 2102.05426)",

@@ -72,8 +72,8 @@ public:
             calibration_of(model, context, options_.batches, options_.batch_size, options_.synthetic, kWhere);
         auto options = options_;
         options.progress = [&](const std::string& block, double done, double total) {
-            context.log->progress("reconstructing blocks", done, total, block);
-            if (context.interrupted()) throw Interrupted(kWhere, "stopped while reconstructing blocks", "");
+            context.log->progress("rounding weights", done, total, block);
+            if (context.interrupted()) throw Interrupted(kWhere, "stopped while rounding weights", "");
         };
         auto plan = with_fallback(model, context, calibration, options);
         Json seconds = Json::object();

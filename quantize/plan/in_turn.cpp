@@ -32,7 +32,7 @@ struct Sums {
 class InTurn {
 public:
     InTurn(StaticPlan::Impl& plan, const std::vector<Inputs>& calibration, const RoundWeight& round)
-        : plan_(plan), round_(round) {
+        : plan_(plan), round_(round), names_(plan.model) {
         for (const auto& unit : plan.units)
             if (unit.anchor() && plan.weights.count(unit.node)) anchors_[unit.node] = &unit;
         const auto graph = plan.model.graph();
@@ -71,7 +71,7 @@ public:
                 }
             }
             if (plan_.options.progress && anchors_.count(nodes[i]))
-                plan_.options.progress("layers in turn", static_cast<double>(i), static_cast<double>(nodes.size()));
+                plan_.options.progress(names_.of(nodes[i]), static_cast<double>(i), static_cast<double>(nodes.size()));
         }
     }
 
@@ -157,6 +157,7 @@ private:
 
     StaticPlan::Impl& plan_;
     const RoundWeight& round_;
+    const LayerNames names_;
     std::unordered_map<const Node*, const Unit*> anchors_;
     std::vector<std::pair<Values, Values>> batches_;  ///< of the float model, and with int8 layers as they are rounded
 };
