@@ -23,7 +23,9 @@ const std::vector<Entry<Observer>>& observers() {
 const std::vector<Entry<Rounding>>& roundings() {
     static const std::vector<Entry<Rounding>> table = {
         {"adaround", "learns to round up or down by the layer's output (arXiv 2004.10568)",
-         [](Options& o) { return adaround(o.integer("steps", 500, 1, INT64_MAX, "steps of Adam")); }},
+         [](Options& o) {
+             return adaround(o.integer("steps", 500, 1, INT64_MAX, "of Adam; more are better, the paper takes 10000"));
+         }},
         {"awq", "scales input channels by their size before rounding (arXiv 2306.00978)",
          [](Options& o) { return awq(o.integer("candidates", 20, 2, 1000, "exponents tried between 0 and 1")); }},
         {"brecq", "learns to round up or down by the output of a whole block (arXiv 2102.05426)",
@@ -176,6 +178,8 @@ const std::vector<Entry<Stage>>& stages() {
                  o.integer("weight_bits", options.weight_bits, 2, 8, "of the weights; fewer than 8 still run in int8");
              options.fit_weights = o.boolean("fit_weights", options.fit_weights,
                                              "scales with the least error of the weights, not their whole range");
+             options.in_turn =
+                 o.boolean("in_turn", options.in_turn, "each layer is rounded on what the int8 layers before it give");
              options.bias_correction =
                  o.boolean("bias_correction", options.bias_correction, "the mean error of weights goes into the bias");
              options.equalize =

@@ -86,6 +86,11 @@ public:
                               (options.reduce_range == "auto" ? ": this CPU has no VNNI" : "") +
                               ", so that sums of int8 products cannot saturate");
         auto plan = plan_within(model, context, calibration, options, kWhere);
+        if (const auto narrow = narrowed(plan); narrow > 0)
+            context.log->info(
+                std::to_string(narrow) +
+                " depthwise convolutions get weights of 7 bits: FBGEMM, which LibTorch runs them by, adds "
+                "two products in 16 bits");
         Json seconds = Json::object();
         auto kernels = fastest_kernels(plan, context.example, seconds);
         if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
@@ -113,6 +118,14 @@ public:
     }
 
 private:
+    /// Layers with fewer bits than the others.
+    static int64_t narrowed(const StaticPlan& plan) {
+        const auto& impl = plan.impl();
+        return std::count_if(impl.units.begin(), impl.units.end(), [&](const Unit& unit) {
+            return impl.weights.count(unit.node) && weight_bits_of(impl, unit.node) < impl.weight_bits;
+        });
+    }
+
     void record(const StaticPlan& plan, Context& context, const Calibration& calibration) const {
         for (const auto& change : plan.impl().folded) context.record(change);
         int64_t int8_layers = 0, float_layers = 0, int8_weights = 0, float_weights = 0;
@@ -134,6 +147,7 @@ private:
         facts["layers"] = layer_rows(plan.layers());
         facts["weight_bits"] = plan.impl().weight_bits;
         facts["reduced_range"] = plan.impl().weight_bits < options_.weight_bits;
+        if (const auto narrow = narrowed(plan); narrow > 0) facts["depthwise_layers_of_7_bits"] = narrow;
         if (options_.weight_bits < 8) facts["simulated"] = true;  // stored and multiplied as int8
         facts["int8_layers"] = int8_layers;
         facts["float_layers"] = float_layers;

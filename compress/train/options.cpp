@@ -8,7 +8,10 @@
 namespace coppice {
 
 TrainOptions TrainOptions::read(Options& o) {
-    TrainOptions t;
+    return coppice::read(o, {});
+}
+
+TrainOptions read(Options& o, TrainOptions t) {
     t.epochs = o.integer("epochs", t.epochs, 1, 1000000, "passes over the training data");
     t.batch_size = o.integer("batch_size", t.batch_size, 1, INT64_MAX, "examples in a step");
     t.optimizer = o.choice("optimizer", t.optimizer, {"sgd", "adamw"}, "sgd has Nesterov momentum");

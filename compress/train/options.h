@@ -5,6 +5,9 @@
 
 namespace coppice {
 
+/// TrainOptions::read() with other defaults.
+TrainOptions read(Options& options, TrainOptions defaults);
+
 /// @throws InvalidArgument naming the first option out of its range
 void check(const TrainOptions& options);
 

@@ -3,6 +3,7 @@
 #include <coppice/judging.h>
 #include <coppice/training_task.h>
 
+#include "train/options.h"
 #include "train/tracker.h"
 
 namespace coppice {
@@ -113,8 +114,8 @@ std::unique_ptr<Loss> default_loss(Task task) {
     return cross_entropy();
 }
 
-TrainingTask::TrainingTask(Options& o, const std::vector<Entry<Loss>>& losses)
-    : where_(o.owner()), options_(TrainOptions::read(o)) {
+TrainingTask::TrainingTask(Options& o, const std::vector<Entry<Loss>>& losses, const TrainOptions& defaults)
+    : where_(o.owner()), options_(read(o, defaults)) {
     const auto* loss = o.raw("loss", "auto: what the task has; or one of coppice list losses");
     if (!loss || (loss->kind == Setting::Kind::kScalar && loss->text == "auto")) {
         o.remember({"loss", "name", "auto", ""});

@@ -99,7 +99,12 @@ at::Tensor weight_of(const Model& model, const Node* node) {
     return parameter_of(model, value).value_or(at::Tensor());
 }
 
-/// Rows that a convolution or linear layer multiplies, one tensor [rows, n] per group.
+double seconds_since(const std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
 std::vector<at::Tensor> rows_of(const Model& model, const Node* node, const at::Tensor& input) {
     auto* mutable_node = const_cast<Node*>(node);
     if (as_linear(mutable_node)) return {input.reshape({-1, input.size(-1)})};
@@ -131,12 +136,6 @@ std::vector<at::Tensor> rows_of(const Model& model, const Node* node, const at::
     }
     return all;
 }
-
-double seconds_since(const std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-}  // namespace
 
 double sqnr_db(double signal, double noise) {
     if (!std::isfinite(noise)) return -200;

@@ -88,6 +88,9 @@ double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
 torch::jit::Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name,
                          torch::jit::Node* before, Role role = Role::kAttribute);
 
+/// Rows that a convolution or linear layer multiplies, one tensor [rows, n] per group.
+std::vector<at::Tensor> rows_of(const Model& model, const torch::jit::Node* node, const at::Tensor& input);
+
 /// Moments of the rows that each anchor multiplies, over `batches`, for nodes that `wanted` accepts.
 std::unordered_map<const torch::jit::Node*, std::vector<InputMoments>> collect_moments(
     const Model& model, const Calibration& batches, const std::function<bool(const torch::jit::Node*)>& wanted,

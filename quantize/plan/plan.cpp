@@ -17,6 +17,7 @@
 #include "emit/operators.h"
 #include "layers/layers.h"
 #include "plan/blocks.h"
+#include "plan/in_turn.h"
 
 namespace coppice::quantize {
 
@@ -73,6 +74,9 @@ public:
         apply_options();
         require_anchor();
         const auto& options = plan_.options;
+        if (options.in_turn && options.rounding && options.rounding->blocks())
+            throw InvalidArgument(kWhere, "in_turn does not go with rounding of blocks",
+                                  "Blocks are rounded in turn anyway: leave it out.");
         if (options.bias_correction || (options.rounding && options.rounding->needs_moments())) {
             std::set<const Node*> anchors;
             for (const auto& unit : plan_.units)
@@ -88,8 +92,15 @@ public:
             if (!refuse_noisy()) break;
             require_anchor();
         }
-        if (options.rounding && options.rounding->blocks()) {
-            // With the layers that stay in float known: they need not make up for those that go.
+        // With the layers that stay in float known: others need not make up for them.
+        if (options.in_turn) {
+            round_in_turn(plan_, calibration_.read(),
+                          [this](const Node* node, const at::Tensor& weight, const auto& moments) {
+                              return rounded(const_cast<Node*>(node), weight, &moments);
+                          });
+            measured_.clear();
+            measure_noise();
+        } else if (options.rounding && options.rounding->blocks()) {
             reconstruct_blocks(plan_, calibration_.read(), *options.rounding->blocks());
             for (const auto& unit : plan_.units)
                 if (plan_.weights.count(unit.node)) correct_bias(unit.node, anchor_weight(plan_.model, unit.node));
@@ -271,33 +282,33 @@ private:
             const auto& unit = plan_.units[i];
             if (!unit.anchor() || !(unit.int8 || unit.island) || plan_.weights.count(unit.node)) continue;
             const auto weight = anchor_weight(plan_.model, unit.node);
-            plan_.weights[unit.node] = rounded(unit.node, weight);
+            const auto found = moments_.find(unit.node);
+            plan_.weights[unit.node] = rounded(unit.node, weight, found == moments_.end() ? nullptr : &found->second);
             correct_bias(unit.node, weight);
         }
     }
 
-    /// qint8, channels in dimension 0.
-    at::Tensor rounded(const Node* node, const at::Tensor& weight) {
+    /// qint8, channels in dimension 0. @param moments  for each group of a convolution; may be null
+    at::Tensor rounded(Node* node, const at::Tensor& weight, const std::vector<InputMoments>* moments) {
         const auto& options = plan_.options;
-        if (!options.rounding && plan_.weight_bits == 8 && !options.fit_weights)
-            return quantize_weight(weight, options.per_channel);
+        const int64_t bits = weight_bits_of(plan_, node);
+        if (!options.rounding && bits == 8 && !options.fit_weights) return quantize_weight(weight, options.per_channel);
         const std::shared_ptr<const Rounding> rounding = options.rounding ? options.rounding : nearest();
         GridOptions grid;
-        grid.bits = plan_.weight_bits;
+        grid.bits = bits;
         grid.one_scale = !options.per_channel;
         grid.least_error = options.fit_weights;
         const auto matrix = weight.detach().reshape({weight.size(0), -1}).contiguous();
-        const auto found = moments_.find(node);
-        const bool use = rounding->needs_moments() && found != moments_.end();
+        const bool use = rounding->needs_moments() && moments;
         // Groups of a convolution see inputs of their own; a scale of all of them needs all weights at once.
-        const size_t groups = use && options.per_channel ? found->second.size() : 1;
-        if (use && groups == 1 && found->second.size() > 1)
+        const size_t groups = use && options.per_channel ? moments->size() : 1;
+        if (use && groups == 1 && moments->size() > 1)
             throw InvalidArgument(kWhere, "per_channel: false does not go with this rounding on grouped convolutions",
                                   "Use per_channel: true, or rounding nearest.");
         std::vector<at::Tensor> integers, scales;
         const auto parts = matrix.chunk(static_cast<int64_t>(groups), 0);
         for (size_t i = 0; i < parts.size(); ++i) {
-            const auto part = rounding->round(parts[i].contiguous(), grid, use ? &found->second[i] : nullptr);
+            const auto part = rounding->round(parts[i].contiguous(), grid, use ? &(*moments)[i] : nullptr);
             integers.push_back(part.integers);
             scales.push_back(part.scale);
         }
@@ -309,16 +320,12 @@ private:
     /// b' = b + (W - W') E[x]: the rounded layer has the same mean output (arXiv 1906.04721, section 4.2).
     void correct_bias(const Node* node, const at::Tensor& weight) {
         const auto found = moments_.find(node);
-        const auto place = anchor_inputs(node);
-        if (!plan_.options.bias_correction || found == moments_.end() || !place.bias) return;
+        if (!plan_.options.bias_correction || found == moments_.end()) return;
         const auto difference = (weight - plan_.weights.at(node).dequantize()).reshape({weight.size(0), -1});
         std::vector<at::Tensor> parts;
         const auto chunks = difference.to(at::kDouble).chunk(static_cast<int64_t>(found->second.size()), 0);
         for (size_t i = 0; i < chunks.size(); ++i) parts.push_back(chunks[i].mv(found->second[i].mean));
-        auto bias = at::cat(parts);
-        const auto* old = node->input(*place.bias);
-        if (const auto tensor = parameter_of(plan_.model, old)) bias = bias + tensor->detach().reshape({-1});
-        plan_.biases[node] = bias.to(at::kFloat);
+        set_bias(plan_, node, at::cat(parts));
     }
 
     /// Measures each int8 layer by itself. @return those that had not been measured
@@ -329,6 +336,7 @@ private:
                 units.push_back(&unit);
         AnchorRounding rounding;
         rounding.round = [&](const Unit& unit, auto& stack) { round_anchor(plan_, unit, stack); };
+        rounding.bias_behind = [&](const Unit& unit) { return bias_behind(plan_, unit.node); };
         rounding.input = [&](const Unit& unit) {
             return std::make_pair(plan_.parameters.at(unit.inputs[0]), kActivationLevels);
         };
@@ -435,7 +443,21 @@ void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c1
     const auto place = anchor_inputs(unit.node);
     stack[place.tensor] = fake_quantize(stack[place.tensor].toTensor(), plan.parameters.at(unit.inputs[0]));
     stack[place.weight] = rounded_weight(unit, plan.weights.at(unit.node));
-    if (const auto bias = plan.biases.find(unit.node); bias != plan.biases.end()) stack[*place.bias] = bias->second;
+    if (const auto bias = plan.biases.find(unit.node); bias != plan.biases.end() && place.bias)
+        stack[*place.bias] = bias->second;
+}
+
+at::Tensor bias_behind(const StaticPlan::Impl& plan, const Node* node) {
+    const auto bias = plan.biases.find(node);
+    return bias == plan.biases.end() || anchor_inputs(node).bias ? at::Tensor() : bias->second;
+}
+
+void set_bias(StaticPlan::Impl& plan, const Node* node, const at::Tensor& correction) {
+    auto bias = correction;
+    if (const auto place = anchor_inputs(node).bias)
+        if (const auto tensor = parameter_of(plan.model, node->input(*place)))
+            bias = bias + tensor->detach().reshape({-1});
+    plan.biases[node] = bias.to(at::kFloat);
 }
 
 Range ends_of(const Affine& parameters, int64_t levels) {
@@ -449,6 +471,20 @@ int64_t widest_weight(const std::string& reduce_range, bool exact_products) {
     if (reduce_range != "auto" && reduce_range != "off" && reduce_range != "on")
         throw_unknown(kWhere, "reduce_range", reduce_range, {"auto", "off", "on"});
     return reduce_range == "on" || (reduce_range == "auto" && !exact_products) ? 7 : 8;
+}
+
+bool sums_in_16_bits(const Model& model, Node* node, const std::string& engine) {
+    const auto conv = as_conv(node);
+    if (!conv || conv->dims == 1 || conv->transposed) return false;
+    const auto weight = parameter_of(model, conv->weight);
+    if (!weight || weight->size(1) != 1 || conv->groups == 1) return false;
+    const bool pointwise = weight->numel() == weight->size(0);
+    return !pointwise && (conv->groups > 100 || (engine != "x86" && engine != "onednn"));
+}
+
+int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
+    const bool narrow = plan.options.reduce_range != "off" && sums_in_16_bits(plan.model, node, plan.options.engine);
+    return std::min<int64_t>(plan.weight_bits, narrow ? 7 : 8);
 }
 
 std::string int8_precision(int64_t weight_bits) {
@@ -474,6 +510,8 @@ void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const 
         rounding.round(unit, stack);
         node->getOperation()(stack);
         rounded[node] = stack[0].toTensor();
+        if (rounding.bias_behind)
+            if (const auto bias = rounding.bias_behind(unit); bias.defined()) rounded[node] = rounded[node] + bias;
         const auto [parameters, levels] = rounding.input(unit);
         const auto ends = ends_of(parameters, levels);
         const auto x = inputs[anchor_inputs(node).tensor].toTensor();

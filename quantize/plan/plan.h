@@ -40,16 +40,33 @@ at::Tensor rounded_weight(const Unit& unit, const at::Tensor& weight);
 /// Rounds input, weight and bias of an int8 anchor on the stack of its float operator.
 void round_anchor(const StaticPlan::Impl& plan, const Unit& unit, std::vector<c10::IValue>& stack);
 
+/// The corrected bias of an int8 anchor whose float operator has no place for one (mm, matmul): to be added to its
+/// output. Undefined for all other nodes.
+at::Tensor bias_behind(const StaticPlan::Impl& plan, const torch::jit::Node* node);
+
+/// Adds `correction`, [out], to the anchor's own bias, if any, in plan.biases.
+void set_bias(StaticPlan::Impl& plan, const torch::jit::Node* node, const at::Tensor& correction);
+
 /// How a layer is rounded.
 struct AnchorRounding {
     /// Rounds input, weight and bias on the stack of the float operator.
     std::function<void(const Unit& unit, std::vector<c10::IValue>& stack)> round;
+    /// To be added to the rounded output; undefined: nothing. May be empty.
+    std::function<at::Tensor(const Unit& unit)> bias_behind;
     /// Of the input: parameters and number of integers.
     std::function<std::pair<Affine, int64_t>(const Unit& unit)> input;
 };
 /// Bits of the widest weights whose products cannot saturate.
 /// @param reduce_range  of StaticOptions @throws InvalidArgument when it is none of auto, off, on
 int64_t widest_weight(const std::string& reduce_range, bool exact_products = exact_int8_products());
+
+/// Whether the int8 kernel of a convolution adds two products in 16 bits whatever the CPU: FBGEMM's for depthwise ones
+/// of two and three dimensions, which engine x86 takes for more than 100 groups and fbgemm always (LibTorch 2.15).
+bool sums_in_16_bits(const Model& model, torch::jit::Node* node, const std::string& engine);
+
+/// Bits of an anchor's weights in a plan: those of all, or 7 where sums_in_16_bits() and options.reduce_range is not
+/// off.
+int64_t weight_bits_of(const StaticPlan::Impl& plan, torch::jit::Node* node);
 
 /// What a layer of these bits is called in reports: fewer than 8 are stored and multiplied as int8.
 std::string int8_precision(int64_t weight_bits);

@@ -40,6 +40,7 @@ c10::IValue fake_quantized(const StaticPlan& plan, const Inputs& inputs) {
         }
     };
     hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+        if (const auto bias = bias_behind(impl, node); bias.defined()) outputs[0] = outputs[0].toTensor() + bias;
         const auto found = last.find(node);
         if (found == last.end()) return;
         for (size_t i = 0; i < outputs.size(); ++i)

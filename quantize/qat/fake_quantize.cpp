@@ -32,6 +32,9 @@ FakeQuantizeImpl::FakeQuantizeImpl(FakeQuantizeOptions options) : options_(std::
                               "Give the size of dimension `channel`, or 1 for one scale.");
     if (options_.watch_batches < 0)
         throw InvalidArgument(kWhere, "watch_batches is " + std::to_string(options_.watch_batches), "0 means all.");
+    if (options_.observer && (options_.weight || options_.channel >= 0))
+        throw InvalidArgument(kWhere, "an observer sees activations with one scale",
+                              "Weights have their range at hand: leave observer out.");
     if (!options_.quantizer) options_.quantizer = lsq();
     if (options_.weight && !options_.quantizer->for_weights()) options_.quantizer = minmax_range();
     const auto make = [&](const char* name, bool learned) {
@@ -55,20 +58,33 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
             "dimension " + std::to_string(options_.channel) + " is not of size " + std::to_string(options_.channels),
             "Give channel and channels of the values.");
     torch::NoGradGuard no_grad;
+    observer_ = nullptr;
+    std::optional<Range> range;
+    if (options_.observer) range = observe(values.detach());
+    const bool below_zero =
+        range ? range->low < 0 : options_.symmetric && values.numel() > 0 && values.min().item<double>() < 0;
     const int64_t half = int64_t{1} << (options_.bits - 1);
     int64_t lowest = 0, highest = 2 * half - 1;
     if (options_.symmetric && options_.weight) {
         lowest = 1 - half;
         highest = half - 1;
-    } else if (options_.symmetric &&
-               options_.negative.value_or(values.numel() > 0 && values.min().item<double>() < 0)) {
+    } else if (options_.symmetric && options_.negative.value_or(below_zero)) {
         lowest = -half;
         highest = half - 1;
     }
     counts_[kLowest] = lowest;
     counts_[kHighest] = highest;
     auto now = state();
-    options_.quantizer->start(now, values.detach());
+    if (range)
+        options_.quantizer->start_at(now, *range);
+    else
+        options_.quantizer->start(now, values.detach());
+}
+
+Range FakeQuantizeImpl::observe(const at::Tensor& values) {
+    if (!observer_) observer_ = options_.observer->fresh();
+    observer_->observe(values.to(at::kFloat));
+    return observer_->range(int64_t{1} << options_.bits);
 }
 
 QuantizerState FakeQuantizeImpl::state() const {
@@ -88,12 +104,16 @@ at::Tensor FakeQuantizeImpl::forward(const at::Tensor& given) {
     if (!given.is_cpu())
         throw InvalidArgument(kWhere, "the values are on " + given.device().str(), "Train on the CPU.");
     const auto values = given.to(at::kFloat);  // autocast gives bfloat16
-    if (!started()) start(values);
+    const bool first = !started();
+    if (first) start(values);
     auto now = state();
     auto* counts = counts_.mutable_data_ptr<int64_t>();
     if (is_training() && counts[kFrozen] == 0) {
         torch::NoGradGuard no_grad;
-        options_.quantizer->watch(now, values.detach());
+        if (!options_.observer)
+            options_.quantizer->watch(now, values.detach());
+        else if (!options_.quantizer->learns() && !first)
+            options_.quantizer->start_at(now, observe(values.detach()));
         if (++counts[kWatched] == options_.watch_batches) counts[kFrozen] = 1;
     }
     return options_.quantizer->apply(now, values);

@@ -48,6 +48,11 @@ public:
         state.learned.mul_(state.highest);
     }
 
+    void start_at(QuantizerState& state, Range range) const override {
+        Quantizer::start_at(state, range);
+        state.learned.mul_(state.highest);
+    }
+
     at::Tensor scale(const QuantizerState& state) const override {
         return (state.learned.detach() / state.highest).clamp_min(kLeastScale);
     }

@@ -246,7 +246,9 @@ private:
             qat_.weights.emplace(unit.node, shared->second);
             return;
         }
-        auto options = weights_of(std::min(bits, widest_weight_), qat_.options.per_channel ? weight.size(0) : 0);
+        const bool narrow = qat_.options.activation_bits == 8 && sums_in_16_bits(plan_.model, unit.node, "x86");
+        const int64_t widest = narrow ? 7 : widest_weight_;
+        auto options = weights_of(std::min(bits, widest), qat_.options.per_channel ? weight.size(0) : 0);
         if (qat_.options.per_channel && anchor_inputs(unit.node).weight_transposed) options.channel = 1;
         options.quantizer = quantizer_;
         FakeQuantize module(options);
@@ -447,6 +449,12 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     torch::NoGradGuard no_grad;
     prepared.forward(calibration.front());  // every scale starts
     return prepared;
+}
+
+QatModel prepare(const std::shared_ptr<torch::nn::Module>& module,
+                 const std::function<c10::IValue(const Inputs&)>& forward, const Inputs& example,
+                 const std::vector<Inputs>& calibration, const QatOptions& options, const TraceOptions& tracing) {
+    return prepare(trace(module, forward, example, tracing), example, calibration, options);
 }
 
 Model convert(const QatModel& model) {

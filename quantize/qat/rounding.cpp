@@ -4,6 +4,11 @@
 
 namespace coppice::quantize {
 
+void Quantizer::start_at(QuantizerState& state, Range range) const {
+    const auto end = [&](double value) { return at::full_like(state.learned, value); };
+    cover(state, end(std::min(range.low, 0.0)), end(std::max(range.high, 0.0)));
+}
+
 at::Tensor beside(const at::Tensor& per_channel, const at::Tensor& values, int64_t channel) {
     if (channel < 0) return per_channel;
     std::vector<int64_t> shape(static_cast<size_t>(values.dim()), 1);

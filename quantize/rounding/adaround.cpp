@@ -3,7 +3,10 @@
 //     sum over rows of d^T M d  +  lambda sum (1 - |2 h - 1|^beta),      d = w - s q - o,  M = E[x x^T]
 //
 // The paper samples d^T x; its mean square is the quadratic form, whose gradient 2 M d is exact and needs no samples.
-// In the end h is rounded to 0 or 1, and every row keeps the better of this and nearest rounding.
+// In the end h is rounded to 0 or 1, and every row keeps the better of this and nearest rounding. The paper takes
+// 10,000 steps on samples; what fewer give is in tests/bench/results/quantize.md. Its inputs come from the layers
+// rounded before (quantize.static's in_turn), and its loss is behind the activation function, which is not quadratic
+// and left out here.
 #include <cmath>
 
 #include <coppice/error.h>

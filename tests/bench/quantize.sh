@@ -1,7 +1,7 @@
 #!/bin/bash
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru light_ts gcn
-# and resnet20_bits: few bits by every rounding; resnet20_no_data: calibrated on inputs made from batch norms
+# and resnet20_bits: few bits by every rounding; resnet20_in_turn: layers in turn, and AdaRound with more steps; resnet20_no_data: calibrated on inputs made from batch norms
 # PROFILE=off leaves time out; TEST=FILE judges resnet20 on other images.
 # Prints one line per stage; runs and their reports stay in OUT.
 set -u
@@ -73,6 +73,13 @@ for model in "$@"; do
         for bits in 4 3 2; do
             for rest in '' ', rounding: gptq' ', rounding: adaround' ', rounding: {brecq: {steps: 300}}' \
                 ', rounding: {brecq: {steps: 300, loss: mse}}'; do
+                run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits$rest, fit_weights: true, min_sqnr_db: -100}"
+            done
+        done ;;
+    resnet20_in_turn)
+        for bits in 4 3; do
+            for rest in ', rounding: gptq, in_turn: true' ', rounding: {adaround: {steps: 2000}}' \
+                ', rounding: {adaround: {steps: 2000}}, in_turn: true'; do
                 run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits$rest, fit_weights: true, min_sqnr_db: -100}"
             done
         done ;;

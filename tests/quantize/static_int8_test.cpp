@@ -2,6 +2,7 @@
 
 #include "layer_check.h"
 #include "layers/layers.h"
+#include "plan/plan.h"
 
 namespace coppice::quantize {
 namespace {
@@ -342,23 +343,100 @@ TEST(StaticInt8, AgreesWithItsSimulationWithEveryRoundingAndFewerBits) {
 }
 
 TEST(StaticInt8, BiasCorrectionKeepsEachChannelsMeanOutput) {
-    // One layer of 3-bit weights on inputs with a mean: the rounded weights alone shift every output.
-    const auto model = build_model({{"f.weight", sine({6, 20}, 0.3)}, {"f.bias", sine({6}, 0.1)}},
-                                   "def forward(self, x):\n    return torch.linear(x, self.f.weight, self.f.bias)\n");
+    // One layer of 3-bit weights on inputs with a mean: the rounded weights alone shift every output. A product that
+    // has no bias gets one.
+    const auto with_bias =
+        build_model({{"f.weight", sine({6, 20}, 0.3)}, {"f.bias", sine({6}, 0.1)}},
+                    "def forward(self, x):\n    return torch.linear(x, self.f.weight, self.f.bias)\n");
+    const auto without = build_model({{"f.weight", sine({20, 6}, 0.3)}},
+                                     "def forward(self, x):\n    return torch.mm(x, self.f.weight)\n");
     const Inputs x{sine({64, 20}) + 1.0};
-    const auto exact = model.forward(x).toTensor().mean(0);
-    const auto shift = [&](bool corrected) {
-        StaticOptions options;
-        options.observer = minmax();
-        options.weight_bits = 3;
-        options.rounding = nearest();
-        options.bias_correction = corrected;
-        options.min_sqnr_db = 0;
-        const auto rounded = fake_quantized(plan_static(model, x, {x}, options), x).toTensor();
-        return (rounded.mean(0) - exact).abs().max().item<double>();
+    for (const auto& model : {with_bias, without}) {
+        const auto exact = model.forward(x).toTensor().mean(0);
+        const auto plan_of = [&](bool corrected) {
+            StaticOptions options;
+            options.observer = minmax();
+            options.weight_bits = 3;
+            options.rounding = nearest();
+            options.bias_correction = corrected;
+            options.min_sqnr_db = 0;
+            return plan_static(model, x, {x}, options);
+        };
+        const auto shift = [&](const at::Tensor& output) {
+            return (output.mean(0) - exact).abs().max().item<double>();
+        };
+        const auto plan = plan_of(true);
+        const double before = shift(fake_quantized(plan_of(false), x).toTensor());
+        // What is left is the mean error of rounded inputs, far below a step of 8 bits.
+        EXPECT_LT(shift(fake_quantized(plan, x).toTensor()), 0.1 * before);
+        EXPECT_LT(shift(convert(plan).forward(x).toTensor()), 0.1 * before);
+    }
+}
+
+TEST(StaticInt8, InTurnWeightsAreTheLeastSquaresAnswerOnWhatTheRoundedLayersGive) {
+    // Sines of squares: unlike sines of an arithmetic sequence their matrices have full rank.
+    const auto irregular = [](at::IntArrayRef shape, double factor) {
+        return (at::arange(c10::multiply_integers(shape), at::kDouble).square() * factor)
+            .sin()
+            .to(at::kFloat)
+            .reshape(shape);
     };
-    // What is left is the mean error of rounded inputs, far below a step of 8 bits.
-    EXPECT_LT(shift(true), 0.1 * shift(false));
+    const auto first = 0.3 * irregular({12, 20}, 0.37), second = 0.4 * irregular({5, 12}, 0.61);
+    const auto model = build_model({{"a.weight", first}, {"b.weight", second}},
+                                   "def forward(self, x):\n    return torch.linear(torch.linear(x, self.a.weight), "
+                                   "self.b.weight)\n");
+    const Inputs x{irregular({400, 20}, 0.173)};
+    StaticOptions options;
+    options.observer = minmax();
+    options.weight_bits = 4;
+    options.rounding = nearest();
+    options.min_sqnr_db = 0;
+    options.in_turn = true;
+    const auto plan = plan_static(model, x, {x}, options);
+    const LayerNames names(plan.model());
+    auto* node = names.find("b");
+    ASSERT_NE(node, nullptr);
+    const auto& rounded = plan.impl().weights.at(node);
+    const auto& hidden = plan.impl().weights.at(names.find("a"));
+    // By hand: hidden values of the float model, and as the int8 layer gives them.
+    const auto exact = at::linear(x[0].toTensor(), first);
+    const auto given =
+        fake_quantize(at::linear(fake_quantize(x[0].toTensor(), *plan.parameters(plan.model().graph()->inputs()[1])),
+                                 hidden.dequantize()),
+                      *plan.parameters(node->input(0)));
+    const auto [best, residuals, rank, singular] =
+        at::linalg_lstsq(given.to(at::kDouble), exact.matmul(second.t()).to(at::kDouble));
+    const auto difference = (rounded.dequantize() - best.t()).abs();
+    const auto step = rounded.q_per_channel_scales().reshape({-1, 1});
+    EXPECT_GT((best.t() - second).abs().max().item<double>(), 0.02);  // something to make up for
+    // Half a step for rounding; a tenth more because damping holds weights back where inputs hardly vary.
+    EXPECT_LT((difference / step).max().item<double>(), 0.6);
+}
+
+TEST(StaticInt8, InTurnRoundingLowersTheModelsError) {
+    const Inputs x{sine({32, 3, 8, 8}, 1.3) + 0.5 * sine({32, 3, 8, 8}, 0.6).square()};
+    const auto exact = residual_model().forward(x).toTensor();
+    for (const auto& rounding : {std::shared_ptr<const Rounding>(nearest()), std::shared_ptr<const Rounding>(gptq()),
+                                 std::shared_ptr<const Rounding>(adaround(200))}) {
+        const auto error = [&](bool in_turn) {
+            StaticOptions options;
+            options.observer = minmax();
+            options.weight_bits = 3;
+            options.rounding = rounding;
+            options.min_sqnr_db = -100;
+            options.bias_correction = true;
+            options.in_turn = in_turn;
+            return (convert(plan_static(residual_model(), x, {x}, options)).forward(x).toTensor() - exact)
+                .pow(2)
+                .sum()
+                .item<double>();
+        };
+        EXPECT_LT(error(true), error(false));
+    }
+    StaticOptions options;
+    options.rounding = brecq();
+    options.in_turn = true;
+    EXPECT_ERROR(plan_static(residual_model(), x, {x}, options), InvalidArgument, "in_turn");
 }
 
 }  // namespace

@@ -9,8 +9,8 @@ namespace coppice {
 class TrainingTask {
 public:
     /// Reads loss, teacher, evaluate and every field of TrainOptions. `loss: auto` is the task's default, else one of
-    /// `losses`.
-    TrainingTask(Options& options, const std::vector<Entry<Loss>>& losses);
+    /// `losses`. @param defaults  of the stage
+    TrainingTask(Options& options, const std::vector<Entry<Loss>>& losses, const TrainOptions& defaults = {});
     /// @param where     the stage, for messages
     /// @param loss      null: the task's default
     /// @param teacher   baseline, or a TorchScript file; used when the loss needs one
@@ -23,6 +23,8 @@ public:
     void check(const Model& model, const Context& context) const;
 
     const TrainOptions& options() const { return options_; }
+    /// True when the metric is measured after every epoch, where the context has one.
+    bool evaluates() const { return evaluate_; }
 
     /// Trains `model` in place on context.data.train and leaves it in eval mode. Checkpoints go to context.work_dir,
     /// the history to context.facts. Layers that stay in eval mode are recorded, and warned of.

@@ -7,13 +7,15 @@
 ///     };
 ///
 ///     auto training = coppice::quantize::prepare(model, example, calibration, options);   // a TorchScript model
-///     Trainer(settings).fit(*training.trainable(), data, loss);
+///     auto training = coppice::quantize::prepare(net, forward, example, calibration, options);    // or torch::nn
+///     Trainer(settings).fit(*training.trainable(), data, loss);       // or a loop of your own over its forward()
 ///     auto result = coppice::quantize::convert(training);       // int8, or simulated below 8 bits
 #pragma once
 
 #include <optional>
 
 #include <coppice/quantize.h>
+#include <coppice/trace.h>
 #include <coppice/train.h>
 
 namespace coppice::quantize {
@@ -45,6 +47,8 @@ public:
     virtual void start(QuantizerState& state, const at::Tensor& values) const = 0;
     /// Called with every training batch until frozen.
     virtual void watch(QuantizerState& state, const at::Tensor& values) const { (void)state, (void)values; }
+    /// Sets them so that the integers cover `range`, as an observer found it; width zero gets scale 1.
+    virtual void start_at(QuantizerState& state, Range range) const;
     /// float32 [channels or 1], positive.
     virtual at::Tensor scale(const QuantizerState& state) const = 0;
     /// The rounded values, with gradients for them and, if learns(), for state.learned and state.offset.
@@ -87,6 +91,10 @@ struct FakeQuantizeOptions {
     int64_t channels = 1;                        ///< its size
     std::shared_ptr<const Quantizer> quantizer;  ///< null: lsq()
     int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all
+    /// Activations with one scale: a fresh one of these, histogram() say, sees the values. Its range is where a
+    /// quantizer that learns starts; one that does not, minmax_range() say, takes it from here until frozen. null: each
+    /// quantizer's own way. Checkpoints hold the range and not what it came from: after one is read it begins anew.
+    std::shared_ptr<const Observer> observer;
 };
 
 /// Symmetric weights of `bits` bits, one scale per output channel when `channels` > 0.
@@ -115,7 +123,9 @@ public:
 
 private:
     QuantizerState state() const;
+    Range observe(const at::Tensor& values);
     FakeQuantizeOptions options_;
+    std::shared_ptr<Observer> observer_;
     at::Tensor learned_, offset_, counts_;  ///< counts: lowest, highest, batches watched, frozen
 };
 TORCH_MODULE(FakeQuantize);
@@ -168,6 +178,22 @@ private:
 /// @throws as plan_static()
 QatModel prepare(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
                  const QatOptions& options = {});
+
+/// The same for a torch::nn model, which trace() makes TorchScript of: what trains runs `forward` as traced, under the
+/// parameters' own names, and starts as a copy. copy_back(*training.trainable(), *module) brings the trained tensors
+/// back into `module`, with options.train_norms or where no batch norm was folded.
+/// @throws as trace() and plan_static()
+QatModel prepare(const std::shared_ptr<torch::nn::Module>& module,
+                 const std::function<c10::IValue(const Inputs&)>& forward, const Inputs& example,
+                 const std::vector<Inputs>& calibration, const QatOptions& options = {},
+                 const TraceOptions& tracing = {});
+/// Of one tensor, a torch::nn::Sequential for example.
+template <typename Contained>
+QatModel prepare(const torch::nn::ModuleHolder<Contained>& module, const Inputs& example,
+                 const std::vector<Inputs>& calibration, const QatOptions& options = {},
+                 const TraceOptions& tracing = {}) {
+    return prepare(trace(module, example, tracing), example, calibration, options);
+}
 
 /// 8-bit activations: the int8 model, within a rounding of the fake-quantized one. Fewer: a float model with rounded
 /// weights and stock fake-quantization operators, which is neither smaller nor faster than the float model.

@@ -266,20 +266,26 @@ struct StaticOptions {
     std::string linear = "auto";
     /// Two-dimensional convolutions in front of SiLU or hard-swish, or of a residual addition. packed:
     /// quantized::conv2d and operators of their own behind it. fused: onednn::qconv2d_pointwise with the activation, or
-    /// the addition and its ReLU, inside, before the result is rounded; as `linear: fused` it needs VNNI and runs on
-    /// any engine. auto: as there.
+    /// the addition and its ReLU, inside, before the result is rounded; as `linear: fused` it runs on any engine.
+    /// auto: as there.
     std::string conv = "auto";
     /// Weights of 7 bits, so that no sum of two products leaves 16 bits, in which CPUs without VNNI keep it: 2 * 255 *
     /// 64 < 2^15. auto: where exact_int8_products() is false; on: always, for files that run on other CPUs; off. (7-bit
-    /// activations would not do: what lies beyond the calibrated range still becomes 255.)
+    /// activations would not do: what lies beyond the calibrated range still becomes 255.) But with off, depthwise
+    /// convolutions of more than 100 channels have 7 bits on every CPU: FBGEMM's kernel for them has such sums anyway.
     std::string reduce_range = "auto";
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
-    int64_t weight_bits = 8;       ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
-    bool fit_weights = false;      ///< GridOptions::least_error
-    bool bias_correction = false;  ///< the mean error of rounded weights goes into the bias (arXiv 1906.04721)
-    bool equalize = false;         ///< equalize() before
-    double smooth = 0;             ///< alpha of smooth() before; 0: off
-    SyntheticOptions synthetic;    ///< for the stage, where there are no data
+    int64_t weight_bits = 8;   ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
+    bool fit_weights = false;  ///< GridOptions::least_error
+    /// Layers are rounded again from first to last, each on what the int8 layers before it give, towards what the float
+    /// model makes of its own values (arXiv 2004.10568, section 3.3, without the activation function in the loss; for
+    /// GPTQ arXiv 2504.02692). false: every layer on the float model's values. brecq does it by itself.
+    bool in_turn = false;
+    /// The mean error of rounded weights goes into the bias (arXiv 1906.04721); products without one get one.
+    bool bias_correction = false;
+    bool equalize = false;       ///< equalize() before
+    double smooth = 0;           ///< alpha of smooth() before; 0: off
+    SyntheticOptions synthetic;  ///< for the stage, where there are no data
     /// Called again and again while the model runs on calibration batches and while blocks are reconstructed, which
     /// takes minutes; what it throws ends the planning.
     Progress progress;

@@ -15,7 +15,7 @@ namespace {
 using namespace coppice::testing;
 
 /// The int8 weights of every static layer, [out, in, ...].
-std::vector<at::Tensor> int8_weights(const Model& model) {
+std::vector<at::Tensor> int8_weights(const Model& model, const Inputs& inputs = {sine({2, 3, 8, 8})}) {
     std::vector<at::Tensor> weights;
     NodeHooks hooks;
     hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& stack) {
@@ -27,7 +27,7 @@ std::vector<at::Tensor> int8_weights(const Model& model) {
                               .toTensor()
                               .int_repr());
     };
-    run_nodes(model, {sine({2, 3, 8, 8})}, hooks);
+    run_nodes(model, inputs, hooks);
     return weights;
 }
 
@@ -116,6 +116,40 @@ TEST(ReduceRange, KeepsTheKernelsOfACpuWithoutVnniFromSaturating) {
         }
 }
 #endif
+
+TEST(ReduceRange, DepthwiseConvolutionsAreExactOnTheDefaultEngine) {
+    // Every product as large as it gets: kernels that add two of them in 16 bits are off by half of the range.
+    for (const int64_t dims : {2, 3})
+        for (const int64_t channels : {64, 104}) {
+            SCOPED_TRACE(std::to_string(dims) + "d, " + std::to_string(channels) + " channels");
+            std::vector<int64_t> shape{channels, 1}, image{1, channels};
+            for (int64_t i = 0; i < dims; ++i) {
+                shape.push_back(3);
+                image.push_back(6);
+            }
+            const auto model = build_model(
+                {{"d.weight", at::ones(shape)}},
+                "def forward(self, x):\n    return torch.conv" + std::to_string(dims) + "d(x, self.d.weight, None, " +
+                    (dims == 2 ? "[1, 1], [1, 1], [1, 1], " : "[1, 1, 1], [1, 1, 1], [1, 1, 1], ") +
+                    std::to_string(channels) + ")\n");
+            const std::vector<Inputs> data{{at::ones(image)}};
+            StaticOptions options;
+            options.observer = minmax();
+            const auto int8 = convert(plan_static(model, data[0], data, options));
+            const auto checked = testing::check_every_layer(int8, data[0]);
+            EXPECT_EQ(checked["quantized::conv" + std::to_string(dims) + "d"], 1);
+            EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+            EXPECT_TRUE(int8_warnings(int8, exact_int8_products()).empty());
+            if (dims == 2 && exact_int8_products()) {
+                EXPECT_EQ(int8_weights(int8, data[0]).at(0).max().item<int64_t>(), channels == 64 ? 127 : 63);
+            }
+            if (channels == 64) continue;
+            options.reduce_range = "off";
+            const auto wide = convert(plan_static(model, data[0], data, options));
+            ASSERT_EQ(int8_warnings(wide, true).size(), 1u);
+            EXPECT_THAT(int8_warnings(wide, true)[0], ::testing::HasSubstr("depthwise convolutions d"));
+        }
+}
 
 TEST(Int8Warnings, NameTheLayersWhoseSumsCanSaturateOnTheCpuGiven) {
     TemporaryFolder folder;

@@ -5,6 +5,7 @@
 
 #include "../layer_check.h"
 #include "reference/qat.h"
+#include "support/warnings.h"
 
 namespace coppice::quantize {
 namespace {
@@ -594,6 +595,29 @@ TEST(QatStage, WeightsOfFewBitsWithEightBitActivationsAreSimulatedInFactsAndRows
                   std::vector<std::pair<std::string, std::string>>{{"epochs", "1"}, {"batch_size", "16"}});
     training_stages(builtin_losses()).front().make(eight)->apply(residual_model(), context);
     EXPECT_FALSE(context.facts["simulated"].get<bool>());
+}
+
+TEST(QatStage, WarnsOfATrainingThatDidHarm) {
+    const auto warnings_of = [](const std::string& lr, const std::vector<double>& metrics) {
+        Setting settings = Setting::map(
+            {{"epochs", Setting::scalar("1")}, {"batch_size", Setting::scalar("8")}, {"lr", Setting::scalar(lr)}});
+        Options options("quantize.qat", settings);
+        const auto stages = training_stages(builtin_losses());
+        const auto stage = stages.front().make(options);
+        EXPECT_EQ(options.resolved().at("clip_norm"), 1);  // the stage's own default; the trainer's is off
+        auto context = small_context(small_data());
+        Warnings log;
+        context.log = &log;
+        size_t next = 0;
+        context.evaluate = [&](const Model&) { return metrics.at(next++); };
+        stage->apply(residual_model(), context);
+        EXPECT_EQ(context.facts["metric_at_start"], metrics[0]);
+        return log.texts;
+    };
+    EXPECT_THAT(warnings_of("0.001", {90, 91}), ::testing::IsEmpty());
+    // Steps of length 30 in a direction of length 1 leave no weight where its scale can follow.
+    EXPECT_THAT(warnings_of("30", {90, 50}), ::testing::IsSupersetOf({::testing::HasSubstr("worse, from 90 to 50"),
+                                                                      ::testing::HasSubstr("mostly noise")}));
 }
 
 TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
