@@ -409,6 +409,12 @@ def forward(self, x):
                                 EXPECT_EQ(group.name + " " + std::to_string(slice.channel_of[i]), origin[of[i]]);
                             }
                 EXPECT_GE(channels, 4);
+                // The renumbered places are part of the file.
+                const auto smaller = check_cut(each, {image()}, 0.5, 1).smaller;
+                TemporaryFolder folder;
+                smaller.save(folder / "smaller.pt");
+                EXPECT_TRUE(at::equal(first_tensor(Model::load(folder / "smaller.pt").forward({image()})),
+                                      first_tensor(smaller.forward({image()}))));
             }
         }
 }

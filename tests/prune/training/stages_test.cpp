@@ -245,7 +245,8 @@ TEST(PruneSparseLearning, WhatIsIgnoredGetsNoPenalty) {
         grouping.head_width = width;
         double sum = 0;
         size_t others = 0;
-        for (const auto& group : prune::find_groups(model, Facts::observe(model, context.example), grouping).all()) {
+        const auto groups = prune::find_groups(model, Facts::observe(model, context.example), grouping);
+        for (const auto& group : groups.all()) {
             if (group.name == "a.f1") continue;
             ++others;
             for (int64_t c = 0; c < group.channels; ++c) {
