@@ -89,8 +89,7 @@ public:
                 const double least =
                     judged ? static_fallback.at("metric_before").get<double>() - options_.fallback.max_drop : 0;
                 for (const auto& kernels : kernels_for(*plan)) {
-                    const bool fused = kernels.linear == "fused";
-                    Candidate mixed{fused ? "static, linear fused" : "static", {}, {}, {}, plan};
+                    Candidate mixed{"static" + kernels.suffix(), {}, {}, {}, plan};
                     const auto int8 = convert(with_kernels(*plan, kernels));
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);

@@ -76,10 +76,14 @@ void fold_hard_sigmoid(Model& model);
 /// Makes transposed convolutions (float32, no dilation) convolutions with interleaved outputs.
 void split_transposed_convolutions(Model& model, const Inputs& example);
 
-/// What runs a plan: engine and linear of StaticOptions.
+/// What runs a plan: engine, linear and conv of StaticOptions.
 struct Kernels {
-    std::string engine, linear;
-    std::string name() const { return linear == "fused" ? engine + ", linear fused" : engine; }
+    std::string engine, linear, conv;
+    std::string name() const { return engine + suffix(); }
+    std::string suffix() const {
+        return std::string(linear == "fused" ? ", linear fused" : "") + (conv == "fused" ? ", conv fused" : "");
+    }
+    bool fused() const { return linear == "fused" || conv == "fused"; }
 };
 /// Those that can run the plan, of what its options leave open.
 std::vector<Kernels> kernels_for(const StaticPlan& plan);

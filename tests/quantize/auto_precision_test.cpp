@@ -87,7 +87,8 @@ TEST(Auto, TakesStaticInt8WhereTheWholeModelIsFasterWithIt) {
                             {"aten::linear", 10},
                             {"quantized::linear_dynamic", 9},
                             {"quantized::conv2d", 2},
-                            {"quantized::conv2d_relu", 2}});
+                            {"quantized::conv2d_relu", 2},
+                            {"onednn::qconv2d_pointwise", 3}});
     const auto int8 = auto_precision(options)->apply(residual_model(), context);
     EXPECT_TRUE(holds(int8, "quantized::conv2d_relu"));
     EXPECT_EQ(context.facts["chosen"], "static");
