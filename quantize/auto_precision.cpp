@@ -94,8 +94,8 @@ public:
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
                     if (judged && context.evaluate(mixed.model) < least) {
-                        // The plan was judged with float and packed linear layers.
-                        if (fused) continue;
+                        // The plan was judged with packed kernels and the rest in float.
+                        if (kernels.fused()) continue;
                         mixed.layers = kept(mixed.layers, "the metric needs it in float");
                         mixed.details.clear();
                         mixed.model = int8;

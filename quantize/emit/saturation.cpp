@@ -59,7 +59,7 @@ std::vector<at::Tensor> weights_of(const Model& model, const Node* node) {
         if (op.find("_dynamic") != std::string::npos && node->inputs().size() > 2 && is_true(node->input(2))) return {};
         const auto packed = read(node->input(starts(op, "quantized::linear_with_input_q_dq") ? 3 : 1));
         if (packed.isCustomClass()) return unpacked("quantized::linear_unpack", packed);
-    } else if (op == "onednn::qlinear_pointwise") {
+    } else if (op == "onednn::qlinear_pointwise" || op == "onednn::qconv2d_pointwise") {
         // Packed when the file is loaded, from integers that stand beside.
         const auto name = attribute_name(node->input(3));
         const auto dot = name ? name->rfind('.') : std::string::npos;
