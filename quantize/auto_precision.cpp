@@ -94,7 +94,7 @@ public:
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
                     if (judged && context.evaluate(mixed.model) < least) {
-                        // The plan was judged with float and packed layers.
+                        // The plan was judged with packed kernels and the rest in float.
                         if (kernels.fused()) continue;
                         mixed.layers = kept(mixed.layers, "the metric needs it in float");
                         mixed.details.clear();

@@ -9,6 +9,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
 #include "equalize/pairs.h"
 #include "plan/units.h"
 
@@ -45,6 +46,11 @@ int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calib
 
 int smooth(Model& model, const Inputs&, const Calibration& calibration, double alpha,
            std::vector<LayerChange>* changes) {
+    return smooth(model, calibration, alpha, changes, {});
+}
+
+int smooth(Model& model, const Calibration& calibration, double alpha, std::vector<LayerChange>* changes,
+           const Progress& progress) {
     if (!(alpha > 0 && alpha <= 1))
         throw InvalidArgument("quantize.smooth", "alpha is " + std::to_string(alpha) + ", must be in (0, 1]",
                               "Use 0.5.");
@@ -75,7 +81,7 @@ int smooth(Model& model, const Inputs&, const Calibration& calibration, double a
         const auto seen = values.reshape({-1, values.size(-1)}).abs().amax(0).to(at::kDouble);
         found->second = found->second.defined() ? at::maximum(found->second, seen) : seen;
     };
-    calibration.each([&](const Inputs& inputs) { run_nodes(model, inputs, hooks); });
+    run_batches(model, calibration, hooks, "smoothing", progress);
     int treated = 0;
     for (const auto& site : sites) {
         const auto x = largest.at(site.norm);

@@ -15,6 +15,7 @@
 
 #include "calibration/calibration.h"
 #include "emit/operators.h"
+#include "equalize/pairs.h"
 #include "layers/layers.h"
 #include "plan/blocks.h"
 #include "plan/in_turn.h"
@@ -624,7 +625,7 @@ StaticPlan plan_static(const Model& model, const Inputs& example, const Calibrat
     plan->options = options;
     plan->model = prepare(model, example, &plan->folded);
     if (options.equalize) equalize(plan->model, example, &plan->folded);
-    if (options.smooth > 0) smooth(plan->model, example, calibration, options.smooth, &plan->folded);
+    if (options.smooth > 0) smooth(plan->model, calibration, options.smooth, &plan->folded, options.progress);
     plan->facts = Facts::observe(plan->model, example);
     Planner(*plan, calibration).run();
     return StaticPlan(plan);

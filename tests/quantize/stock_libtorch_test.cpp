@@ -93,6 +93,7 @@ TEST(StockLibTorch, GivesTheBitsOfEveryQuantizingStage) {
         const bool fused = kind == "fused";
         if (kind == "auto") options.engine = "auto";
         if (fused) options.linear = "fused";
+        options.conv = kind == "brecq" ? "fused" : "packed";
         if (kind == "brecq") options.rounding = brecq({5, 8, "mse"});
         if (kind == "four") options.weight_bits = 4;
         auto context = context_of(fused ? rows : images);

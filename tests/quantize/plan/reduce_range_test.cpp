@@ -180,12 +180,21 @@ TEST(Int8Warnings, SeeFusedAndDynamicLayersToo) {
                                    "    y = torch.gelu(torch.linear(x, self.a.weight))\n"
                                    "    return torch.softmax(torch.linear(y, self.b.weight), -1)\n");
     const Inputs x{sine({8, 32})};
+    const auto image = build_model({{"c.weight", sine({8, 3, 3, 3}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.silu(torch.conv2d(x, self.c.weight))\n");
     StaticOptions options;
-    options.linear = "fused";
+    options.linear = options.conv = "fused";
     for (const std::string reduce : {"on", "off"}) {
         options.reduce_range = reduce;
-        const auto fused = convert(plan_static(model, x, std::vector<Inputs>{x}, options));
-        EXPECT_EQ(int8_warnings(fused, false).size(), reduce == "on" ? 0u : 1u);
+        for (const auto& [net, input] : {std::pair<Model, Inputs>{model, x}, {image, {sine({2, 3, 8, 8})}}}) {
+            const auto fused = convert(plan_static(net, input, std::vector<Inputs>{input}, options));
+            bool onednn = false;
+            for (const auto* node : all_nodes(*fused.graph()))
+                onednn = onednn || std::string(node->kind().toQualString()).rfind("onednn::q", 0) == 0;
+            EXPECT_TRUE(onednn);
+            EXPECT_EQ(int8_warnings(fused, false).size(), reduce == "on" ? 0u : 1u);
+        }
     }
     // Dynamic layers round their inputs to 7 bits where they were made without VNNI.
     const auto gru = build_model({{"r.wi", sine({48, 12}, 0.3)},
