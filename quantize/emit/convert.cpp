@@ -177,8 +177,10 @@ private:
                                                                       : emit_.cat(inputs, dim, output)};
                 break;
             }
-            case UnitKind::kIdentity:
-                results = inputs;
+            case UnitKind::kPointwise:
+                results = {emit_.pointwise(Site{model_, plan_.facts, nodes_.at(unit.node)},
+                                           static_cast<int64_t>(plan_.facts.shape(unit.inputs[0]).size()), inputs[0],
+                                           output, relu)};
                 break;
             case UnitKind::kPadChannels:
                 results = {pad_channels(unit, before, output)};

@@ -8,6 +8,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/jit/ir/constants.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -42,13 +43,16 @@ std::string anything(const Site&) {
 std::string refuse_conv(const Site& site) {
     const auto view = as_conv(site.node);
     if (!view) return "its geometry is computed while running";
-    if (view->transposed) return "LibTorch has no int8 kernel for transposed convolutions with one scale per channel";
     const auto weight = parameter_of(site.model, view->weight);
     if (!weight) return kComputedWeight;
     if (view->has_bias && !parameter_of(site.model, view->bias)) return "its bias is computed while running";
     if (weight->scalar_type() != at::kFloat) return "its weight is not float32";
     if (static_cast<int64_t>(site.shape(view->input)->size()) != view->dims + 2)
         return "its input has no batch dimension";
+    if (view->transposed) {
+        const bool dense = std::all_of(view->dilation.begin(), view->dilation.end(), [](int64_t d) { return d == 1; });
+        return dense ? "it is a transposed convolution" : "it is a transposed convolution with dilation";
+    }
     if (!geometry_of(*view, weight->sizes().vec())) return "its padding differs between the two sides";
     return {};
 }
@@ -150,6 +154,34 @@ std::string refuse_contiguous(const Site& site) {
     return format ? std::string() : "its layout is computed while running";
 }
 
+std::string refuse_leaky(const Site& site) {
+    return site.constant("negative_slope") ? std::string() : "its slope is computed while running";
+}
+
+std::string refuse_group_norm(const Site& site) {
+    if (!site.constant("num_groups") || !site.constant("eps")) return "its groups are computed while running";
+    for (const char* name : {"weight", "bias"}) {
+        const auto* value = site.argument(name);
+        const auto none = site.constant(name);
+        if (!(none && none->isNone()) && !parameter_of(site.model, value))
+            return "its weights are computed while running";
+    }
+    return {};
+}
+
+/// Those behind no convolution that could take them in.
+std::string refuse_batch_norm(const Site& site) {
+    const auto rank = site.shape(site.node->input(0))->size();
+    if (rank != 4 && rank != 5) return "LibTorch has int8 batch norms for images and volumes only";
+    const auto training = site.constant("training");
+    if (!training || !training->isBool() || training->toBool()) return "it takes the statistics of the batch";
+    if (!site.constant("eps")) return "its settings are computed while running";
+    for (const char* name : {"weight", "bias", "running_mean", "running_var"})
+        if (!parameter_of(site.model, site.argument(name)))
+            return "its parameters are computed while running, or missing";
+    return {};
+}
+
 std::string refuse_upsample(const Site& site) {
     return site.shape(site.node->input(0))->size() == 4 ? std::string() : "its input is not [N, C, H, W]";
 }
@@ -166,10 +198,10 @@ const std::vector<OperatorRow>& operator_rows() {
         {"aten::adaptive_avg_pool3d", K::kSame, S::kInput, false, anything, 0.05, 0.04},
         {"aten::add", K::kAdd, S::kOwn, true, refuse_binary, 0.15, 0.085},
         {"aten::addmm", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
-        {"aten::alpha_dropout", K::kIdentity, S::kInput, false, anything, 0, 0},
         {"aten::avg_pool1d", K::kSame, S::kInput, false, refuse_pool, 0.3, 0.3},
         {"aten::avg_pool2d", K::kSame, S::kInput, false, refuse_pool, 0.075, 0.07},
         {"aten::avg_pool3d", K::kSame, S::kInput, false, refuse_pool, 0.3, 0.3},
+        {"aten::batch_norm", K::kPointwise, S::kOwn, true, refuse_batch_norm, 0.093, 0.137},
         {"aten::cat", K::kCat, S::kOwn, false, refuse_cat, 0.09, 0.07},
         {"aten::chunk", K::kSplit, S::kInput, false, refuse_split, 0, 0},
         {"aten::clamp", K::kSame, S::kInput, false, refuse_clamp, 0.013, 0.05},
@@ -181,11 +213,11 @@ const std::vector<OperatorRow>& operator_rows() {
         {"aten::conv_transpose1d", K::kConv, S::kOwn, false, refuse_conv, 0, 0},
         {"aten::conv_transpose2d", K::kConv, S::kOwn, false, refuse_conv, 0, 0},
         {"aten::conv_transpose3d", K::kConv, S::kOwn, false, refuse_conv, 0, 0},
-        {"aten::dropout", K::kIdentity, S::kInput, false, anything, 0, 0},
-        {"aten::dropout2d", K::kIdentity, S::kInput, false, anything, 0, 0},
-        {"aten::feature_dropout", K::kIdentity, S::kInput, false, anything, 0, 0},
         {"aten::flatten", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::group_norm", K::kPointwise, S::kOwn, false, refuse_group_norm, 0.175, 0.16},
+        {"aten::hardswish", K::kPointwise, S::kOwn, false, anything, 0.155, 0.075},
         {"aten::hardtanh", K::kSame, S::kInput, false, refuse_clamp, 0.013, 0.05},
+        {"aten::leaky_relu", K::kPointwise, S::kOwn, false, refuse_leaky, 0.1, 0.057},
         {"aten::linear", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
         {"aten::matmul", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
         {"aten::max_pool1d", K::kSame, S::kInput, false, refuse_batched_pool, 0.5, 0.33},
@@ -199,11 +231,14 @@ const std::vector<OperatorRow>& operator_rows() {
         {"aten::relu6", K::kSame, S::kInput, false, anything, 0.013, 0.05},
         {"aten::reshape", K::kSame, S::kInput, false, anything, 0, 0},
         {"aten::select", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::sigmoid", K::kPointwise, S::kOwn, false, anything, 0.5, 0.215},
+        {"aten::silu", K::kPointwise, S::kOwn, false, anything, 0.6, 0.23},
         {"aten::slice", K::kSame, S::kInput, false, anything, 0, 0},
         {"aten::split", K::kSplit, S::kInput, false, refuse_split, 0, 0},
         {"aten::split_with_sizes", K::kSplit, S::kInput, false, refuse_split, 0, 0},
         {"aten::squeeze", K::kSame, S::kInput, false, anything, 0, 0},
         {"aten::transpose", K::kSame, S::kInput, false, anything, 0, 0},
+        {"aten::unflatten", K::kSame, S::kInput, false, anything, 0, 0},
         {"aten::unsqueeze", K::kSame, S::kInput, false, anything, 0, 0},
         {"aten::upsample_bilinear2d", K::kSame, S::kInput, false, refuse_upsample, 1.1, 0.15},
         {"aten::upsample_nearest2d", K::kSame, S::kInput, false, refuse_upsample, 0.05, 0.09},
@@ -343,6 +378,30 @@ Value* Emitter::add(Value* left, Value* right, const Affine& p, bool relu) {
 
 Value* Emitter::mul(Value* left, Value* right, const Affine& p, bool relu) {
     return call(relu ? "quantized::mul_relu" : "quantized::mul", {left, right, p.scale, p.zero_point});
+}
+
+Value* Emitter::pointwise(const Site& site, int64_t dims, Value* input, const Affine& p, bool relu) {
+    const std::string op = site.node->kind().toUnqualString();
+    const auto own = [&](const char* name) { return site.argument(name); };
+    if (op == "hardswish") return call("quantized::hardswish", {input, p.scale, p.zero_point});
+    if (op == "leaky_relu")
+        return call("quantized::leaky_relu", {input, own("negative_slope"), false, p.scale, p.zero_point});
+    if (op == "sigmoid") return call("quantized::sigmoid", {input, p.scale, p.zero_point});
+    if (op == "silu") {
+        // LibTorch has no int8 SiLU; a sigmoid lies between 0 and 1.
+        Value* gate = call("quantized::sigmoid", {input, 1.0 / 256, int64_t{0}});
+        return mul(input, gate, p, false);
+    }
+    if (op == "group_norm")
+        return call("quantized::group_norm",
+                    {input, own("num_groups"), own("weight"), own("bias"), own("eps"), p.scale, p.zero_point});
+    if (op == "batch_norm") {
+        static constexpr const char* kNames[2][2] = {{"quantized::batch_norm2d", "quantized::batch_norm2d_relu"},
+                                                     {"quantized::batch_norm3d", "quantized::batch_norm3d_relu"}};
+        return call(kNames[dims == 5 ? 1 : 0][relu ? 1 : 0], {input, own("weight"), own("bias"), own("running_mean"),
+                                                              own("running_var"), own("eps"), p.scale, p.zero_point});
+    }
+    throw InternalError("quantize.convert", "aten::" + op + " has a row and no int8 operator", "");
 }
 
 namespace {

@@ -78,6 +78,10 @@ public:
     torch::jit::Value* cat(const std::vector<torch::jit::Value*>& parts, int64_t dim, const Affine& output);
     /// All parts have the parameters of the result; a copy.
     torch::jit::Value* cat_same(const std::vector<torch::jit::Value*>& parts, int64_t dim);
+    /// Activations and norms. @param site  the float operator in this graph @param dims  of the tensor
+    /// @param relu  behind a batch norm
+    torch::jit::Value* pointwise(const Site& site, int64_t dims, torch::jit::Value* input, const Affine& output,
+                                 bool relu);
     /// The node's own operator with other inputs; pooling gets its lists in full length (LibTorch's int8 max_pool2d
     /// reads past the end of a shorter one), view becomes reshape (int8 convolutions give channels-last strides).
     std::vector<torch::jit::Value*> same(const Site& site,

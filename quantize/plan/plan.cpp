@@ -49,8 +49,7 @@ public:
         }
     }
     static bool own(const Unit& unit) {
-        return unit.kind != UnitKind::kPadChannels && unit.kind != UnitKind::kIdentity &&
-               unit.row->scale == OutputScale::kOwn;
+        return unit.kind != UnitKind::kPadChannels && unit.row->scale == OutputScale::kOwn;
     }
 
 private:
@@ -377,11 +376,29 @@ void settle_training(Model& model) {
     model.refresh();
 }
 
+/// Dropout does nothing in a model that does not train, but in place it counts as an operator that writes.
+void drop_dropout(Model& model) {
+    static const std::set<std::string> names = {
+        "aten::dropout",       "aten::dropout_",       "aten::feature_dropout", "aten::feature_dropout_",
+        "aten::alpha_dropout", "aten::alpha_dropout_", "aten::dropout2d",       "aten::dropout3d"};
+    for (Node* node : all_nodes(*model.graph())) {
+        if (!names.count(node->kind().toQualString())) continue;
+        const auto trains = constant_of(node->input(2));
+        if (!trains || !trains->isBool() || trains->toBool()) continue;
+        node->output()->replaceAllUsesWith(node->input(0));
+        node->destroy();
+    }
+}
+
 std::string why_no_unit(Node* node) {
     const std::string op = node->kind().toUnqualString();
     if (op == "gru" || op == "lstm" || op.rfind("rnn_", 0) == 0) return "recurrent cells have no static int8 kernel";
     if (as_embedding(node)) return "embeddings stay in float";
     if (as_attention(node) || as_matmul(node)) return "it multiplies two computed tensors";
+    // Measured: dequantizing, the float operator and rounding again take less time than LibTorch's int8 operator.
+    static const std::set<std::string> slower = {"elu",     "gelu", "instance_norm", "layer_norm",       "prelu",
+                                                 "softmax", "tanh", "_prelu_kernel", "native_layer_norm"};
+    if (slower.count(op)) return "LibTorch's int8 operator is slower than the one in float";
     return "no int8 operator of LibTorch stands for it";
 }
 
@@ -498,15 +515,12 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     copy.eval();
     settle_training(copy);
     fold_batch_norm(copy, example, folded);
-    // Residual networks add and rectify in place; the int8 operators do not.
-    auto graph = copy.graph();
-    RemoveTensorMutation(graph, [](Node* node) {
-        const std::string name = node->kind().toQualString();
-        if (name.size() < 2 || name.back() != '_') return false;
-        const std::string pure = name.substr(0, name.size() - 1);
-        return std::any_of(operator_rows().begin(), operator_rows().end(),
-                           [&](const OperatorRow& row) { return pure == row.op; });
-    });
+    drop_dropout(copy);
+    settle_lists(copy);
+    // Networks add and rectify in place; the int8 operators do not.
+    RemoveTensorMutation(copy.graph());
+    fold_hard_sigmoid(copy);
+    split_transposed_convolutions(copy, example);
     copy.refresh();
     return copy;
 }

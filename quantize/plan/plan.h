@@ -64,6 +64,15 @@ Range ends_of(const Affine& parameters, int64_t levels);
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 
+/// Gives each reader of a list of tensors that grows a list of its own.
+void settle_lists(Model& model);
+
+/// Puts hard sigmoids behind convolutions and linear layers into their weights and a clamp.
+void fold_hard_sigmoid(Model& model);
+
+/// Makes transposed convolutions (float32, no dilation) convolutions with interleaved outputs.
+void split_transposed_convolutions(Model& model, const Inputs& example);
+
 /// What runs a plan: engine and linear of StaticOptions.
 struct Kernels {
     std::string engine, linear;

@@ -93,8 +93,6 @@ void add_costs(Unit& unit, const Facts& facts) {
             unit.float_cost = kCallNs + 0.00174 * macs;
             break;
         }
-        case UnitKind::kIdentity:
-            break;
         case UnitKind::kPadChannels:
             unit.int8_cost = kCallNs + 0.1 * count;
             unit.float_cost = 2 * kCallNs + 0.3 * count;
@@ -104,6 +102,7 @@ void add_costs(Unit& unit, const Facts& facts) {
             unit.int8_cost = (moves ? 1000 : kCallNs) + unit.row->int8_ns * count;
             unit.float_cost = (moves ? 1000 : kCallNs) + unit.row->float_ns * count + relu;
             const std::string op = unit.node->kind().toUnqualString();
+            if (op == "silu") unit.int8_cost += kCallNs;  // a sigmoid and a product
             // An average is narrower than what it averages, but gets its scale: worth 4 us to keep it exact.
             if (op == "mean" || op.find("avg_pool") != std::string::npos) unit.int8_cost += 4000;
         }
@@ -114,16 +113,25 @@ void add_costs(Unit& unit, const Facts& facts) {
 class WrittenValues {
 public:
     explicit WrittenValues(const std::shared_ptr<Graph>& graph) {
-        const auto nodes = all_nodes(*graph);
-        const bool any = std::any_of(nodes.begin(), nodes.end(), [](const Node* node) {
+        for (const Node* node : all_nodes(*graph)) {
             const auto* schema = node->maybeSchema();
-            return node->kind() == prim::SetAttr || (schema && schema->is_mutable());
-        });
-        if (any) aliases_ = std::make_unique<AliasDb>(graph);
+            if (!schema || !schema->is_mutable()) continue;
+            // A container that is changed holds other tensors afterwards; the tensors are as they were.
+            for (size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
+                const auto* alias = schema->arguments()[i].alias_info();
+                if (alias && alias->isWrite() && node->input(i)->type()->isSubtypeOf(*c10::TensorType::get()))
+                    written_.push_back(node->input(i));
+            }
+        }
+        if (!written_.empty()) aliases_ = std::make_unique<AliasDb>(graph);
     }
-    bool contains(const Value* value) const { return aliases_ && aliases_->hasWriters(value); }
+    bool contains(const Value* value) const {
+        return std::any_of(written_.begin(), written_.end(),
+                           [&](const Value* target) { return aliases_->mayAlias(value, target); });
+    }
 
 private:
+    std::vector<const Value*> written_;
     std::unique_ptr<AliasDb> aliases_;
 };
 

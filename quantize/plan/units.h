@@ -26,8 +26,8 @@ enum class UnitKind {
     kAdd,
     kMul,
     kCat,
+    kPointwise,    ///< an int8 operator of one tensor, with a scale of its own
     kSame,         ///< the operator itself, run on int8 tensors
-    kIdentity,     ///< nothing is left of it (dropout)
     kPadChannels,  ///< strided slices and zero channels around the rest: a 1x1 convolution with a unit matrix
     kSplit,        ///< chunk or split with its ListUnpack
 };

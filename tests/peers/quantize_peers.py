@@ -2,9 +2,10 @@
 
 Needs a Python environment with torch 2.15, openvino, nncf, onnx and onnxruntime; nothing of Coppice needs this script.
 
-usage: quantize_peers.py COPPICE DATA WORK [THREADS [NAME ...]]
+usage: [PRELOAD=LIBRARY] quantize_peers.py COPPICE DATA WORK [THREADS [NAME ...]]
        COPPICE the program, DATA the folder of the development data, WORK a folder for the models (kept: a second run only
-       measures), NAME one or several of resnet18 resnet50 mobilenet_v2 resnet20 minilm
+       measures), NAME one or several of resnet18 resnet50 mobilenet_v2 resnet20 minilm. LIBRARY a memory allocator (tcmalloc,
+       jemalloc) for the processes of LibTorch and ONNX Runtime; OpenVINO brings its own and does not run with another
 
 Coppice: quantize.static (convolutional networks), merged query, key and value and quantize.auto (the encoder; forms are timed at 8 x 128 tokens),
 then deploy; the file is loaded by torch.jit.load and run as it is. OpenVINO: nncf.quantize of the converted file, latency hint. ONNX Runtime: the exported file, QDQ with per-channel
@@ -20,6 +21,7 @@ import functools
 import importlib.metadata as metadata
 import json
 import multiprocessing
+import os
 import pathlib
 import random
 import statistics
@@ -237,12 +239,13 @@ def serve(pipe, make, name, data, work, threads):
 def main():
     program, data, work = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
     threads = int(sys.argv[4]) if len(sys.argv) > 4 else 2
+    allocator = os.environ.get("PRELOAD")
     names = sys.argv[5:] or ["resnet18", "resnet50", "mobilenet_v2", "resnet20", "minilm"]
     work.mkdir(parents=True, exist_ok=True)
     random.seed(0)
     spawn = multiprocessing.get_context("spawn")
     print(", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "openvino", "nncf", "onnxruntime")) +
-          f", {threads} threads, {ROUNDS} rounds\n")
+          f", {threads} threads, {ROUNDS} rounds, allocator of LibTorch and ONNX Runtime: {allocator or 'of the C library'}\n")
     print("| model | batch | Coppice | OpenVINO | ONNX Runtime | Coppice / OpenVINO | Coppice / ONNX Runtime | quality: Coppice, OpenVINO, "
           "ONNX Runtime | quantizing: Coppice, NNCF, ONNX Runtime |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -256,7 +259,11 @@ def main():
             pipes = []
             for make in makers:
                 near, far = spawn.Pipe()
-                spawn.Process(target=serve, args=(far, make, name, data, work, threads), daemon=True).start()
+                process = spawn.Process(target=serve, args=(far, make, name, data, work, threads), daemon=True)
+                if allocator and make is not openvino:
+                    os.environ["LD_PRELOAD"] = allocator
+                process.start()
+                os.environ.pop("LD_PRELOAD", None)
                 far.close()
                 pipes.append(near)
                 ask(near, "made")

@@ -65,6 +65,19 @@ inline at::Tensor reference(const torch::jit::Node* node, const std::string& op,
     }
     if (starts("quantized::add")) return rectify(real(inputs[0]) + real(inputs[1]));
     if (starts("quantized::mul")) return rectify(real(inputs[0]) * real(inputs[1]));
+    if (op == "quantized::hardswish") return at::hardswish(real(inputs[0]));
+    if (op == "quantized::leaky_relu") return at::leaky_relu(real(inputs[0]), inputs[1].toScalar());
+    if (op == "quantized::sigmoid") return at::sigmoid(real(inputs[0]));
+    if (op == "quantized::group_norm") {
+        const auto optional = [](const c10::IValue& value) {
+            return value.isTensor() ? value.toTensor() : at::Tensor();
+        };
+        return at::group_norm(real(inputs[0]).contiguous(), inputs[1].toInt(), optional(inputs[2]), optional(inputs[3]),
+                              inputs[4].toDouble());
+    }
+    if (starts("quantized::batch_norm"))
+        return rectify(at::batch_norm(real(inputs[0]), inputs[1].toTensor(), inputs[2].toTensor(), inputs[3].toTensor(),
+                                      inputs[4].toTensor(), false, 0, inputs[5].toDouble(), false));
     if (starts("quantized::cat") || starts("aten::cat")) {
         std::vector<at::Tensor> parts;
         for (const auto& part : inputs[0].toTensorVector()) parts.push_back(part.dequantize());

@@ -1,8 +1,10 @@
 // Third-party architectures: every file is quantized to something that stock LibTorch loads and that computes about the
 // same, or is refused with a reason. COPPICE_ZOO=all takes all files.
 #include <cmath>
+#include <iomanip>
 #include <iostream>
 #include <set>
+#include <sstream>
 
 #include <coppice/quantize.h>
 
@@ -111,6 +113,68 @@ TEST_P(QuantizeZoo, WorksOrSaysWhyNot) {
     const auto loaded = all_tensors(stock.forward(context.example));
     ASSERT_EQ(loaded.size(), rounded.size());
     for (size_t i = 0; i < rounded.size(); ++i) EXPECT_TRUE(at::equal(loaded[i], rounded[i]));
+}
+
+/// What `explain` finds among the convolutions and linear layers of a file.
+struct Int8Coverage {
+    int64_t layers = 0, int8_layers = 0;
+    double weights = 0, int8_weights = 0;
+    std::string main_reason;  ///< of the layers that stay in float, by weights
+};
+
+Int8Coverage coverage_of(const ZooModel& spec) {
+    Int8Coverage coverage;
+    std::map<std::string, double> reasons;
+    for (const auto& layer : explain(Model::load(zoo_path(spec)), zoo_inputs(spec))) {
+        if (layer.parameters == 0) continue;
+        const auto weights = static_cast<double>(layer.parameters);
+        ++coverage.layers;
+        coverage.int8_layers += layer.int8;
+        coverage.weights += weights;
+        if (layer.int8)
+            coverage.int8_weights += weights;
+        else
+            reasons[layer.reason] += weights;
+    }
+    double most = 0;
+    for (const auto& [reason, weights] : reasons)
+        if (weights > most) {
+            most = weights;
+            coverage.main_reason = reason;
+        }
+    return coverage;
+}
+
+TEST(QuantizeCoverage, IsThatOfTheTable) {
+    std::ostringstream table;
+    table << "# What runs in static int8\n\n"
+             "Generated from the plan of every file by `COPPICE_UPDATE_GOLDEN=1 quantize_zoo_test "
+             "--gtest_filter=QuantizeCoverage.*`.\nConvolutions and linear layers that `quantize.static` runs in int8, "
+             "the share of their weights, and why the others (by weights) stay in float.\n\n"
+             "| model | layers | in int8 | weights, % | float because |\n|---|---|---|---|---|\n";
+    double sum = 0;
+    int64_t files = 0;
+    for (const auto& spec : zoo_models()) {
+        if (!expected_refusal(spec.file).empty()) continue;
+        if (!std::filesystem::exists(zoo_path(spec))) GTEST_SKIP() << "needs the development data: zoo/" << spec.file;
+        const auto coverage = coverage_of(spec);
+        const double percent = coverage.weights > 0 ? 100 * coverage.int8_weights / coverage.weights : 0;
+        table << "| " << spec.file << " | " << coverage.layers << " | " << coverage.int8_layers << " | " << std::fixed
+              << std::setprecision(1) << percent << " | " << coverage.main_reason << " |\n";
+        sum += percent;
+        ++files;
+    }
+    const double average = sum / static_cast<double>(files);
+    table << "\nOn average of " << files << " files " << std::setprecision(1) << average << " % of the weights.\n";
+    EXPECT_GE(average, 95);
+
+    const char* source = std::getenv("COPPICE_SOURCE");
+    const auto path = std::filesystem::path(source ? source : ".") / "tests/zoo/quantization.md";
+    if (const char* update = std::getenv("COPPICE_UPDATE_GOLDEN"); update && *update) {
+        write_atomically(path, table.str());
+        GTEST_SKIP() << "wrote " << path;
+    }
+    EXPECT_EQ(read_text(path), table.str());
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(QuantizeZoo);

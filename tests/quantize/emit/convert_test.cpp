@@ -5,6 +5,7 @@
 
 #include "../layer_check.h"
 #include "layers/layers.h"
+#include "plan/plan.h"
 
 namespace coppice::quantize {
 namespace {
@@ -257,6 +258,170 @@ TEST(Convert, OperatorsThatMoveOrAverageKeepTheirInputsScale) {
         const auto checked = check_every_layer(int8, data[0]);
         EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
         expect_like_simulation(plan, int8, data[1], 3);
+    }
+}
+
+TEST(Convert, ActivationsAndNormsWithAnInt8OperatorStayInInt8) {
+    for (const auto& [body, op] : std::vector<std::pair<std::string, std::string>>{
+             {"torch.hardswish(x)", "quantized::hardswish"},
+             {"torch.leaky_relu(x - 1, 0.2)", "quantized::leaky_relu"},
+             {"torch.sigmoid(x)", "quantized::sigmoid"},
+             {"torch.silu(x)", "quantized::sigmoid"},
+             {"torch.group_norm(x, 2, self.gn.weight, self.gn.bias, 1e-5)", "quantized::group_norm"},
+             {"torch.group_norm(x, 4, None, None, 1e-5)", "quantized::group_norm"},
+             {"torch.batch_norm(x, self.bn.weight, self.bn.bias, self.bn.running_mean, self.bn.running_var, False, "
+              "0.1, 1e-5, False)",
+              "quantized::batch_norm2d"},
+             {"torch.relu(torch.batch_norm(x, self.bn.weight, self.bn.bias, self.bn.running_mean, "
+              "self.bn.running_var, False, 0.1, 1e-5, False))",
+              "quantized::batch_norm2d_relu"}}) {
+        SCOPED_TRACE(body);
+        // The pooling between keeps the batch norm out of the convolution.
+        const auto model = around(
+            "    x = torch.max_pool2d(x, [2, 2])\n    y = " + body + "\n    return torch.conv2d(y, self.head.weight)\n",
+            {{"gn.weight", sine({8}) + 1.5},
+             {"gn.bias", sine({8}, 0.3)},
+             {"bn.weight", sine({8}) + 1.5},
+             {"bn.bias", sine({8}, 0.3)},
+             {"bn.running_mean", sine({8}, 0.2)},
+             {"bn.running_var", sine({8}, 0.3) + 1}});
+        const auto data = images(2);
+        const auto plan = plan_of(model, data);
+        const auto int8 = convert(plan);
+        const auto checked = check_every_layer(int8, data[0]);
+        if (body.find("x - 1") == std::string::npos) {
+            EXPECT_EQ(checked[op], 1);
+            EXPECT_EQ(operators_of(int8).at("aten::dequantize"), 1);
+        }
+        EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+        expect_like_simulation(plan, int8, data[1], 4);
+    }
+}
+
+TEST(Convert, LeakyReluBehindAConvolutionStaysInInt8) {
+    const auto model = around(
+        "    y = torch.leaky_relu_(torch.conv2d(x, self.mid.weight), 0.2)\n"
+        "    return torch.conv2d(y, self.head.weight)\n",
+        {{"mid.weight", sine({8, 8, 1, 1}, 0.2)}});
+    const auto data = images(2);
+    const auto int8 = convert(plan_of(model, data));
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::leaky_relu"], 1);
+    EXPECT_EQ(operators_of(int8).at("aten::dequantize"), 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum);
+}
+
+TEST(Convert, ActivationsAndDropoutInPlaceKeepNoLayerFromInt8) {
+    for (const std::string activation :
+         {"silu_", "hardswish_", "sigmoid_", "relu6_", "hardsigmoid_", "tanh_", "mish_"}) {
+        SCOPED_TRACE(activation);
+        const auto model =
+            around("    y = torch." + activation +
+                       "(torch.conv2d(x, self.mid.weight))\n"
+                       "    z = torch.dropout_(torch.flatten(torch.mean(y, [2, 3]), 1), 0.2, self.training)\n"
+                       "    return torch.linear(z, self.out.weight)\n",
+                   {{"mid.weight", sine({8, 8, 1, 1}, 0.2)}, {"out.weight", sine({5, 8}, 0.4)}});
+        const auto data = images(2);
+        const auto plan = plan_of(model, data);
+        int layers = 0;
+        for (const auto& layer : plan.layers()) {
+            if (layer.parameters == 0) continue;
+            ++layers;
+            EXPECT_TRUE(layer.int8) << layer.layer << ": " << layer.reason;
+        }
+        EXPECT_EQ(layers, 3);
+        expect_like_simulation(plan, convert(plan), data[1], 3);
+    }
+}
+
+TEST(Convert, BlocksThatCollectTheirOutputsInAListAreInt8) {
+    const auto model = around(
+        "    outputs = [x]\n"
+        "    outputs.append(torch.relu_(torch.conv2d(outputs[-1], self.mid.weight)))\n"
+        "    outputs.append(torch.relu_(torch.conv2d(outputs[1], self.mid.weight)))\n"
+        "    y = torch.cat(outputs, 1)\n"
+        "    outputs.append(y)\n"
+        "    return torch.conv2d(y, self.wide.weight) * float(len(outputs))\n",
+        {{"mid.weight", sine({8, 8, 1, 1}, 0.4)}, {"wide.weight", sine({4, 24, 1, 1}, 0.2)}});
+    const auto data = images(2);
+    const auto plan = plan_of(model, data);
+    const auto int8 = convert(plan);
+    const auto checked = check_every_layer(int8, data[0]);
+    EXPECT_EQ(checked["quantized::conv2d_relu"], 3);
+    EXPECT_EQ(checked["aten::cat"] + checked["quantized::cat"], 1);
+    EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+    expect_like_simulation(plan, int8, data[1], 4);
+}
+
+TEST(Convert, HardSigmoidGatesAreInTheWeightsOfTheirLayer) {
+    // A squeeze-and-excite gate, with and without a bias.
+    for (const bool bias : {true, false}) {
+        const auto model =
+            around(std::string("    g = torch.mean(x, [2, 3], True)\n") +
+                       "    g = torch.hardsigmoid(torch.conv2d(g, self.gate.weight, " +
+                       (bias ? "self.gate.bias" : "None") + "))\n    return torch.conv2d(x * g, self.head.weight), g\n",
+                   {{"gate.weight", sine({8, 8, 1, 1}, 8)}, {"gate.bias", sine({8}, 2)}});
+        const auto data = images(3);
+        StaticOptions options;
+        options.per_channel = false;
+        const auto int8 = convert(plan_of(model, data, options));
+        EXPECT_EQ(operators_of(int8).count("aten::hardsigmoid"), 0u);
+        const auto checked = check_every_layer(int8, data[0]);
+        EXPECT_EQ(checked["quantized::conv2d_relu"], 2);
+        EXPECT_LE(checked.worst_quanta, kOneQuantum);
+        const auto exact = all_tensors(model.forward(data[1])), rounded = all_tensors(int8.forward(data[1]));
+        EXPECT_LT(max_difference(rounded[1], exact[1]), 0.05);
+        EXPECT_LE(rounded[1].max().item<double>(), 1.0);
+        EXPECT_GT(exact[1].max().item<double>(), 0.99);  // both ends of the clamp are reached
+        EXPECT_LT(exact[1].min().item<double>(), 0.01);
+    }
+}
+
+TEST(Convert, TransposedConvolutionsAreConvolutionsWithInterleavedOutputs) {
+    struct Geometry {
+        int64_t dims, in, out, groups, kernel, stride, padding, output_padding;
+        bool bias;
+    };
+    for (const auto& g : std::vector<Geometry>{{2, 8, 4, 1, 2, 2, 0, 0, true},
+                                               {2, 8, 8, 1, 4, 2, 1, 0, false},
+                                               {2, 8, 6, 1, 3, 2, 1, 1, true},
+                                               {2, 8, 4, 2, 3, 2, 0, 0, true},
+                                               {2, 8, 8, 8, 5, 3, 2, 2, true},
+                                               {2, 8, 4, 1, 3, 1, 1, 0, true},
+                                               {2, 8, 4, 1, 1, 2, 0, 1, true},
+                                               {2, 8, 4, 1, 2, 2, 0, 1, false},
+                                               {1, 8, 6, 2, 4, 2, 1, 0, true},
+                                               {3, 8, 2, 1, 3, 2, 1, 1, true}}) {
+        const auto list = [&](int64_t value) {
+            std::string text;
+            for (int64_t i = 0; i < g.dims; ++i) text += (i ? ", " : "[") + std::to_string(value);
+            return text + "]";
+        };
+        const auto dims = std::to_string(g.dims);
+        std::vector<int64_t> shape{g.in, g.out / g.groups}, image{2, g.in};
+        for (int64_t i = 0; i < g.dims; ++i) {
+            shape.push_back(g.kernel);
+            image.push_back(5 + i);
+        }
+        const auto body = "torch.conv_transpose" + dims + "d(x, self.up.weight, " +
+                          (g.bias ? "self.up.bias, " : "None, ") + list(g.stride) + ", " + list(g.padding) + ", " +
+                          list(g.output_padding) + ", " + std::to_string(g.groups) + ")";
+        SCOPED_TRACE(body);
+        const auto model = build_model({{"up.weight", sine(shape, 0.3)}, {"up.bias", sine({g.out}, 0.5)}},
+                                       "def forward(self, x):\n    return torch.relu(" + body + ")\n");
+        std::vector<Inputs> data{{sine(image)}, {sine(image, 1.3)}};
+        auto split = model.clone();
+        split_transposed_convolutions(split, data[0]);
+        EXPECT_EQ(operators_of(split).count("aten::conv_transpose" + dims + "d"), 0u);
+        const auto exact = model.forward(data[1]).toTensor();
+        EXPECT_LT(max_difference(split.forward(data[1]).toTensor(), exact), 1e-5);
+        const auto plan = plan_of(model, data);
+        const auto int8 = convert(plan);
+        const auto checked = check_every_layer(int8, data[0]);
+        EXPECT_EQ(checked["quantized::conv" + dims + "d"] + checked["quantized::conv" + dims + "d_relu"], 1);
+        EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+        EXPECT_LE(max_difference(int8.forward(data[0]).toTensor(), model.forward(data[0]).toTensor()),
+                  0.05 * exact.max().item<double>());
     }
 }
 

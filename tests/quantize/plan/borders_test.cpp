@@ -27,7 +27,7 @@ double price(const std::vector<Unit>& units, const std::vector<bool>& int8, cons
     for (const auto& [value, unit] : maker)
         for (const auto& use : value->uses())
             if (use.user->kind() == torch::jit::prim::Return || use.user->kind() == torch::jit::prim::TupleConstruct ||
-                use.user->kind() == torch::jit::aten::sigmoid)
+                use.user->kind() == torch::jit::aten::tanh)
                 readers[value].first = true;
     for (const auto& [value, by] : readers) {
         double count = 1;
@@ -44,7 +44,7 @@ TEST(Borders, HaveTheLeastTimeOfAllChoices) {
                                    "def forward(self, x):\n"
                                    "    y = torch.conv2d(x, self.a.weight, None, [1, 1], [1, 1])\n"
                                    "    p = torch.max_pool2d(y, [2, 2], [2, 2])\n"
-                                   "    s = torch.sigmoid(p)\n"
+                                   "    s = torch.tanh(p)\n"
                                    "    m = s * p\n"
                                    "    c = torch.cat([m, p], 1)\n"
                                    "    t = torch.transpose(c, 2, 3)\n"
