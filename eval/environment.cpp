@@ -1,6 +1,7 @@
 // The fingerprint of the machine. Reads /proc and /sys below a root, so that it can be tested on a synthetic tree.
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <dlfcn.h>
 #include <sched.h>
 #include <torch/version.h>
 
@@ -102,6 +103,10 @@ Environment environment(const std::filesystem::path& root) {
                              "GLIBC_TUNABLES", "LD_PRELOAD"})
         if (const char* value = std::getenv(name))
             result.malloc += (result.malloc.empty() ? "" : " ") + std::string(name) + "=" + value;
+    // Linked or preloaded in place of glibc's.
+    for (const auto& [symbol, name] :
+         {std::pair{"tc_malloc", "tcmalloc"}, {"mallctl", "jemalloc"}, {"mi_malloc", "mimalloc"}})
+        if (dlsym(RTLD_DEFAULT, symbol)) result.malloc = name + (result.malloc.empty() ? "" : " " + result.malloc);
     if (result.malloc.empty()) result.malloc = "default";
     std::istringstream memory(field(text_of(root / "proc/meminfo"), "MemTotal"));
     int64_t kibibytes = 0;

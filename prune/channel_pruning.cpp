@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "allocation/allocation.h"
+#include "groups/unfuse.h"
 #include "messages.h"
 #include "schedule/rescore.h"
 
@@ -70,17 +71,10 @@ public:
 
     Model apply(const Model& original, Context& context) const override {
         refuse_other_methods(original, kWhere);
-        const auto model = unfuse_attention(original);
+        const auto model = unfused(original, context);
         const auto facts = Facts::observe(model, context.example);
         const auto groups = find_groups(model, facts, options_.groups);
         auto target = target_for(groups);
-        if (model.graph() != original.graph()) {
-            const char* note =
-                "attention in one fused operator (the fast path of LibTorch's modules) is written out, so that heads "
-                "can go; with a mask, a query that may read no key gives 0 instead of NaN";
-            context.facts["note"] = note;
-            context.log->info(note);
-        }
         for (const auto& unknown : groups.unknown_operators())
             context.log->info(unknown + " has no pruning rule: what it touches keeps its channels");
 
@@ -307,17 +301,9 @@ private:
                                           "See `coppice inspect` for the layers that can.");
                 used[i] = 1;
             }
-            if (!used[i]) no_match("layers", pattern, groups);
+            if (!used[i]) no_match(kWhere, "layers", pattern, groups.layers());
         }
         return ratios;
-    }
-
-    [[noreturn]] static void no_match(const std::string& option, const std::string& pattern, const Groups& groups) {
-        std::vector<std::string> names;
-        for (const auto& layer : groups.layers()) names.push_back(layer.layer);
-        const auto nearest = nearest_name(pattern, names);
-        throw InvalidArgument(kWhere, option + " \"" + pattern + "\" matches no layer",
-                              nearest ? "Did you mean \"" + *nearest + "\"?" : "See `coppice inspect` for the names.");
     }
 
     std::vector<bool> match(const Groups& groups) const {
@@ -338,7 +324,7 @@ private:
             for (const auto& layer : groups.layers())
                 if (std::regex_search(layer.layer, ignore_[i])) used[i] = 1;
             // A layer that cannot be pruned anyway is a match, too.
-            if (!used[i]) no_match("ignore", options_.ignore[i], groups);
+            if (!used[i]) no_match(kWhere, "ignore", options_.ignore[i], groups.layers());
         }
         return ignored;
     }

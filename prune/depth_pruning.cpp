@@ -2,6 +2,7 @@
 // Scores are taken anew after each removal, because a block may matter once its neighbour is gone.
 
 #include "depth/depth.h"
+#include "groups/unfuse.h"
 #include "messages.h"
 
 namespace coppice::prune {
@@ -33,8 +34,9 @@ public:
 
     Needs needs() const override { return criterion_->needs(); }
 
-    void check(const Model& model, const Context& context) const override {
-        refuse_other_methods(model, kWhere);
+    void check(const Model& original, const Context& context) const override {
+        refuse_other_methods(original, kWhere);
+        const auto model = unfuse_attention(original);
         const auto blocks = find_residual_blocks(model, Facts::observe(model, context.example));
         check_ignore(blocks);
         const auto open = candidates(blocks, Names(blocks));
@@ -44,9 +46,9 @@ public:
 
     Model apply(const Model& model, Context& context) const override {
         check(model, context);
-        Model result = model.clone();
+        Model result = unfused(model, context).clone();
         result.eval();
-        const auto whole = cost(model, context.example);
+        const auto whole = cost(result, context.example);
         const auto enough = [&](size_t removed) {
             if (!options_.macs_ratio) return static_cast<int64_t>(removed) >= options_.blocks;
             return cost(result, context.example).macs <= *options_.macs_ratio * whole.macs * (1 + 1e-9);

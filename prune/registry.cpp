@@ -64,6 +64,34 @@ ObserveOptions read_observation(Options& o, ObserveOptions options = {}) {
     return options;
 }
 
+/// `round_to`, into the target. True for auto.
+bool read_round_to(Options& o, Target& target) {
+    const auto* round_to = o.raw("round_to");
+    o.remember({"round_to", "integer or auto", "8",
+                "widths that stay are multiples of this; auto: of what this machine's kernels step by, measured"});
+    const bool measured = round_to && round_to->text == "auto";
+    if (round_to && !measured && round_to->text.find_first_not_of("0123456789-") != std::string::npos)
+        throw o.error("round_to", "is \"" + round_to->text + "\", must be a whole number or auto", "The default is 8.");
+    if (measured)
+        o.resolve("round_to", "auto");
+    else
+        target.round_to = o.integer("round_to", 8, 1, 1024);
+    return measured;
+}
+
+/// The allocations that go by scores alone.
+const std::vector<Entry<Allocation>>& without_evaluation() {
+    static const std::vector<Entry<Allocation>> kAllocations = [] {
+        std::vector<Entry<Allocation>> rows;
+        for (const auto& row : allocations()) {
+            Options defaults(row.name);
+            if (row.make(defaults)->sensitivity_ratios().empty()) rows.push_back(row);
+        }
+        return rows;
+    }();
+    return kAllocations;
+}
+
 /// Null: none.
 std::unique_ptr<RefitOptions> read_refit(Options& options) {
     static const std::vector<Entry<RefitOptions>> kRefits = {
@@ -94,27 +122,24 @@ std::unique_ptr<Stage> make_channel_pruning(Options& o) {
 
 }  // namespace
 
-ChannelPruningParts read_channel_pruning(Options& o) {
+ChannelPruningParts read_channel_pruning(Options& o, While at) {
+    const bool at_rest = at == While::kAtRest;
     ChannelPruningOptions options;
     auto criterion =
         make<Criterion>(o, "criterion", "magnitude", criteria(), "what decides which channels matter least");
-    auto allocation = make<Allocation>(o, "scope", "global", allocations(), "how the cut is spread over the layers");
+    auto allocation = make<Allocation>(o, "scope", "global", at_rest ? allocations() : without_evaluation(),
+                                       "how the cut is spread over the layers");
     auto& target = options.target;
-    read_goal(o, target);
-    const auto* round_to = o.raw("round_to");
-    o.remember({"round_to", "integer or auto", "8",
-                "widths that stay are multiples of this; auto: of what this machine's kernels step by, measured"});
-    options.round_to_measured = round_to && round_to->text == "auto";
-    if (round_to && !options.round_to_measured && round_to->text.find_first_not_of("0123456789-") != std::string::npos)
-        throw o.error("round_to", "is \"" + round_to->text + "\", must be a whole number or auto", "The default is 8.");
-    if (options.round_to_measured)
-        o.resolve("round_to", "auto");
+    read_goal(o, target, at_rest);
+    if (at_rest)
+        options.round_to_measured = read_round_to(o, target);
     else
-        target.round_to = o.integer("round_to", 8, 1, 1024);
+        target.round_to = o.integer("round_to", 8, 1, 1024, "widths that stay are multiples of this");
     options.layers = read_layers(o);
-    options.only_faster =
-        o.boolean("only_faster", is_timed(target),
-                  "leave cuts that do not make the operators around them faster, measured; with a timed target: true");
+    if (at_rest)
+        options.only_faster = o.boolean(
+            "only_faster", is_timed(target),
+            "leave cuts that do not make the operators around them faster, measured; with a timed target: true");
     target.min_channels = o.integer("min_channels", 1, 1, INT64_MAX, "least width of a layer");
     target.max_ratio = o.number("max_ratio", 0.9, "largest share removed of any one group");
     if (!(target.max_ratio > 0 && target.max_ratio < 1))
@@ -131,7 +156,7 @@ ChannelPruningParts read_channel_pruning(Options& o) {
     return {std::move(criterion), std::move(allocation), std::move(options)};
 }
 
-void read_goal(Options& o, Target& target) {
+void read_goal(Options& o, Target& target, bool timed) {
     std::string given;  // the one target
     if (o.has("ratio")) given = "ratio";
     target.ratio = o.number("ratio", 0.5, "share of the prunable channels to remove");
@@ -139,6 +164,12 @@ void read_goal(Options& o, Target& target) {
         throw o.error("ratio", "is " + Json(target.ratio).dump() + ", must be in [0, 1)",
                       "Use 0.5 to remove half of the channels.");
     for (const auto& budget : budget_options()) {
+        if (budget.timed && !timed) {
+            if (o.has(budget.name))
+                throw o.error(budget.name, "needs a model at rest: nothing is timed while it trains",
+                              "Use macs_ratio, or prune.channel with it after the training.");
+            continue;
+        }
         auto& share = target.*budget.share;
         share = o.optional_number(budget.name, budget.help);
         if (!share) continue;

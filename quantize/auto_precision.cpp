@@ -12,6 +12,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
 
@@ -59,7 +60,7 @@ public:
             double seconds = 0;
         };
         std::vector<Candidate> candidates;
-        candidates.push_back({"float", prepared, kept(layers), {}, {}});
+        candidates.push_back({"float", prepared, kept(layers, "the whole model is not"), {}, {}});
         if (!order.empty()) {
             Candidate layerwise{"layers", {}, layers, {}, {}};
             layerwise.model = emit_forms(prepared, layers, &layerwise.details);
@@ -67,29 +68,40 @@ public:
         }
         std::string why_no_static;
         std::optional<StaticPlan> plan;
+        Json static_fallback;
         if (wants("static") && !batches.empty()) {
             try {
                 StaticOptions options;
                 options.min_sqnr_db = options_.min_sqnr_db;
                 options.ignore = for_static(layers);
                 // Ranges want more examples than noise does.
-                const auto calibration = batches_of(context, std::max(options.batches, options_.batches),
-                                                    std::max(options.batch_size, options_.batch_size), kWhere);
-                plan = plan_static(model, context.example, calibration, options);
+                const auto calibration = calibration_of(model, context, std::max(options.batches, options_.batches),
+                                                        std::max(options.batch_size, options_.batch_size), {}, kWhere);
+                options.progress = progress_of(context, kWhere);
                 const bool judged = options_.fallback.on() && context.evaluate;
-                const double least = judged ? context.evaluate(model) - options_.fallback.max_drop : 0;
+                if (judged) options.fallback = options_.fallback;
+                auto planning = context;  // with facts of its own
+                planning.facts = Json::object();
+                plan = plan_within(model, planning, calibration, options, kWhere);
+                if (judged) static_fallback = planning.facts.at("fallback");
+                if (judged && !static_fallback.at("holds").get<bool>())
+                    throw UnsupportedModel(kWhere, "it loses more than max_drop of the metric", "");
+                const double least =
+                    judged ? static_fallback.at("metric_before").get<double>() - options_.fallback.max_drop : 0;
                 for (const auto& kernels : kernels_for(*plan)) {
-                    const bool fused = kernels.linear == "fused";
-                    Candidate mixed{fused ? "static, linear fused" : "static", {}, {}, {}, plan};
+                    Candidate mixed{"static" + kernels.suffix(), {}, {}, {}, plan};
                     const auto int8 = convert(with_kernels(*plan, kernels));
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
-                    if (judged && context.evaluate(mixed.model) < least)
-                        why_no_static = "it loses more than max_drop of the metric";
-                    else
-                        candidates.push_back(std::move(mixed));
+                    if (judged && context.evaluate(mixed.model) < least) {
+                        // The plan was judged with packed kernels and the rest in float.
+                        if (kernels.fused()) continue;
+                        mixed.layers = kept(mixed.layers, "the metric needs it in float");
+                        mixed.details.clear();
+                        mixed.model = int8;
+                    }
+                    candidates.push_back(std::move(mixed));
                 }
-                if (candidates.back().plan) why_no_static.clear();
             } catch (const UnsupportedModel& error) {
                 why_no_static = error.problem();
             }
@@ -128,6 +140,7 @@ public:
         }
         add_layer_seconds(context, prepared, chosen.model);
         context.facts["chosen"] = chosen.name;
+        if (chosen.plan && !static_fallback.is_null()) context.facts["fallback"] = static_fallback;
         context.facts["model_seconds"] = seconds;
         if (!why_no_static.empty()) context.facts["why_not_static"] = why_no_static;
         if (chosen.name == "float")
@@ -157,10 +170,10 @@ private:
         return forms;
     }
 
-    static std::vector<Layer> kept(std::vector<Layer> layers) {
+    static std::vector<Layer> kept(std::vector<Layer> layers, const char* why) {
         for (auto& layer : layers) {
             if (!layer.form) continue;
-            layer.reason = layer.form->name() + " is faster alone, but the whole model is not";
+            layer.reason = layer.form->name() + " is faster alone, but " + why;
             layer.form = nullptr;
         }
         return layers;
@@ -222,6 +235,7 @@ private:
                  auto copy = stack;
                  node->getOperation()(copy);
                  const auto exact = first_tensor(copy[0]);
+                 layer.range = input_range(node, stack);
                  for (const auto& [name, form] : forms) {
                      Trial trial;
                      trial.why_not = form->refuse(Site{prepared, facts, layer.node});

@@ -174,6 +174,12 @@ private:
                           {"parameters", row.layer.parameters},
                           {"precision", trial.precision},
                           {"trials", trials}};
+            if (chosen[i] > 0) {
+                entry["sqnr_db"] = trial.sqnr_db();
+                if (trial.range.low != 0 || trial.range.high != 0)
+                    entry["input_range"] = {trial.range.low, trial.range.high};
+                if (trial.clipped_ratio) entry["clipped_ratio"] = *trial.clipped_ratio;
+            }
             if (!reason.empty()) entry["refused"] = reason;
             rows.push_back(entry);
             char text[96];
@@ -216,6 +222,10 @@ std::unique_ptr<Stage> mixed_precision(MixedOptions options) {
     if (options.rounding && options.rounding->blocks())
         throw InvalidArgument(kWhere, "rounding brecq treats layers together, this stage one by one",
                               "Use adaround or gptq, or brecq in quantize.static.");
+    if (options.rounding && options.rounding->moves_offsets() &&
+        std::find(options.precisions.begin(), options.precisions.end(), "static") != options.precisions.end())
+        throw InvalidArgument(kWhere, "rounding hqq moves offsets, which the weights of precision static do not have",
+                              "Use gptq or adaround, or precisions without static.");
     if (options.batches < 1 || options.batch_size < 1 || options.examples < 1)
         throw InvalidArgument(kWhere, "batches, batch_size and examples must be at least 1", "");
     return std::make_unique<Mixed>(std::move(options));

@@ -167,8 +167,12 @@ const std::vector<Entry<Stage>>& stages() {
              options.linear = o.choice("linear", options.linear, {"auto", "fused", "packed"},
                                        "linear layers between float ones: oneDNN's with the activation inside, packed "
                                        "when the file is loaded, or LibTorch's quantized:: ones; auto measures");
-             options.activation_levels =
-                 o.integer("activation_levels", 0, 0, 256, "256, 128 for CPUs without VNNI, 0: by this CPU");
+             options.conv = o.choice("conv", options.conv, {"auto", "fused", "packed"},
+                                     "convolutions before SiLU, hard-swish or a residual addition: oneDNN's with these "
+                                     "inside, or LibTorch's quantized:: ones; auto measures");
+             options.reduce_range = o.choice("reduce_range", options.reduce_range, {"auto", "off", "on"},
+                                             "weights of 7 bits, whose products cannot saturate on CPUs without VNNI; "
+                                             "auto: by this CPU");
              options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");
              options.weight_bits =
                  o.integer("weight_bits", options.weight_bits, 2, 8, "of the weights; fewer than 8 still run in int8");

@@ -17,11 +17,12 @@ namespace {
 
 constexpr const char* kWhere = "quantize.static";
 
-/// Converts for each and returns the fastest: the least time of a few rounds in which each has its turn, so that what
-/// else the machine does meets all of them.
+/// Converts for each and returns the fastest, or an earlier one that takes hardly longer: the least time of a few
+/// rounds in which each has its turn, so that what else the machine does meets all of them.
 Kernels fastest_kernels(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
     constexpr int kRounds = 40, kLeastRounds = 2;
     constexpr double kEnoughSeconds = 0.5;  // what takes long varies less
+    constexpr double kGain = 0.97;          // less is noise, and the same kernels in every run are worth something
     torch::NoGradGuard no_grad;
     const auto all = kernels_for(plan);
     if (all.size() == 1) return all.front();
@@ -42,7 +43,10 @@ Kernels fastest_kernels(const StaticPlan& plan, const Inputs& inputs, Json& seco
         }
     }
     for (size_t k = 0; k < all.size(); ++k) seconds[all[k].name()] = least[k];
-    return all[static_cast<size_t>(std::min_element(least.begin(), least.end()) - least.begin())];
+    size_t best = 0;
+    for (size_t k = 1; k < all.size(); ++k)
+        if (least[k] < kGain * least[best]) best = k;
+    return all[best];
 }
 
 std::string decibel(double value) {
@@ -71,25 +75,39 @@ public:
         const auto calibration =
             calibration_of(model, context, options_.batches, options_.batch_size, options_.synthetic, kWhere);
         auto options = options_;
-        options.progress = [&](const std::string& block, double done, double total) {
-            context.log->progress("rounding weights", done, total, block);
-            if (context.interrupted()) throw Interrupted(kWhere, "stopped while rounding weights", "");
-        };
-        auto plan = with_fallback(model, context, calibration, options);
+        options.progress = progress_of(context, kWhere);
+        if (options.weight_bits < 8)
+            context.log->warning(std::string(kWhere) +
+                                 ": weights of so few bits are simulated: they are stored and multiplied as int8, no "
+                                 "faster for them");
+        const auto widest = widest_weight(options.reduce_range);
+        if (widest < options.weight_bits)
+            context.log->info(std::string("weights get 7 bits") +
+                              (options.reduce_range == "auto" ? ": this CPU has no VNNI" : "") +
+                              ", so that sums of int8 products cannot saturate");
+        auto plan = plan_within(model, context, calibration, options, kWhere);
+        if (const auto narrow = narrowed(plan); narrow > 0)
+            context.log->info(
+                std::to_string(narrow) +
+                " depthwise convolutions get weights of 7 bits: FBGEMM, which LibTorch runs them by, adds "
+                "two products in 16 bits");
         Json seconds = Json::object();
         auto kernels = fastest_kernels(plan, context.example, seconds);
         if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
         auto result = convert(with_kernels(plan, kernels));
-        if (options_.fallback.on() && options_.linear == "auto" && kernels.linear == "fused" &&
+        if (options_.fallback.on() && kernels.fused() &&
             context.evaluate(result) <
                 context.facts["fallback"]["metric_before"].get<double>() - options_.fallback.max_drop) {
-            kernels.linear = "packed";  // what max_drop was judged by
+            // What max_drop was judged by.
+            if (options_.linear == "auto") kernels.linear = "packed";
+            if (options_.conv == "auto") kernels.conv = "packed";
             result = convert(with_kernels(plan, kernels));
         }
         record(plan, context, calibration);
         add_layer_seconds(context, prepare(model, context.example, nullptr), result);
         context.facts["engine"] = kernels.engine;
         context.facts["linear"] = kernels.linear;
+        context.facts["conv"] = kernels.conv;
         if (!seconds.empty()) context.facts["engine_seconds"] = seconds;
         if (kernels.engine != "x86")
             context.log->warning(
@@ -100,33 +118,15 @@ public:
     }
 
 private:
-    /// The plan, or that with the noisiest layers in float where the metric asks for it. Each try plans anew: borders
-    /// move when a layer leaves.
-    static StaticPlan with_fallback(const Model& model, Context& context, const std::vector<Inputs>& calibration,
-                                    const StaticOptions& given) {
-        auto first = plan_static(model, context.example, calibration, given);
-        if (!given.fallback.on()) return first;
-        std::vector<size_t> order;
-        const auto& layers = first.layers();
-        for (size_t i = 0; i < layers.size(); ++i)
-            if (layers[i].int8 && layers[i].parameters > 0) order.push_back(i);
-        std::stable_sort(order.begin(), order.end(),
-                         [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
-        if (!order.empty()) order.pop_back();  // with every layer in float nothing is left of the stage
-        std::map<size_t, StaticPlan> plans{{0, first}};
-        const auto plan_with = [&](size_t floats) {
-            if (const auto found = plans.find(floats); found != plans.end()) return found->second;
-            auto options = given;
-            for (size_t i = 0; i < floats; ++i) options.ignore.push_back(exactly(layers[order[i]].layer));
-            return plans.emplace(floats, plan_static(model, context.example, calibration, options)).first->second;
-        };
-        const auto best = fall_back(
-            model, order.size(), [&](size_t floats) { return convert(plan_with(floats)); }, given.fallback, context,
-            kWhere);
-        return plan_with(best.second);
+    /// Layers with fewer bits than the others.
+    static int64_t narrowed(const StaticPlan& plan) {
+        const auto& impl = plan.impl();
+        return std::count_if(impl.units.begin(), impl.units.end(), [&](const Unit& unit) {
+            return impl.weights.count(unit.node) && weight_bits_of(impl, unit.node) < impl.weight_bits;
+        });
     }
 
-    void record(const StaticPlan& plan, Context& context, const std::vector<Inputs>& calibration) const {
+    void record(const StaticPlan& plan, Context& context, const Calibration& calibration) const {
         for (const auto& change : plan.impl().folded) context.record(change);
         int64_t int8_layers = 0, float_layers = 0, int8_weights = 0, float_weights = 0;
         double worst = std::numeric_limits<double>::infinity();
@@ -137,7 +137,7 @@ private:
             }
             if (layer.int8) {
                 if (layer.sqnr_db != 0) worst = std::min(worst, layer.sqnr_db);
-                context.record({layer.layer, "int8", "float32", "int8",
+                context.record({layer.layer, "int8", "float32", layer.precision,
                                 layer.sqnr_db != 0 ? decibel(layer.sqnr_db) + figures(layer) : ""});
             } else {
                 context.record({layer.layer, "kept", "float32", "float32", layer.reason});
@@ -145,7 +145,9 @@ private:
         }
         auto& facts = context.facts;
         facts["layers"] = layer_rows(plan.layers());
-        facts["weight_bits"] = options_.weight_bits;
+        facts["weight_bits"] = plan.impl().weight_bits;
+        facts["reduced_range"] = plan.impl().weight_bits < options_.weight_bits;
+        if (const auto narrow = narrowed(plan); narrow > 0) facts["depthwise_layers_of_7_bits"] = narrow;
         if (options_.weight_bits < 8) facts["simulated"] = true;  // stored and multiplied as int8
         facts["int8_layers"] = int8_layers;
         facts["float_layers"] = float_layers;
@@ -181,17 +183,16 @@ std::unique_ptr<Stage> static_int8(StaticOptions options) {
     if (!(options.smooth >= 0 && options.smooth <= 1))
         throw InvalidArgument(kWhere, "smooth is " + std::to_string(options.smooth) + ", must be in [0, 1]",
                               "Use 0.5, or 0 to leave it out.");
-    if (options.activation_levels != 0 && options.activation_levels != 128 && options.activation_levels != 256)
-        throw InvalidArgument(kWhere, "activation_levels is " + std::to_string(options.activation_levels),
-                              "Use 256, 128 for CPUs without VNNI, or 0 to choose by this CPU.");
+    if (options.rounding && options.rounding->moves_offsets())
+        throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
+                              "Use gptq or adaround, or hqq in quantize.weight_only.");
+    widest_weight(options.reduce_range);
     const auto known = engines();
     if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
         throw_unknown(kWhere, "engine", options.engine, known);
     const std::vector<std::string> kinds = {"auto", "fused", "packed"};
-    if (std::find(kinds.begin(), kinds.end(), options.linear) == kinds.end())
-        throw_unknown(kWhere, "linear", options.linear, kinds);
-    if (options.linear == "fused" && !exact_int8_products())
-        throw InvalidArgument(kWhere, "linear is fused, whose sums saturate on a CPU without VNNI", "Use packed.");
+    for (const auto& [name, kind] : {std::pair{"linear", options.linear}, {"conv", options.conv}})
+        if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) throw_unknown(kWhere, name, kind, kinds);
     return std::make_unique<StaticInt8>(std::move(options));
 }
 

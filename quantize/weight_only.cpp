@@ -44,6 +44,9 @@ std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
     if (options.rounding && options.rounding->blocks())
         throw InvalidArgument(kWhere, "rounding brecq treats layers together, this stage one by one",
                               "Use adaround or gptq, or brecq in quantize.static.");
+    if (options.rounding && options.rounding->moves_offsets() && options.symmetric)
+        throw InvalidArgument(kWhere, "rounding hqq moves offsets, which a symmetric grid does not have",
+                              "Use symmetric: false, or another rounding.");
     if (options.batches < 1 || options.batch_size < 1)
         throw InvalidArgument(kWhere, "batches and batch_size must be at least 1", "");
     return std::make_unique<WeightOnly>(std::move(options));

@@ -1,5 +1,6 @@
 // coppice compress: a recipe, end to end.
 #include <coppice/data.h>
+#include <coppice/quantize.h>
 #include <coppice/report.h>
 
 #include <ATen/Parallel.h>
@@ -112,6 +113,7 @@ int run_compress(const Arguments& arguments) {
     }
     const auto example = example_inputs(recipe, data);
     auto model = load_checked(recipe.model, example, recipe.model_where);
+    for (const auto& warning : quantize::int8_warnings(model)) log.warning(recipe.model.string() + ": " + warning);
     check_data_fit(model, data, recipe.data.where);
 
     Context context;

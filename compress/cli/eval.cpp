@@ -1,5 +1,6 @@
 // coppice eval: TorchScript files against each other on the same data and in the same interleaved timing.
 #include <coppice/data.h>
+#include <coppice/quantize.h>
 #include <coppice/report.h>
 
 #include <algorithm>
@@ -144,6 +145,10 @@ int run_eval(const Arguments& arguments) {
     const std::string split = data.test ? "test" : data.validation ? "validation" : "train";
     // The baseline in canonical form: a clear error for what is no TorchScript, or does not run on this input.
     load_checked(files[0], example, files[0].string());
+    if (!quantize::exact_int8_products())
+        for (const auto& model : files)
+            for (const auto& warning : quantize::int8_warnings(Model::load(model)))
+                log.warning(model.string() + ": " + warning);
     std::optional<RunDirectory> run;
     if (line.given("out")) {
         Json manifest = run_manifest(recipe, data, files[0]);

@@ -232,12 +232,19 @@ int run_inspect(const Arguments& arguments) {
         print_unknown(costs);
         return kDone;
     }
-    std::vector<std::string> notes = model.notes();
+    std::vector<std::string> notes = model.notes(), without_rule;
+    for (const auto& warning : quantize::int8_warnings(model)) notes.push_back(files[0] + ": " + warning);
     std::vector<Row> rows;
     for (const auto& row : profile.operators) rows.push_back({&row, {}, {}, {}});
     const double total_seconds = profile.seconds;
     explain_all(
-        rows, "pruned", notes, [&] { return named_as_in(rows, prune::explain(model, example), notes); },
+        rows, "pruned", notes,
+        [&] {
+            const auto apart = prune::unfuse_attention(model);
+            const auto groups = prune::find_groups(apart, Facts::observe(apart, example));
+            without_rule = groups.unknown_operators();
+            return named_as_in(rows, groups.layers(), notes);
+        },
         [](Row& row, const prune::PrunableInfo& info) {
             row.prune = {true, info.prunable > 0,
                          std::to_string(info.prunable) + " of " + std::to_string(info.channels), info.reason};
@@ -272,6 +279,7 @@ int run_inspect(const Arguments& arguments) {
                           {"totals", measured["totals"]},
                           {"layers", measured["layers"]},
                           {"unknown_operators", measured["unknown_operators"]},
+                          {"operators_without_rule", without_rule},
                           {"other_methods", model.other_methods()},
                           {"notes", notes}};
         std::cout << out.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
@@ -311,6 +319,14 @@ int run_inspect(const Arguments& arguments) {
               << " of activations; one run takes about " << duration_text(total_seconds) << " operator by operator on "
               << at::get_num_threads() << (at::get_num_threads() == 1 ? " thread\n" : " threads\n");
     print_reasons("Channels that cannot be pruned", rows, &Row::prune);
+    if (!without_rule.empty()) {
+        std::string list;
+        for (const auto& op : without_rule) list += (list.empty() ? "" : ", ") + op;
+        std::cout << "\n"
+                  << wrapped("Operators without a pruning rule, which keep the channels of what they touch: " + list,
+                             100, 2)
+                  << "\n";
+    }
     print_reasons("Not factorised", rows, &Row::factorise);
     print_reasons("Not quantized", rows, &Row::quantize);
     print_unknown(costs);

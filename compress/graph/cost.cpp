@@ -109,6 +109,7 @@ const std::set<std::string>& free_operators() {  // views, shapes, constants, co
                                                  "aten::triu",
                                                  "aten::broadcast_to",
                                                  "aten::broadcast_tensors",
+                                                 "aten::_make_per_tensor_quantized_tensor",
                                                  "aten::int_repr",
                                                  "aten::quantize_per_tensor",
                                                  "aten::dequantize",
@@ -405,6 +406,10 @@ Rule rule_of(Node* node, const std::vector<c10::IValue>& inputs, const Observed&
     if (op.rfind("onednn::qlinear", 0) == 0) {  // weights [in, out]
         const auto weight = shape_of(inputs[3]);
         return with_macs(product(out) * static_cast<double>(weight[0]));
+    }
+    if (op.rfind("onednn::qconv", 0) == 0) {  // weights [out, in / groups, ...]
+        const auto weight = shape_of(inputs[3]);
+        return with_macs(product(out) * product(weight) / static_cast<double>(weight[0]));
     }
     if (const auto found = elementwise_flops().find(op); found != elementwise_flops().end())
         return {0, found->second * product(out), true};

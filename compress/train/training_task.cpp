@@ -1,5 +1,6 @@
 // What every training stage of a recipe shares: which loss, which teacher, what is measured, where checkpoints go.
 #include <coppice/error.h>
+#include <coppice/judging.h>
 #include <coppice/training_task.h>
 
 #include "train/options.h"
@@ -126,6 +127,14 @@ TrainingTask::TrainingTask(Options& o, const std::vector<Entry<Loss>>& losses, c
     evaluate_ = o.boolean("evaluate", true, "measure the metric after every epoch");
 }
 
+TrainingTask::TrainingTask(std::string where, TrainOptions options, std::shared_ptr<const Loss> loss,
+                           std::string teacher, bool evaluate)
+    : where_(std::move(where)),
+      options_(std::move(options)),
+      loss_(std::move(loss)),
+      teacher_(std::move(teacher)),
+      evaluate_(evaluate) {}
+
 Needs TrainingTask::needs() const {
     auto needs = loss_ ? loss_->needs() : Needs{};
     needs.training_data = true;
@@ -178,6 +187,8 @@ TrainResult TrainingTask::run(Model& model, Trainable& module, Context& context,
     const auto result = Trainer(options).fit(module, *context.data.train, watching ? *watching : loss, ask_teacher,
                                              with_meter, checkpoint, *context.log, evaluate, context.interrupted);
     report(result, context);
+    const bool chosen = options.keep == "best" || (options.keep == "auto" && !result.stopped_by.empty());
+    if (chosen && evaluate && !callbacks.only_last) note_choice_by_evaluation(where_, "the epoch", context);
     model.eval();
     return result;
 }

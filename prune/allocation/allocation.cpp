@@ -19,9 +19,11 @@ const std::vector<BudgetOption>& budget_options() {
         {"size_ratio", "bytes", &Target::size_ratio,
          "share of the bytes of parameters and buffers to keep; instead of ratio"},
         {"latency_ratio", "time", &Target::latency_ratio,
-         "share of the time of a run on the example to keep, measured on this machine; instead of ratio"},
+         "share of the time of a run on the example to keep, measured on this machine; instead of ratio",
+         /*timed=*/true},
         {"energy_ratio", "CPU seconds", &Target::energy_ratio,
-         "share of the CPU seconds of a run to keep, measured, which energy is modelled by; instead of ratio"},
+         "share of the CPU seconds of a run to keep, measured, which energy is modelled by; instead of ratio",
+         /*timed=*/true},
     };
     return kOptions;
 }

@@ -12,6 +12,7 @@ struct BudgetOption {
     const char* unit;
     std::optional<double> Target::*share;
     const char* help;
+    bool timed = false;  ///< in seconds, of the clock or the CPU
 };
 const std::vector<BudgetOption>& budget_options();
 

@@ -2,6 +2,8 @@
 // groups are taken to add up, which is what a sweep over single groups can say; the sum is kept low under the target.
 #include "allocation/allocation.h"
 
+#include <coppice/judging.h>
+
 #include <cmath>
 
 namespace coppice::prune {
@@ -89,6 +91,7 @@ std::vector<SensitivityPoint> sensitivity_curves(const Model& model, const Facts
     if (!context.evaluate)
         throw InvalidArgument(kWhere, "there is nothing to evaluate the model by",
                               "Give `data` with labels and a `task`, or set Context::evaluate.");
+    note_choice_by_evaluation(kWhere, "the channels", context);
     const double whole = context.evaluate(model);
     const auto widths = allowed_widths(groups, target);
     std::vector<SensitivityPoint> points;

@@ -2,6 +2,8 @@
 // block.
 #include "depth/depth.h"
 
+#include <coppice/judging.h>
+
 namespace coppice::prune {
 namespace {
 
@@ -12,6 +14,7 @@ public:
         if (!context.evaluate)
             throw InvalidArgument("prune.depth", "criterion evaluate needs labelled test or validation data",
                                   "Give it in `data:`, or use criterion similarity.");
+        note_choice_by_evaluation("prune.depth", "the blocks", context);
         const double whole = context.evaluate(model);
         std::vector<double> scores;
         for (const auto& block : blocks) {

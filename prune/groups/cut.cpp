@@ -148,6 +148,13 @@ void Cutter::set_constant(Node* after, size_t index, const c10::IValue& value) {
     after->replaceInput(index, after->owningGraph()->insertConstant(value));
 }
 
+bool Cutter::set_attribute(const Value* before, const at::Tensor& tensor) {
+    const auto name = attribute_name(before);
+    if (!name || name->empty()) return false;
+    set_tensor(copy_, *name, tensor);
+    return true;
+}
+
 void Cutter::set_sizes(const Node* before, Node* after, size_t index, const std::vector<int64_t>& required) {
     const Value* list = before->inputs()[index];
     const auto was = relations_.integers(list);

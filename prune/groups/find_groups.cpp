@@ -1,8 +1,25 @@
 #include "groups/relations.h"
+#include "messages.h"
 
 namespace coppice::prune {
 
 namespace {
+
+/// Freezes what the layers that match one of `ignore` put out. @return the patterns that match no layer
+std::vector<std::string> freeze_ignored(Relations& relations, const std::vector<std::string>& ignore) {
+    const auto expressions = ignore_patterns("prune.groups", ignore);
+    std::vector<std::string> unused;
+    for (size_t i = 0; i < ignore.size(); ++i) {
+        bool used = false;
+        for (const auto& [id, dim, layer] : relations.productions()) {
+            if (!std::regex_search(relations.name_of(layer), expressions[i])) continue;
+            relations.freeze(id, dim, "matches `ignore`");
+            used = true;
+        }
+        if (!used) unused.push_back(ignore[i]);
+    }
+    return unused;
+}
 
 /// One dimension of one parameter, and its first element's class per index.
 struct Slot {
@@ -36,6 +53,7 @@ bool Groups::has_statistic(const torch::jit::Node* node) const {
 Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& options) {
     auto relations = std::make_shared<Relations>(model, facts, options);
     relations->build();
+    const auto unused = freeze_ignored(*relations, options.ignore);
     const auto& r = *relations;
     Groups groups;
     groups.unknown_ = r.unknown_operators();
@@ -181,6 +199,7 @@ Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& o
         }
         groups.layers_.push_back(std::move(info));
     }
+    if (!unused.empty()) no_match("prune.groups", "ignore", unused.front(), groups.layers_);
     // Several groups may begin at one layer (its outputs go different ways).
     std::unordered_map<std::string, int> named;
     for (auto& group : groups.groups_)

@@ -61,59 +61,106 @@ void addmm(Relations& r, const Node* node) {
     produced_by(r, node);
 }
 
+/// One side of an equation of einsum, a symbol per dimension: letters, and for the dimensions of "..." numbers from -1
+/// for the last of them, so that those of all operands meet as they broadcast.
+using Symbols = std::vector<int>;
+
+/// @param hidden  how many dimensions "..." stands for; ignored where there is none
+Symbols symbols_of(const std::string& term, int64_t hidden) {
+    Symbols symbols;
+    for (size_t i = 0; i < term.size(); ++i) {
+        if (term[i] != '.') {
+            symbols.push_back(term[i]);
+            continue;
+        }
+        for (int64_t back = hidden; back > 0; --back) symbols.push_back(static_cast<int>(-back));
+        i += 2;
+    }
+    return symbols;
+}
+
+/// What einsum puts out where the equation does not say: the dimensions of "...", then the letters that stand once, in
+/// the order of the alphabet, capitals first.
+Symbols implicit_result(const std::vector<Symbols>& terms) {
+    std::map<int, int> count;
+    for (const auto& term : terms)
+        for (const int symbol : term) ++count[symbol];
+    Symbols result;
+    for (const auto& [symbol, times] : count)  // numbers below zero, the farthest from the end first; then letters
+        if (symbol < 0 || times == 1) result.push_back(symbol);
+    return result;
+}
+
+bool contains(const Symbols& symbols, int symbol) {
+    return std::find(symbols.begin(), symbols.end(), symbol) != symbols.end();
+}
+
 // einsum("bhid,bhjd->bhij", [q, k]): a letter is one dimension, in whichever operands it stands. Letters that the
 // output lacks are summed over, which loses what is removed as masking does.
 void einsum(Relations& r, const Node* node) {
     const auto equation = r.text(node->inputs()[0]);
     const auto operands = r.list(node->inputs()[1]);
     const TensorId y = r.output(node);
-    const auto arrow = equation ? equation->find("->") : std::string::npos;
-    if (!equation || !operands || y == kNoTensor || arrow == std::string::npos ||
-        equation->find('.') != std::string::npos)
-        return r.refuse(node, "has an equation that is not followed");
-    std::vector<std::string> terms(1);
-    for (const char c : equation->substr(0, arrow)) {
+    if (!equation || !operands || y == kNoTensor) return r.refuse(node, "has an equation that is not followed");
+    std::string text;
+    for (const char c : *equation)
+        if (c != ' ') text += c;
+    const auto arrow = text.find("->");
+    std::vector<std::string> written(1);
+    for (const char c : text.substr(0, arrow)) {
         if (c == ',')
-            terms.emplace_back();
-        else if (c != ' ')
-            terms.back() += c;
+            written.emplace_back();
+        else
+            written.back() += c;
     }
-    std::string result;
-    for (const char c : equation->substr(arrow + 2))
-        if (c != ' ') result += c;
-    if (terms.size() != operands->size()) return r.refuse(node, "has an equation that does not fit its operands");
-    std::map<char, int64_t> sizes;
-    for (size_t i = 0; i < terms.size(); ++i) {
+    const auto misfit = [&] { r.refuse(node, "has an equation that does not fit its operands"); };
+    if (written.size() != operands->size()) return misfit();
+    std::vector<Symbols> terms;
+    std::map<int, int64_t> sizes;
+    int64_t most_hidden = 0;
+    for (size_t i = 0; i < written.size(); ++i) {
         const TensorId x = (*operands)[i];
-        if (x == kNoTensor || r.rank(x) != static_cast<int64_t>(terms[i].size()))
-            return r.refuse(node, "has an equation that does not fit its operands");
+        if (x == kNoTensor) return misfit();
+        const bool dots = written[i].find('.') != std::string::npos;
+        const int64_t hidden = dots ? r.rank(x) - (static_cast<int64_t>(written[i].size()) - 3) : 0;
+        if (hidden < 0) return misfit();
+        most_hidden = std::max(most_hidden, hidden);
+        terms.push_back(symbols_of(written[i], hidden));
+        if (static_cast<int64_t>(terms[i].size()) != r.rank(x)) return misfit();
         for (size_t d = 0; d < terms[i].size(); ++d)
             sizes[terms[i][d]] = std::max(sizes[terms[i][d]], r.size(x, static_cast<int64_t>(d)));
     }
-    std::map<char, TensorId> letters;
-    for (const auto& [letter, size] : sizes) letters[letter] = r.make_tensor({size});
-    const auto relate = [&](TensorId x, const std::string& term) {
+    const Symbols result =
+        arrow == std::string::npos ? implicit_result(terms) : symbols_of(text.substr(arrow + 2), most_hidden);
+    if (static_cast<int64_t>(result.size()) != r.rank(y)) return misfit();
+    std::map<int, TensorId> dimensions;
+    for (const auto& [symbol, size] : sizes) dimensions[symbol] = r.make_tensor({size});
+    const auto relate = [&](TensorId x, const Symbols& term) {
         for (size_t d = 0; d < term.size(); ++d) {
             const auto dim = static_cast<int64_t>(d);
             if (r.size(x, dim) == sizes[term[d]])
-                r.tie(x, dim, letters[term[d]], 0);
+                r.tie(x, dim, dimensions[term[d]], 0);
             else
                 r.freeze(x, dim, "serves all indices of a dimension");
         }
     };
     for (size_t i = 0; i < terms.size(); ++i) relate((*operands)[i], terms[i]);
     relate(y, result);
-    // With two computed operands, a letter of both that is not summed counts independent products, as heads do.
+    // Where computed operands are multiplied and summed, a letter of all that is not summed counts independent
+    // products, as heads do.
     const Node* list = node->inputs()[1]->node();
-    for (size_t i = 0; i < terms.size() && list->kind() == torch::jit::prim::ListConstruct; ++i)
+    if (list->kind() != torch::jit::prim::ListConstruct) return;
+    bool products = terms.size() > 1 && result.size() < sizes.size();
+    for (const Value* operand : list->inputs()) products &= !attribute_name(operand).has_value();
+    for (size_t i = 0; i < terms.size(); ++i)
         for (size_t d = 0; d < terms[i].size(); ++d) {
-            const char letter = terms[i][d];
+            const int symbol = terms[i][d];
             size_t in_operands = 0;
-            for (const auto& term : terms) in_operands += term.find(letter) != std::string::npos;
-            const bool in_output = result.find(letter) != std::string::npos;
+            for (const auto& term : terms) in_operands += contains(term, symbol);
+            const bool in_output = contains(result, symbol);
             const bool weight = attribute_name(list->inputs()[i]).has_value();
             if (weight && in_output && in_operands == 1) r.produces(list->inputs()[i], static_cast<int64_t>(d), node);
-            if (!weight && in_output && in_operands == terms.size() && terms.size() > 1 && sizes[letter] > 1)
+            if (products && in_output && in_operands == terms.size() && sizes[symbol] > 1)
                 r.independent((*operands)[i], static_cast<int64_t>(d));
         }
 }

@@ -381,6 +381,39 @@ bool Relations::is_none(const Value* value) const {
     return constant && constant->isNone();
 }
 
+std::optional<std::vector<int64_t>> Relations::constant_places(const Value* value, int64_t size) const {
+    at::Tensor tensor;
+    if (const auto constant = toIValue(value); constant && constant->isTensor()) {
+        tensor = constant->toTensor();
+    } else if (const auto name = attribute_name(value); name && !name->empty() && has_attribute(model_, *name)) {
+        const auto attribute = get_attribute(model_, *name);
+        if (!attribute.isTensor() || written_.count(value->node()->s(attr::name))) return std::nullopt;
+        tensor = attribute.toTensor();
+        size_t reads = value->uses().size();
+        for (const Node* node : all_nodes(*model_.graph())) {
+            if (node->kind() != prim::GetAttr || node == value->node()) continue;
+            const auto other = attribute_name(node->output());
+            if (!other || other->empty() || !holds_tensor(node->output()->type())) continue;
+            const auto read = get_attribute(model_, *other);
+            if (read.isTensor() && read.toTensor().is_same(tensor)) reads += node->output()->uses().size();
+        }
+        if (reads != 1) return std::nullopt;
+    }
+    if (!tensor.defined() || tensor.dim() != 1 || tensor.numel() == 0) return std::nullopt;
+    if (tensor.scalar_type() == at::kBool) {
+        if (tensor.size(0) != size) return std::nullopt;
+        tensor = tensor.nonzero().squeeze(1);
+    }
+    if (!at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false)) return std::nullopt;
+    tensor = tensor.to(at::kCPU, at::kLong).contiguous();
+    std::vector<int64_t> places(tensor.data_ptr<int64_t>(), tensor.data_ptr<int64_t>() + tensor.numel());
+    for (auto& place : places) {
+        if (place < 0) place += size;
+        if (place < 0 || place >= size) return std::nullopt;
+    }
+    return places;
+}
+
 // --------------------------------------------------------------------------------------------------------------- walk
 
 void Relations::build() {
@@ -443,6 +476,10 @@ std::unordered_set<std::string> Relations::written_in(const Graph& graph) {
         const auto type = node->output()->type()->cast<c10::ClassType>();
         if (type && type->is_module()) continue;  // its attributes are read, and looked at, by themselves
         for (const auto& use : node->output()->uses()) {
+            const auto indexes = [](const Use& by) { return by.user->kind() == aten::index; };
+            if (use.user->kind() == prim::ListConstruct && use.user->output()->hasUses() &&
+                std::all_of(use.user->output()->uses().begin(), use.user->output()->uses().end(), indexes))
+                continue;
             const auto* schema = use.user->maybeSchema();
             const bool known = schema && use.offset < schema->arguments().size();
             const auto* alias = known ? schema->arguments()[use.offset].alias_info() : nullptr;

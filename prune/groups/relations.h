@@ -94,6 +94,9 @@ public:
     std::optional<bool> boolean(const Value* value) const;
     std::optional<std::string> text(const Value* value) const;
     bool is_none(const Value* value) const;
+    /// Places along a dimension of `size` that can never change: a one-dimensional constant of the graph, or a tensor
+    /// of the model that is read once and never written. A mask counts as the places that it takes.
+    std::optional<std::vector<int64_t>> constant_places(const Value* value, int64_t size) const;
     /// Layer name for messages.
     const std::string& name_of(const Node* node) const { return names_.of(node); }
 
@@ -223,6 +226,8 @@ public:
     /// What a number, list or shape tensor will be in the copy (`cut`) or was; nullopt when it hangs on data.
     std::optional<c10::IValue> evaluate(const Value* before, bool cut);
     void set_constant(Node* after, size_t index, const c10::IValue& value);
+    /// Replaces the tensor that the copy has for `before`; false when that is no attribute.
+    bool set_attribute(const Value* before, const at::Tensor& tensor);
     /// Makes input `index`, a list of sizes, give `required`. Entries that already do so, and a literal -1, stay as
     /// they are.
     void set_sizes(const Node* before, Node* after, size_t index, const std::vector<int64_t>& required);

@@ -1,7 +1,7 @@
 // Operators that take a part: slices, splits, selections, indexing.
 //
-// A cut rewrites what encodes a place along a dimension that got narrower: slice bounds, split sizes. chunk and split
-// by one size become split_with_sizes, as the parts may lose different numbers of channels.
+// A cut rewrites what encodes a place along a dimension that got narrower: slice bounds, split sizes, constant lists of
+// places. chunk and split by one size become split_with_sizes, as the parts may lose different numbers of channels.
 #include "groups/relations.h"
 
 namespace coppice::prune {
@@ -116,17 +116,73 @@ void select(Relations& r, const Node* node) {
         if (dim != selected) r.tie(x, dim, y, dim < selected ? dim : dim - 1);
 }
 
+/// Ties y = x[places] along `dim`, a permutation of channels, say: each index of y to where it comes from.
+void tie_places(Relations& r, TensorId x, TensorId y, int64_t dim, const std::vector<int64_t>& places) {
+    for (int64_t d = 0; d < r.rank(x); ++d)
+        if (d != dim) r.tie(x, d, y, d);
+    for (size_t i = 0; i < places.size(); ++i) r.tie(x, dim, places[i], y, dim, static_cast<int64_t>(i));
+    const std::set<int64_t> read(places.begin(), places.end());
+    if (static_cast<int64_t>(read.size()) < r.size(x, dim)) r.part(y, dim);
+}
+
+/// Where those of `places` that stay are in what is left of x.
+at::Tensor places_left(const Cutter& cut, TensorId x, int64_t dim, const std::vector<int64_t>& places) {
+    std::vector<int64_t> before = {0};  // of each index: how many in front of it stay
+    for (int64_t i = 0; i < cut.old_size(x, dim); ++i)
+        before.push_back(before.back() + cut.kept_between(x, dim, i, i + 1));
+    std::vector<int64_t> left;
+    for (const int64_t place : places)
+        if (before[place + 1] > before[place]) left.push_back(before[place]);
+    return at::tensor(left, at::kLong);
+}
+
+/// The places that `by` picks from `dim` of an activation; nullopt where they may change. Tables that are looked up by
+/// constants (relative positions) keep their entries.
+std::optional<std::vector<int64_t>> constant_places(const Relations& r, const Node* node, TensorId x, int64_t dim,
+                                                    const Value* by) {
+    if (node->inputs()[0]->node()->kind() == prim::GetAttr) return std::nullopt;
+    return r.constant_places(by, r.size(x, dim));
+}
+
 /// index_select(x, dim, indices)
 void index_select(Relations& r, const Node* node) {
     const TensorId x = r.input(node, 0), y = r.output(node);
     const auto given = r.integer(node->inputs()[1]);
     if (x == kNoTensor || y == kNoTensor || !given) return r.refuse(node, "selects from a dimension that is not known");
     const int64_t selected = r.wrap(x, *given);
+    if (const auto places = constant_places(r, node, x, selected, node->inputs()[2]))
+        return tie_places(r, x, y, selected, *places);
     r.freeze(x, selected, "is selected from by " + r.name_of(node));
     r.freeze(y, selected, "is selected by " + r.name_of(node));
     r.freeze_all(r.input(node, 2), "indexes in " + r.name_of(node));
     for (int64_t dim = 0; dim < r.rank(x); ++dim)
         if (dim != selected) r.tie(x, dim, y, dim);
+}
+
+// before  index_select(x, 1, [3, 0, 2, 1])
+// after   index_select(x, 1, [2, 0, 1]), without channel 2 of x; fires when the dimension got narrower
+void edit_index_select(Cutter& cut, const Node* before, Node* after) {
+    const auto& r = cut.relations();
+    const TensorId x = cut.input(before, 0);
+    const auto given = r.integer(before->inputs()[1]);
+    if (x == kNoTensor || !given || !cut.touched(x, *given)) return;
+    const int64_t dim = r.wrap(x, *given);
+    const Value* by = before->inputs()[2];
+    const auto places = constant_places(r, before, x, dim, by);
+    if (!places) cut.fail(before, "selects from a dimension that got narrower");
+    const auto left = places_left(cut, x, dim, *places);
+    if (!cut.set_attribute(by, left)) cut.set_constant(after, 2, left);
+}
+
+/// The position of the only tensor of an index, -1 where there are several or none.
+int64_t only_index(const Node* list) {
+    int64_t only = -1;
+    for (size_t i = 0; i < list->inputs().size(); ++i) {
+        if (list->inputs()[i]->mustBeNone()) continue;
+        if (only >= 0) return -1;
+        only = static_cast<int64_t>(i);
+    }
+    return only;
 }
 
 /// x[:, i, j]: index tensors side by side replace their dimensions by their own
@@ -135,6 +191,9 @@ void index(Relations& r, const Node* node) {
     const Node* list = node->inputs()[1]->node();
     if (x == kNoTensor || y == kNoTensor || list->kind() != prim::ListConstruct)
         return r.refuse(node, "indexes by a list that is not known");
+    if (const int64_t dim = only_index(list); dim >= 0)
+        if (const auto places = constant_places(r, node, x, dim, list->inputs()[dim]))
+            return tie_places(r, x, y, dim, *places);
     std::vector<int64_t> indexed;
     for (size_t i = 0; i < list->inputs().size(); ++i) {
         const TensorId by = r.tensor(list->inputs()[i]);
@@ -156,6 +215,28 @@ void index(Relations& r, const Node* node) {
         if (dim < indexed.front()) r.tie(x, dim, y, dim);
         if (dim > indexed.back()) r.tie(x, dim, y, dim - count + added);
     }
+}
+
+// before  index(x, [None, [3, 0, 2, 1]])
+// after   index(x, [None, [2, 0, 1]]), without channel 2 of x; fires when the dimension got narrower
+void edit_index(Cutter& cut, const Node* before, Node* after) {
+    const auto& r = cut.relations();
+    const TensorId x = cut.input(before, 0);
+    const Node* list = before->inputs()[1]->node();
+    const int64_t dim = list->kind() == prim::ListConstruct ? only_index(list) : -1;
+    if (x == kNoTensor || dim < 0 || !cut.touched(x, dim)) return;
+    const Value* by = list->inputs()[dim];
+    const auto places = constant_places(r, before, x, dim, by);
+    if (!places) cut.fail(before, "indexes a dimension that got narrower");
+    const auto left = places_left(cut, x, dim, *places);
+    if (cut.set_attribute(by, left)) return;
+    auto& graph = *after->owningGraph();
+    WithInsertPoint guard(after);
+    std::vector<Value*> entries = after->inputs()[1]->node()->inputs().vec();
+    entries[dim] = graph.insertConstant(left);
+    Node* fresh = graph.insertNode(graph.create(prim::ListConstruct, entries, 1));
+    fresh->output()->setType(after->inputs()[1]->type());
+    after->replaceInput(1, fresh->output());
 }
 
 /// gather(x, dim, index): picks along one dimension, the shape is the index's
@@ -319,10 +400,10 @@ const RuleTable& split_rules() {
         {"aten::chunk", {split, edit_split}},
         {"aten::embedding", {embedding}},
         {"aten::gather", {gather}},
-        {"aten::index", {index}},
+        {"aten::index", {index, edit_index}},
         {"aten::index_add", {index_add}},
         {"aten::index_copy", {index_add}},
-        {"aten::index_select", {index_select}},
+        {"aten::index_select", {index_select, edit_index_select}},
         {"aten::narrow", {narrow, edit_narrow}},
         {"aten::select", {select}},
         {"aten::slice", {slice, edit_slice}},

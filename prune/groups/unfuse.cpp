@@ -23,6 +23,7 @@
 #include <torch/csrc/jit/passes/lower_tuples.h>
 
 #include "groups/relations.h"
+#include "groups/unfuse.h"
 
 namespace coppice::prune {
 
@@ -278,6 +279,30 @@ Model unfuse_attention(const Model& model) {
         }
     copy.refresh();
     return copy;
+}
+
+Model unfused(const Model& model, Context& context) {
+    const auto apart = unfuse_attention(model);
+    if (apart.graph() != model.graph()) {
+        const char* note =
+            "attention in one fused operator (the fast path of LibTorch's modules) is written out, so that what is "
+            "inside can go; with a mask, a query that may read no key gives 0 instead of NaN";
+        context.facts["note"] = note;
+        context.log->info(note);
+    }
+    return apart;
+}
+
+void share_tensors(Model& apart, const Model& model) {
+    for (const auto& named : named_tensors(model)) {
+        Module owner = apart.module();
+        std::string name = named.name;
+        for (auto dot = name.find('.'); dot != std::string::npos; dot = name.find('.')) {
+            owner = owner.attr(name.substr(0, dot)).toModule();
+            name = name.substr(dot + 1);
+        }
+        owner.setattr(name, named.tensor);
+    }
 }
 
 }  // namespace coppice::prune

@@ -1,6 +1,7 @@
 // GReg-1 (arXiv 2012.09243, algorithm 1): the channels to go are chosen once, then lambda / 2 * |w_c|^2 is added for
 // them. lambda = min(ceiling, increment * (1 + steps / every_steps)): a penalty that grows slowly lets the network move
 // what the channels know elsewhere before they are gone. The gradient is lambda w_c.
+#include "allocation/allocation.h"
 #include "regularisers/regularisers.h"
 
 namespace coppice::prune {
@@ -75,6 +76,11 @@ std::unique_ptr<Regulariser> greg(std::unique_ptr<Criterion> criterion, std::uni
                                   GregOptions options) {
     check_strength("prune.greg", "increment", options.increment);
     check_strength("prune.greg", "ceiling", options.ceiling);
+    check_target(options.target);
+    if (is_timed(options.target))
+        throw InvalidArgument("prune.greg",
+                              "latency_ratio and energy_ratio need a model at rest: nothing is timed while it trains",
+                              "Use macs_ratio, and prune.channel with them after the training.");
     if (options.every_steps < 1)
         throw InvalidArgument("prune.greg", "every_steps is " + std::to_string(options.every_steps),
                               "It must be at least 1.");

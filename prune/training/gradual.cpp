@@ -6,6 +6,7 @@
 // reports the cut (Chosen).
 #include <coppice/error.h>
 
+#include "groups/unfuse.h"
 #include "training/stages.h"
 
 namespace coppice::prune {
@@ -73,7 +74,7 @@ public:
 
     Model apply(const Model& model, Context& context) const override {
         if (!context.data.train) throw InvalidArgument(kWhere, "there is no training data", "Give data a train split.");
-        Model trained = unfuse_attention(model).clone();  // as prune.channel has it
+        Model trained = unfused(model, context).clone();  // as prune.channel has it
         trained.eval();
         auto module = trainable(trained);  // all parameters train from here on
         const Target target = target_for(trained, context);

@@ -5,9 +5,13 @@
 //
 // Soft masks (arXiv 1808.06866) only set the producing weights to zero, once: with the reading weights at zero, or a
 // batch norm's scale and bias, no gradient would reach a channel any more and it could never grow back.
+//
+// The groups belong to `apart`, the model with fused attention written out, which holds the same tensors: what masks
+// and training do to the model's parameters, criteria see there.
 #include <coppice/error.h>
 #include <coppice/prune.h>
 
+#include "groups/unfuse.h"
 #include "schedule/rescore.h"
 
 namespace coppice::prune {
@@ -82,9 +86,11 @@ struct Masker::State {
         : model(given), example(std::move(inputs)), soft(is_soft), grouping(found_with), cost(Groups()) {
         const EvalMode eval(model);
         torch::NoGradGuard no_grad;
-        facts = Facts::observe(model, example);
-        groups = find_groups(model, facts, grouping);
-        cost = CostModel(model, example, groups);
+        apart = unfuse_attention(model);
+        share();
+        facts = Facts::observe(apart, example);
+        groups = find_groups(apart, facts, grouping);
+        cost = CostModel(apart, example, groups);
         std::map<std::string, size_t> index;
         for (size_t g = 0; g < groups.all().size(); ++g) {
             const auto& group = groups.all()[g];
@@ -108,6 +114,11 @@ struct Masker::State {
                 along.push_back({found->second, g, slice.dim, channel_of});
             }
         }
+    }
+
+    /// Batch-norm statistics, for one, may have been replaced since.
+    void share() {
+        if (apart.graph() != model.graph()) share_tensors(apart, model);
     }
 
     void apply() {
@@ -147,7 +158,7 @@ struct Masker::State {
         return before;
     }
 
-    Model model;
+    Model model, apart;
     Inputs example;
     bool soft;
     GroupOptions grouping;
@@ -191,14 +202,15 @@ void Masker::mask(const Removal& removal) {
 void Masker::grow(const Criterion& criterion, const Allocation& allocation, const Target& target, Context& context) {
     auto& s = *state_;
     const EvalMode eval(s.model);
+    s.share();
     bool any = false;
     for (const auto& channels : s.removal) any |= !channels.empty();
     const auto scores =
-        any && !s.soft ? rescored(s.model, s.facts, s.groups, s.removal, s.scores, criterion, {}, context, s.grouping)
-                       : criterion.scores(s.model, s.groups, context);
+        any && !s.soft ? rescored(s.apart, s.facts, s.groups, s.removal, s.scores, criterion, {}, context, s.grouping)
+                       : criterion.scores(s.apart, s.groups, context);
     Target now = target;
     if (const auto ratios = allocation.sensitivity_ratios(); !ratios.empty() && now.sensitivity.empty())
-        now.sensitivity = sensitivity_curves(s.model, s.facts, s.groups, scores, now, ratios, context);
+        now.sensitivity = sensitivity_curves(s.apart, s.facts, s.groups, scores, now, ratios, context);
     for (size_t g = 0; g < scores.size(); ++g) s.scores[g].copy_(scores[g]);
     mask(allocation.allocate(s.groups, scores, s.cost, now));
 }
@@ -251,8 +263,9 @@ Model Masker::cut() const {
     const auto& s = *state_;
     const EvalMode eval(s.model);
     // Found anew: batch-norm statistics may have been replaced since.
-    const auto facts = Facts::observe(s.model, s.example);
-    return prune::cut(s.model, facts, find_groups(s.model, facts, s.grouping), s.removal);
+    const auto model = unfuse_attention(s.model);
+    const auto facts = Facts::observe(model, s.example);
+    return prune::cut(model, facts, find_groups(model, facts, s.grouping), s.removal);
 }
 
 }  // namespace coppice::prune

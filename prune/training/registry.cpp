@@ -1,8 +1,8 @@
 // Tables of schedules and regularisers, and the stages that train: one row per algorithm. Sorted.
 #include <coppice/error.h>
+#include <coppice/prune_training.h>
 
 #include "options.h"
-#include "training/stages.h"
 #include "weights/weights.h"
 
 namespace coppice::prune {
@@ -12,7 +12,7 @@ std::unique_ptr<Regulariser> make_greg(Options& o) {
     GregOptions options;
     auto criterion = make<Criterion>(o, "criterion", "magnitude", criteria(), "what decides which channels are to go");
     auto allocation = make<Allocation>(o, "scope", "global", allocations(), "how they are spread over the layers");
-    read_goal(o, options.target);
+    read_goal(o, options.target, /*timed=*/false);
     options.target.round_to = o.integer("round_to", 8, 1, 1024, "widths that stay are multiples of this");
     options.target.max_ratio = o.number_in("max_ratio", 0.9, 0, 1, "largest share chosen of any one group");
     options.increment = o.number_in("increment", options.increment, 0, 1e6, "what the penalty grows by");
@@ -34,7 +34,7 @@ GradualOptions read_growth(Options& o, const TrainingTask& task) {
 
 std::unique_ptr<Stage> make_gradual(Options& o, const std::vector<Entry<Loss>>& losses) {
     TrainingTask task(o, losses);
-    auto parts = read_channel_pruning(o);
+    auto parts = read_channel_pruning(o, While::kTraining);
     auto schedule = make<Schedule>(o, "pruning_schedule", "cubic", schedules(), "how the masks grow");
     auto options = read_growth(o, task);
     options.soft =
@@ -54,8 +54,14 @@ std::unique_ptr<Stage> make_movement(Options& o, const std::vector<Entry<Loss>>&
 
 std::unique_ptr<Stage> make_sparse_learning(Options& o, const std::vector<Entry<Loss>>& losses) {
     TrainingTask task(o, losses);
-    return sparse_learning(std::move(task), make<Regulariser>(o, "regulariser", "group_norm", regularisers(),
-                                                              "what draws the channels towards zero"));
+    auto regulariser =
+        make<Regulariser>(o, "regulariser", "group_norm", regularisers(), "what draws the channels towards zero");
+    GroupOptions groups;
+    groups.ignore = o.texts("ignore", {}, "regular expressions on layer names whose outputs get no penalty");
+    groups.head_width = o.choice("attention", "heads", {"heads", "width"},
+                                 "what gets a penalty in attention, as prune.channel then cuts it: whole heads, or "
+                                 "the width of every head") == "width";
+    return sparse_learning(std::move(task), std::move(regulariser), std::move(groups));
 }
 
 }  // namespace

@@ -202,12 +202,12 @@ void check_calibration(const Model& model, const Context& context, const char* w
     if (statistics_of(model).empty()) throw InvalidArgument(where, kNoNorm, kGiveData);
 }
 
-std::vector<Inputs> calibration_of(const Model& model, Context& context, int64_t batches, int64_t batch_size,
-                                   const SyntheticOptions& synthetic, const char* where) {
-    if (context.data.calibration || context.data.train) {
-        auto data = batches_of(context, batches, batch_size, where);
-        if (data.empty()) throw InvalidArgument(where, "the calibration data is empty", kGiveData);
-        return data;
+Calibration calibration_of(const Model& model, Context& context, int64_t batches, int64_t batch_size,
+                           const SyntheticOptions& synthetic, const char* where) {
+    if (const auto data = context.data.calibration ? context.data.calibration : context.data.train) {
+        Calibration calibration(data, batches, batch_size, context.seed);
+        if (calibration.size() == 0) throw InvalidArgument(where, "the calibration data is empty", kGiveData);
+        return calibration;
     }
     check_calibration(model, context, where);
     context.log->warning(std::string(where) +

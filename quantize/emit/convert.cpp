@@ -1,6 +1,7 @@
 // From plan to int8 model: every int8 unit becomes int8 operators, tensors are converted where the two sides meet.
 #include <coppice/error.h>
 
+#include "emit/fused_conv.h"
 #include "emit/operators.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
@@ -60,8 +61,20 @@ public:
     Model run() {
         const bool fused = plan_.options.linear == "fused";
         for (const auto* unit : fused ? fused_linear(plan_) : islands_of(plan_)) islands_.insert(unit->node);
+        if (plan_.options.conv == "fused") fused_convs_ = fused_convolutions(plan_);
+        for (const auto& [node, conv] : fused_convs_) {
+            if (conv.add) inside_.emplace(conv.add->node, &conv);
+            if (conv.last != conv.unit->nodes.back() && !conv.add) inside_.emplace(conv.last, nullptr);
+        }
         for (const auto& unit : plan_.units) {
-            if (islands_.count(unit.node))
+            const auto conv = fused_convs_.find(unit.node);
+            const auto inside = inside_.find(unit.node);
+            if (inside != inside_.end()) {
+                // An addition is emitted where it stands, behind both of its operands.
+                if (inside->second) emit_fused_conv(*inside->second);
+            } else if (conv != fused_convs_.end()) {
+                if (!conv->second.add) emit_fused_conv(conv->second);
+            } else if (islands_.count(unit.node))
                 fused ? emit_fused_island(unit) : emit_island(unit);
             else if (unit.int8)
                 emit_unit(unit);
@@ -81,25 +94,30 @@ public:
 private:
     Value* as_int8(const Value* old) {
         auto& made = int8_[old];
+        if (const auto found = integers_.find(old); !made && found != integers_.end()) {
+            WithInsertPoint guard(found->second->node()->next());
+            made = emit_.from_integers(found->second, plan_.parameters.at(old));
+        }
         if (!made) {
             Value* value = values_.at(old);
             // Right behind its maker, so that every reader comes later.
             Node* maker = value->node();
             WithInsertPoint guard(maker->kind() == prim::Param ? *graph_->block()->nodes().begin() : maker->next());
-            made = emit_.quantize(value, plan_.parameters.at(old));
+            // Int8 convolutions want channels last; to turn floats takes less time than to turn integers.
+            const bool image = maker->kind() == prim::Param && plan_.facts.shape(old).size() == 4 &&
+                               std::any_of(old->uses().begin(), old->uses().end(),
+                                           [](const Use& use) { return as_conv(use.user).has_value(); });
+            made = emit_.quantize(image ? emit_.channels_last(value) : value, plan_.parameters.at(old));
         }
         return made;
     }
 
     /// The integers that oneDNN's operators read.
     Value* as_integers(const Value* old) {
-        auto& made = integers_[old];
-        if (!made) {
-            Value* int8 = as_int8(old);
-            WithInsertPoint guard(int8->node()->next());
-            made = emit_.integers(int8);
-        }
-        return made;
+        if (const auto found = integers_.find(old); found != integers_.end()) return found->second;
+        Value* int8 = as_int8(old);
+        WithInsertPoint guard(int8->node()->next());
+        return integers_[old] = emit_.integers(int8);
     }
 
     /// Undefined where the layer has none.
@@ -152,6 +170,10 @@ private:
         for (const Node* node : unit.nodes) dead_.push_back(nodes_.at(node));
         std::vector<Value*> inputs;
         for (const auto* input : unit.inputs) inputs.push_back(as_int8(input));
+        // LibTorch makes the output as large as the first operand, and warns where it has to grow.
+        if ((unit.kind == UnitKind::kAdd || unit.kind == UnitKind::kMul) &&
+            plan_.facts.shape(unit.inputs[0]) != plan_.facts.shape(unit.node->output()))
+            std::swap(inputs[0], inputs[1]);
         const auto& output = plan_.parameters.at(unit.outputs[0]);
         const auto bounds = unit.activation ? clamp_of(unit.activation) : std::nullopt;
         // A clamp's other bounds need no operator: the output's range, observed behind it, ends there.
@@ -231,15 +253,18 @@ private:
         values_[last->output()] = result;
     }
 
-    Emitter::FusedLinear fused_weights(const Unit& unit, Node* before) {
+    Emitter::FusedWeights fused_weights(const Unit& unit, Node* before) {
         const auto& weight = plan_.weights.at(unit.node);
+        const auto conv = as_conv(unit.node);
+        const auto geometry = conv ? geometry_of(*conv, weight.sizes().vec()) : std::nullopt;
         const auto name = weight_name(unit);
         const bool per_channel = weight.qscheme() == at::kPerChannelAffine;
         const auto scales = per_channel
                                 ? weight.q_per_channel_scales().to(at::kFloat)
                                 : at::full({weight.size(0)}, weight.q_scale(), at::TensorOptions().dtype(at::kFloat));
-        Emitter::FusedLinear made{};
-        made.packed = store_packed_at_load(model_, weight.int_repr().contiguous(), name, before);
+        Emitter::FusedWeights made{};
+        made.packed = store_packed_at_load(model_, weight.int_repr().contiguous(), name, before,
+                                           geometry ? &*geometry : nullptr, plan_.facts.shape(unit.inputs[0]));
         made.scales = store(model_, scales, name, "scales", before, Role::kBuffer);
         made.zero_points =
             store(model_, at::zeros({weight.size(0)}, at::kLong), name, "zero_points", before, Role::kBuffer);
@@ -247,6 +272,49 @@ private:
             made.bias =
                 store(model_, bias.detach().to(at::kFloat).contiguous(), name, "int8_bias", before, Role::kBuffer);
         return made;
+    }
+
+    /// The integers of a residual, which the addition overwrites.
+    Value* overwritten(const Value* old, const Node* add) {
+        const auto found = integers_.find(old);
+        if (found == integers_.end()) return emit_.integers(as_int8(old));
+        const auto& uses = old->uses();
+        const bool last = std::all_of(uses.begin(), uses.end(),
+                                      [&](const Use& use) { return use.user == add || reads_before(use.user, add); });
+        return last ? found->second : graph_->insert(aten::clone, {found->second});
+    }
+
+    void emit_fused_conv(const FusedConv& conv) {
+        const Unit& unit = *conv.unit;
+        Node* before = nodes_.at(conv.add ? conv.add->node : unit.node);
+        for (const Node* node : unit.nodes) dead_.push_back(nodes_.at(node));
+        if (conv.add)
+            for (const Node* node : conv.add->nodes) dead_.push_back(nodes_.at(node));
+        else if (conv.last != unit.nodes.back())
+            dead_.push_back(nodes_.at(conv.last));
+        const auto* output = conv.last->output();
+        const auto rounded = plan_.parameters.find(output);
+        const auto weights = fused_weights(unit, before);
+        const auto geometry = *geometry_of(*as_conv(unit.node), plan_.weights.at(unit.node).sizes().vec());
+        Value* integers = as_integers(unit.inputs[0]);
+        WithInsertPoint guard(before);
+        std::optional<Emitter::Residual> residual;
+        if (conv.add)
+            residual = Emitter::Residual{overwritten(conv.added, conv.add->node), plan_.parameters.at(conv.added)};
+        Value* result =
+            emit_.conv_fused(integers, plan_.parameters.at(unit.inputs[0]), weights, geometry, conv.activation,
+                             residual ? &*residual : nullptr,
+                             rounded == plan_.parameters.end() ? std::nullopt : std::optional<Affine>(rounded->second));
+        const Value* sum = conv.add ? conv.add->node->output() : output;
+        for (const Value* inner : {static_cast<const Value*>(unit.node->output()), sum})
+            if (inner != output) forward_shape_questions(inner, result);
+        if (rounded == plan_.parameters.end()) {
+            values_.at(output)->replaceAllUsesWith(result);
+            values_[output] = result;
+        } else {
+            integers_[output] = result;
+            made_int8_.push_back(output);
+        }
     }
 
     /// Whether all that read the values of `old` are islands, which take the same integers.
@@ -298,17 +366,19 @@ private:
         const std::set<const Node*> dead(dead_.begin(), dead_.end());
         for (const auto* old : made_int8_) {
             Value* value = values_.at(old);
-            Value* integers = int8_.at(old);
+            const auto int8 = int8_.find(old);
+            Value* rounded = int8 == int8_.end() ? integers_.at(old) : int8->second;
             Value* real = nullptr;
             for (const auto& use : std::vector<Use>(value->uses())) {
                 if (dead.count(use.user)) continue;
                 if (reads_no_values(use.user)) {
-                    use.user->replaceInput(use.offset, integers);
+                    use.user->replaceInput(use.offset, rounded);
                     continue;
                 }
                 if (!real) {
-                    WithInsertPoint guard(integers->node()->next());
-                    real = emit_.dequantize(integers);
+                    Value* quantized = as_int8(old);
+                    WithInsertPoint guard(quantized->node()->next());
+                    real = emit_.dequantize(quantized);
                 }
                 use.user->replaceInput(use.offset, real);
             }
@@ -321,6 +391,9 @@ private:
     Emitter emit_;
     std::unordered_map<const Node*, Node*> nodes_;
     std::set<const Node*> islands_;
+    std::unordered_map<const Node*, FusedConv> fused_convs_;
+    std::unordered_map<const Node*, const FusedConv*>
+        inside_;  ///< operators that a convolution takes in; of sums, which
     std::unordered_map<const Value*, Value*> values_, int8_, integers_;
     std::vector<const Value*> made_int8_;
     std::vector<Node*> dead_;
@@ -334,13 +407,18 @@ std::vector<Kernels> kernels_for(const StaticPlan& plan) {
     std::vector<std::string> linear{options.linear};
     if (options.linear == "auto") linear = {"packed"};
     if (options.linear == "auto" && exact_int8_products() && worth_fusing(plan.impl())) linear.emplace_back("fused");
+    std::vector<std::string> conv{options.conv};
+    if (options.conv == "auto") conv = {"packed"};
+    if (options.conv == "auto" && exact_int8_products() && !fused_convolutions(plan.impl()).empty())
+        conv.emplace_back("fused");
     std::vector<Kernels> all;
     for (const auto& engine : options.engine == "auto" ? engines() : std::vector<std::string>{options.engine}) {
         if (options.engine == "auto" && engine == "qnnpack") continue;  // its kernels are for ARM
         for (const auto& kind : linear) {
             // Of the packed operators only these have float on both sides.
             const bool runs = !islands || kind == "fused" || engine == "x86" || engine == "fbgemm";
-            if (runs) all.push_back({engine, kind});
+            if (!runs) continue;
+            for (const auto& form : conv) all.push_back({engine, kind, form});
         }
     }
     if (all.empty())
@@ -353,6 +431,7 @@ StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels) {
     auto impl = std::make_shared<StaticPlan::Impl>(plan.impl());
     impl->options.engine = kernels.engine;
     impl->options.linear = kernels.linear;
+    impl->options.conv = kernels.conv;
     return StaticPlan(impl);
 }
 

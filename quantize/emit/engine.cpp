@@ -29,7 +29,11 @@ void set_engine(const std::string& name) {
 }
 
 bool exact_int8_products() {
+#if defined(__x86_64__) || defined(__i386__)
     return at::cpu::is_avx512_vnni_supported();
+#else
+    return true;
+#endif
 }
 
 }  // namespace coppice::quantize

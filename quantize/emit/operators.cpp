@@ -322,6 +322,11 @@ Value* Emitter::quantize(Value* value, const Affine& p) {
     return call("aten::quantize_per_tensor", {value, p.scale, p.zero_point, static_cast<int64_t>(at::kQUInt8)});
 }
 
+Value* Emitter::channels_last(Value* value) {
+    const auto format = static_cast<int64_t>(at::MemoryFormat::ChannelsLast);
+    return graph_.insert(aten::contiguous, {value}, {NamedValue("memory_format", format)});
+}
+
 Value* Emitter::dequantize(Value* value) {
     return call("aten::dequantize", {value});
 }
@@ -360,16 +365,50 @@ Value* Emitter::integers(Value* int8) {
     return call("aten::int_repr", {int8});
 }
 
-Value* Emitter::linear_fused(Value* integers, const Affine& input, const FusedLinear& weights,
+Value* Emitter::from_integers(Value* integers, const Affine& p) {
+    return call("aten::_make_per_tensor_quantized_tensor", {integers, p.scale, p.zero_point});
+}
+
+namespace {
+
+/// Arguments of an activation: none that is used takes any.
+Value* no_arguments(Graph& graph) {
+    return graph.insertNode(graph.createList(c10::OptionalType::create(c10::NumberType::get()), {}))->output();
+}
+
+}  // namespace
+
+Value* Emitter::conv_fused(Value* integers, const Affine& input, const FusedWeights& weights,
+                           const ConvGeometry& geometry, const FusedActivation& activation, const Residual* residual,
+                           const std::optional<Affine>& output) {
+    Value* bias = weights.bias ? weights.bias : graph_.insertConstant(c10::IValue());
+    const Affine rounded = output.value_or(Affine{1, 0});
+    std::vector<NamedValue> arguments{integers,       input.scale,    input.zero_point,
+                                      weights.packed, weights.scales, weights.zero_points};
+    if (residual) arguments.emplace_back(residual->integers);
+    for (const auto& value :
+         {NamedValue(bias), NamedValue(geometry.stride), NamedValue(geometry.padding), NamedValue(geometry.dilation),
+          NamedValue(geometry.groups), NamedValue(rounded.scale), NamedValue(rounded.zero_point),
+          NamedValue(static_cast<int64_t>(output ? at::kByte : at::kFloat))})
+        arguments.push_back(value);
+    if (residual)
+        for (const auto& value : {NamedValue(residual->parameters.scale), NamedValue(residual->parameters.zero_point),
+                                  NamedValue("sum"), NamedValue(1.0)})
+            arguments.push_back(value);
+    for (const auto& value :
+         {NamedValue(activation.name), NamedValue(no_arguments(graph_)), NamedValue(activation.algorithm)})
+        arguments.push_back(value);
+    return call("onednn::qconv2d_pointwise", arguments);
+}
+
+Value* Emitter::linear_fused(Value* integers, const Affine& input, const FusedWeights& weights,
                              const FusedActivation& activation, const std::optional<Affine>& output) {
-    const auto type = c10::OptionalType::create(c10::NumberType::get());
-    Value* no_arguments = graph_.insertNode(graph_.createList(type, {}))->output();
     Value* bias = weights.bias ? weights.bias : graph_.insertConstant(c10::IValue());
     const Affine rounded = output.value_or(Affine{1, 0});
     return call("onednn::qlinear_pointwise",
                 {integers, input.scale, input.zero_point, weights.packed, weights.scales, weights.zero_points, bias,
                  rounded.scale, rounded.zero_point, static_cast<int64_t>(output ? at::kByte : at::kFloat),
-                 activation.name, no_arguments, activation.algorithm});
+                 activation.name, no_arguments(graph_), activation.algorithm});
 }
 
 Value* Emitter::add(Value* left, Value* right, const Affine& p, bool relu) {

@@ -36,10 +36,13 @@ c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments);
 c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);
 c10::IValue pack_linear(const at::Tensor& weight, const at::Tensor& bias);
 
-/// Stores int8 weights beside attribute `beside` for Emitter::linear_fused(): a submodule that saves the plain integers
-/// and packs them for oneDNN whenever the file is loaded. @param weight int8 [out, in] @return the packed weights
+/// Stores int8 weights beside attribute `beside` for Emitter::linear_fused() or conv_fused(): a submodule that saves
+/// the plain integers and packs them for oneDNN whenever the file is loaded. @param weight int8 [out, in] or [out, in,
+/// h, w]
+/// @param geometry  of a convolution @param shape  of the images that its layout is made for @return the packed weights
 torch::jit::Value* store_packed_at_load(Model& model, const at::Tensor& weight, const std::string& beside,
-                                        torch::jit::Node* before);
+                                        torch::jit::Node* before, const ConvGeometry* geometry = nullptr,
+                                        const std::vector<int64_t>& shape = {});
 
 /// An activation that oneDNN's int8 linear operator applies itself.
 struct FusedActivation {
@@ -53,6 +56,8 @@ class Emitter {
 public:
     explicit Emitter(torch::jit::Graph& graph) : graph_(graph) {}
     torch::jit::Value* quantize(torch::jit::Value* value, const Affine& parameters);
+    /// [N, C, H, W]
+    torch::jit::Value* channels_last(torch::jit::Value* value);
     torch::jit::Value* dequantize(torch::jit::Value* value);
     /// @param packed  value that holds pack_conv()'s weights for `dims` dimensions
     torch::jit::Value* conv(int64_t dims, torch::jit::Value* input, torch::jit::Value* packed, const Affine& output,
@@ -63,15 +68,27 @@ public:
                                     bool relu);
     /// The integers of an int8 tensor, as oneDNN's operators take them.
     torch::jit::Value* integers(torch::jit::Value* int8);
-    /// Weights of linear_fused().
-    struct FusedLinear {
+    /// A quantized tensor of integers; a copy.
+    torch::jit::Value* from_integers(torch::jit::Value* integers, const Affine& parameters);
+    /// Weights of linear_fused() and conv_fused().
+    struct FusedWeights {
         torch::jit::Value *packed, *scales, *zero_points;  ///< store_packed_at_load(), float32 [out], int64 [out]
         torch::jit::Value* bias;                           ///< float32 [out]; null: none
     };
     /// Multiplies integers() and applies the activation before it rounds.
     /// @param output  parameters of the integers that come out; nullopt: float32
-    torch::jit::Value* linear_fused(torch::jit::Value* integers, const Affine& input, const FusedLinear& weights,
+    torch::jit::Value* linear_fused(torch::jit::Value* integers, const Affine& input, const FusedWeights& weights,
                                     const FusedActivation& activation, const std::optional<Affine>& output);
+    /// What conv_fused() adds before it rounds. The operator writes its result over these integers.
+    struct Residual {
+        torch::jit::Value* integers;
+        Affine parameters;
+    };
+    /// The same for two-dimensional convolutions, without activation, with "relu", or, where nothing is added, "swish"
+    /// or "hardswish". @param residual  null: none
+    torch::jit::Value* conv_fused(torch::jit::Value* integers, const Affine& input, const FusedWeights& weights,
+                                  const ConvGeometry& geometry, const FusedActivation& activation,
+                                  const Residual* residual, const std::optional<Affine>& output);
     torch::jit::Value* add(torch::jit::Value* left, torch::jit::Value* right, const Affine& output, bool relu);
     torch::jit::Value* mul(torch::jit::Value* left, torch::jit::Value* right, const Affine& output, bool relu);
     /// Any parameters; a slow kernel.

@@ -2,8 +2,13 @@
 #pragma once
 
 #include <coppice/graph.h>
+#include <coppice/quantize.h>
 
 namespace coppice::quantize {
+
+/// smooth() that tells how far it is.
+int smooth(Model& model, const Calibration& calibration, double alpha, std::vector<LayerChange>* changes,
+           const Progress& progress);
 
 /// Names of attributes that exactly one operator reads: scaling one for a layer changes no other.
 class SoleReaders {

@@ -9,6 +9,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
 #include "equalize/pairs.h"
 #include "plan/units.h"
 
@@ -38,12 +39,22 @@ std::string why_not(const Model& model, const NormView& view, const SoleReaders&
 
 }  // namespace
 
-int smooth(Model& model, const Inputs&, const std::vector<Inputs>& calibration, double alpha,
+int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calibration, double alpha,
            std::vector<LayerChange>* changes) {
+    return smooth(model, example, Calibration(calibration), alpha, changes);
+}
+
+int smooth(Model& model, const Inputs&, const Calibration& calibration, double alpha,
+           std::vector<LayerChange>* changes) {
+    return smooth(model, calibration, alpha, changes, {});
+}
+
+int smooth(Model& model, const Calibration& calibration, double alpha, std::vector<LayerChange>* changes,
+           const Progress& progress) {
     if (!(alpha > 0 && alpha <= 1))
         throw InvalidArgument("quantize.smooth", "alpha is " + std::to_string(alpha) + ", must be in (0, 1]",
                               "Use 0.5.");
-    if (calibration.empty())
+    if (calibration.size() == 0)
         throw InvalidArgument("quantize.smooth", "there is no calibration data", "Give at least one batch.");
     torch::NoGradGuard no_grad;
     const SoleReaders sole(model);
@@ -70,7 +81,7 @@ int smooth(Model& model, const Inputs&, const std::vector<Inputs>& calibration, 
         const auto seen = values.reshape({-1, values.size(-1)}).abs().amax(0).to(at::kDouble);
         found->second = found->second.defined() ? at::maximum(found->second, seen) : seen;
     };
-    for (const auto& inputs : calibration) run_nodes(model, inputs, hooks);
+    run_batches(model, calibration, hooks, "smoothing", progress);
     int treated = 0;
     for (const auto& site : sites) {
         const auto x = largest.at(site.norm);

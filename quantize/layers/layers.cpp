@@ -166,6 +166,17 @@ double fastest_seconds(const Model& model, const Inputs& inputs) {
     return least;
 }
 
+Range input_range(const Node* node, const std::vector<c10::IValue>& stack) {
+    auto* mutable_node = const_cast<Node*>(node);
+    if (as_embedding(mutable_node)) return {};
+    const auto place = as_conv(mutable_node) || as_linear(mutable_node) ? anchor_inputs(node).tensor : size_t{0};
+    if (!stack[place].isTensor()) return {};
+    const auto input = stack[place].toTensor();
+    if (!input.is_floating_point() || input.numel() == 0) return {};
+    const auto [low, high] = at::aminmax(input);
+    return {low.item<double>(), high.item<double>()};
+}
+
 std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attention) {
     const LayerNames names(model);
     std::vector<Layer> layers;
@@ -268,7 +279,8 @@ Value* store(Model& model, const c10::IValue& content, const std::string& beside
 }
 
 std::unordered_map<const Node*, std::vector<InputMoments>> collect_moments(
-    const Model& model, const std::vector<Inputs>& batches, const std::function<bool(const Node*)>& wanted) {
+    const Model& model, const Calibration& batches, const std::function<bool(const Node*)>& wanted,
+    const Progress& progress) {
     std::unordered_map<const Node*, std::vector<InputMoments>> moments;
     NodeHooks hooks;
     hooks.before = [&](const Node* node, std::vector<c10::IValue>& stack) {
@@ -288,7 +300,7 @@ std::unordered_map<const Node*, std::vector<InputMoments>> collect_moments(
             sum.rows += x.size(0);
         }
     };
-    for (const auto& inputs : batches) run_nodes(model, inputs, hooks);
+    run_batches(model, batches, hooks, "collecting moments", progress);
     for (auto& [node, all] : moments)
         for (auto& sum : all) {
             const auto rows = static_cast<double>(std::max<int64_t>(sum.rows, 1));
@@ -408,7 +420,8 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
                                  {"holds", held},           {counted, best_floats},   {"tried", history}};
     if (!held)
         context.log->warning(std::string(where) + ": no choice of layers held the metric within " +
-                             std::to_string(fallback.max_drop) + "; the best one found is kept");
+                             std::to_string(fallback.max_drop) + "; the best one found loses " +
+                             std::to_string(before - best_quality));
     return {*best, best_floats};
 }
 
@@ -505,14 +518,17 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
             "nothing can be treated" + (shown ? reasons : ": the model has no layer with weights of its own"), "");
     };
     require_one();
-    const auto batches = form.needs_moments()
-                             ? calibration_of(model, context, options.batches, options.batch_size, {}, options.where)
-                             : batches_of(context, options.batches, options.batch_size, options.where);
+    const auto batches =
+        form.needs_moments()
+            ? calibration_of(model, context, options.batches, options.batch_size, {}, options.where).read()
+            : batches_of(context, options.batches, options.batch_size, options.where);
     context.facts["measured_on"] = batches.empty()                              ? "the example input"
                                    : context.facts.contains("synthetic_inputs") ? "synthetic inputs"
                                                                                 : "calibration data";
     if (form.needs_moments()) {
-        auto moments = collect_moments(prepared, batches, [&](const Node* node) { return open.count(node) > 0; });
+        auto moments = collect_moments(
+            prepared, batches, [&](const Node* node) { return open.count(node) > 0; },
+            progress_of(context, options.where));
         for (auto& [node, layer] : open) layer->facts.moments = std::move(moments[node]);
     }
     NodeHooks hooks;
@@ -524,13 +540,7 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
         node->getOperation()(copy);
         layer.sqnr_db =
             sqnr_db(first_tensor(copy[0]), run_isolated(isolated(prepared, node, stack, form, layer.facts)));
-        const auto place = as_conv(const_cast<Node*>(node)) || as_linear(const_cast<Node*>(node))
-                               ? anchor_inputs(node).tensor
-                               : size_t{0};
-        if (stack[place].isTensor() && stack[place].toTensor().is_floating_point() && !as_embedding(layer.node)) {
-            const auto [low, high] = at::aminmax(stack[place].toTensor());
-            layer.range = {low.item<double>(), high.item<double>()};
-        }
+        layer.range = input_range(node, stack);
         context.log->progress(options.where, static_cast<double>(found->second - layers.data()),
                               static_cast<double>(layers.size()), layer.facts.name);
         if (context.interrupted()) throw Interrupted(options.where, "stopped while measuring layers", "");

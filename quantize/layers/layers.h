@@ -93,7 +93,8 @@ std::vector<at::Tensor> rows_of(const Model& model, const torch::jit::Node* node
 
 /// Moments of the rows that each anchor multiplies, over `batches`, for nodes that `wanted` accepts.
 std::unordered_map<const torch::jit::Node*, std::vector<InputMoments>> collect_moments(
-    const Model& model, const std::vector<Inputs>& batches, const std::function<bool(const torch::jit::Node*)>& wanted);
+    const Model& model, const Calibration& batches, const std::function<bool(const torch::jit::Node*)>& wanted,
+    const Progress& progress);
 
 /// Calibration batches of the context; empty when it has no data.
 std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t batch_size, const char* where);
@@ -121,6 +122,9 @@ Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::v
 
 /// Seconds of one call of `model`: the fastest of a few rounds by the wall clock.
 double fastest_seconds(const Model& model, const Inputs& inputs);
+
+/// Smallest and largest value of a layer's input; {0, 0} where that is no floating-point tensor.
+Range input_range(const torch::jit::Node* node, const std::vector<c10::IValue>& stack);
 
 /// Records one change per layer, and facts[layers] with figures.
 void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details);

@@ -38,15 +38,18 @@ double Trial::sqnr_db() const {
 }
 
 PrecisionTable::PrecisionTable(const Model& model, Settings settings, Context& context)
-    : settings_(std::move(settings)), model_(model), example_(context.example) {
-    torch::NoGradGuard no_grad;
-    calibration_ = settings_.calibrates
+    : settings_(std::move(settings)),
+      model_(model),
+      example_(context.example),
+      calibration_(settings_.calibrates
                        ? calibration_of(model, context, settings_.batches, settings_.batch_size, {}, settings_.where)
-                       : batches_of(context, settings_.batches, settings_.batch_size, settings_.where);
+                       : Calibration(std::vector<Inputs>())) {
+    torch::NoGradGuard no_grad;
     sample_ = first_batch(context, settings_.examples);
-    if (context.facts.contains("synthetic_inputs")) sample_.inputs = calibration_.front();
+    if (context.facts.contains("synthetic_inputs")) sample_.inputs = calibration_.read().front();
     static_options_.min_sqnr_db = kAnyNoise;
     static_options_.rounding = settings_.rounding;
+    static_options_.progress = progress_of(context, settings_.where);
     for (const auto& name : settings_.precisions) {
         if (name == "static") {
             try {
@@ -102,8 +105,9 @@ void PrecisionTable::find_precisions(Context& context) {
         if (layer.reason.empty()) treated.insert(layer.node);
     for (const auto& [name, form] : forms_) {
         if (!form->needs_moments()) continue;
-        auto moments =
-            collect_moments(prepared_, calibration_, [&](const Node* node) { return treated.count(node) > 0; });
+        auto moments = collect_moments(
+            prepared_, calibration_, [&](const Node* node) { return treated.count(node) > 0; },
+            static_options_.progress);
         for (auto& layer : layers) layer.facts.moments = std::move(moments[layer.node]);
         break;
     }
@@ -159,8 +163,10 @@ void PrecisionTable::measure_errors(Context& context) {
         auto copy = stack;
         node->getOperation()(copy);
         const auto exact = first_tensor(copy[0]);
+        const auto seen = input_range(node, stack);
         for (auto& trial : row.trials) {
             at::Tensor output = exact;
+            trial.range = seen;
             if (trial.form) {
                 auto alone = isolated(prepared_, node, stack, *trial.form, row.layer.facts);
                 output = run_isolated(alone);
@@ -171,6 +177,8 @@ void PrecisionTable::measure_errors(Context& context) {
                 round_anchor(plan_->impl(), unit, copy);
                 node->getOperation()(copy);
                 output = first_tensor(copy[0]);
+                trial.range = ends_of(plan_->impl().parameters.at(unit.inputs[0]), kActivationLevels);
+                trial.clipped_ratio = unit.clipped_ratio;
                 const auto bias = as_conv(unit.node) ? as_conv(unit.node)->has_bias : as_linear(unit.node)->has_bias;
                 const auto& weight = plan_->impl().weights.at(node);
                 trial.bytes = stored_bytes(weight) + (bias ? weight.size(0) * 4 : 0);

@@ -13,13 +13,15 @@ namespace coppice::quantize {
 
 /// A layer in one precision.
 struct Trial {
-    std::string precision;         ///< "float", "static", "dynamic", "int8", ...
-    const Form* form = nullptr;    ///< null: float or static
-    double signal = 0, noise = 0;  ///< squares of its output and of its error on the sample, summed
-    double values = 0;             ///< elements of its output
-    int64_t bytes = 0;             ///< of its weights with their scales
-    double bops = 0;               ///< multiply-adds on the example times bits of both operands
-    double seconds = 0;            ///< alone on the example, once measure_seconds() has run
+    std::string precision;                     ///< "float", "static", "dynamic", "int8", ...
+    const Form* form = nullptr;                ///< null: float or static
+    double signal = 0, noise = 0;              ///< squares of its output and of its error on the sample, summed
+    double values = 0;                         ///< elements of its output
+    Range range = {};                          ///< of its input: seen on the sample, in static what the integers cover
+    std::optional<double> clipped_ratio = {};  ///< static: share of its input outside of that
+    int64_t bytes = 0;                         ///< of its weights with their scales
+    double bops = 0;                           ///< multiply-adds on the example times bits of both operands
+    double seconds = 0;                        ///< alone on the example, once measure_seconds() has run
     double sqnr_db() const;
 };
 
@@ -78,7 +80,7 @@ private:
     Model model_, prepared_;
     Inputs example_;
     Batch sample_;
-    std::vector<Inputs> calibration_;
+    Calibration calibration_;
     StaticOptions static_options_;
     std::optional<StaticPlan> plan_;  ///< all of it in static int8
     std::string why_no_static_;

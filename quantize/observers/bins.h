@@ -17,7 +17,8 @@ class Bins {
 public:
     explicit Bins(int64_t bins) : counts_(static_cast<size_t>(bins), 0.0) {}
 
-    void observe(const at::Tensor& values) {
+    void observe(const at::Tensor& given) {
+        const auto values = real_values(given);
         const auto seen = extremes(values);
         if (!seen) return;
         cover(*seen);

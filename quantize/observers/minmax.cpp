@@ -11,7 +11,7 @@ public:
     std::unique_ptr<Observer> fresh() const override { return std::make_unique<MinMax>(); }
 
     void observe(const at::Tensor& values) override {
-        const auto seen = extremes(values);
+        const auto seen = extremes(real_values(values));
         if (!seen) return;
         range_ = range_ ? Range{std::min(range_->low, seen->low), std::max(range_->high, seen->high)} : *seen;
     }

@@ -13,7 +13,7 @@ public:
     std::unique_ptr<Observer> fresh() const override { return std::make_unique<MovingAverage>(momentum_); }
 
     void observe(const at::Tensor& values) override {
-        const auto seen = extremes(values);
+        const auto seen = extremes(real_values(values));
         if (!seen) return;
         if (range_) {
             range_->low += momentum_ * (seen->low - range_->low);

@@ -75,9 +75,7 @@ public:
           calibration_(calibration),
           options_(options),
           blocks_(find_blocks(plan.model, plan.facts, plan.units)),
-          generator_(at::make_generator<at::CPUGeneratorImpl>(kSeed)) {
-        std::tie(lowest_, highest_) = symmetric_ends(plan.options.weight_bits, plan.options.fit_weights);
-    }
+          generator_(at::make_generator<at::CPUGeneratorImpl>(kSeed)) {}
 
     void run() {
         if (blocks_.empty()) return;
@@ -106,6 +104,11 @@ public:
     }
 
 private:
+    /// Smallest and largest integer of a layer's weights.
+    std::pair<int64_t, int64_t> ends_of_weight(Node* node) const {
+        return symmetric_ends(weight_bits_of(plan_, node), plan_.options.fit_weights);
+    }
+
     /// By anchor, as its operator reads it.
     using Weights = std::unordered_map<const Node*, at::Tensor>;
 
@@ -232,7 +235,7 @@ private:
     }
 
     void report(const std::string& block, double done) const {
-        if (plan_.options.progress) plan_.options.progress(block, done, 1);
+        if (plan_.options.progress) plan_.options.progress("reconstructing blocks", done, 1, block);
     }
 
     /// Sum over examples of the weighed squared error.
@@ -326,7 +329,8 @@ private:
                 const auto beta = sharpness(step, options_.steps);
                 for (const auto& layer : layers) {
                     const auto h = soft_rounding(layer.v);
-                    weights[layer.node] = layer.weight(h, lowest_, highest_);
+                    const auto [lowest, highest] = ends_of_weight(layer.node);
+                    weights[layer.node] = layer.weight(h, lowest, highest);
                     if (beta) regulariser = regulariser + (1 - (h * 2 - 1).abs().pow(*beta)).sum();
                 }
                 at::Tensor error;
@@ -349,8 +353,10 @@ private:
                 adam.step();
             }
         }
-        for (const auto& layer : layers)
-            weights[layer.node] = (layer.integers(lowest_, highest_).to(at::kFloat) * layer.scale).contiguous();
+        for (const auto& layer : layers) {
+            const auto [lowest, highest] = ends_of_weight(layer.node);
+            weights[layer.node] = (layer.integers(lowest, highest).to(at::kFloat) * layer.scale).contiguous();
+        }
         for (const auto& layer : layers)
             if (anchor_inputs(layer.node).weight_transposed) weights[layer.node] = weights[layer.node].t();
         const double after = whole_error(block, targets, importance, weights);
@@ -363,8 +369,9 @@ private:
         if (!better) return;
         for (const auto& layer : layers) {
             const auto old = plan_.weights.at(layer.node);
+            const auto [lowest, highest] = ends_of_weight(layer.node);
             plan_.weights[layer.node] = at::_make_per_channel_quantized_tensor(
-                layer.integers(lowest_, highest_), old.q_per_channel_scales(), old.q_per_channel_zero_points(), 0);
+                layer.integers(lowest, highest), old.q_per_channel_scales(), old.q_per_channel_zero_points(), 0);
         }
     }
 
@@ -373,7 +380,6 @@ private:
     const BlockOptions options_;
     const std::vector<Block> blocks_;
     at::Generator generator_;
-    int64_t lowest_ = 0, highest_ = 0;
     std::set<const Value*> dependent_;
     Values fixed_;
     std::vector<BatchState> batches_;

@@ -71,7 +71,8 @@ public:
                 }
             }
             if (plan_.options.progress && anchors_.count(nodes[i]))
-                plan_.options.progress(names_.of(nodes[i]), static_cast<double>(i), static_cast<double>(nodes.size()));
+                plan_.options.progress("rounding layers in turn", static_cast<double>(i),
+                                       static_cast<double>(nodes.size()), names_.of(nodes[i]));
         }
     }
 

@@ -13,7 +13,9 @@
 #include <coppice/deploy.h>
 #include <coppice/error.h>
 
+#include "calibration/calibration.h"
 #include "emit/operators.h"
+#include "equalize/pairs.h"
 #include "layers/layers.h"
 #include "plan/blocks.h"
 #include "plan/in_turn.h"
@@ -25,7 +27,7 @@ using namespace torch::jit;
 namespace {
 
 constexpr const char* kWhere = "quantize.static";
-constexpr size_t kNoiseBatches = 2;  // calibration batches on which each layer's noise is measured
+constexpr int64_t kNoiseBatches = 2;  // calibration batches on which each layer's noise is measured
 
 /// Same-scale concatenation costs at most one bit of the narrowest part.
 constexpr double kNarrowestPart = 0.5;
@@ -58,9 +60,8 @@ private:
 
 class Planner {
 public:
-    Planner(StaticPlan::Impl& plan, const std::vector<Inputs>& calibration)
-        : plan_(plan), calibration_(calibration), levels_(plan.options.activation_levels) {
-        if (levels_ == 0) levels_ = exact_int8_products() ? 256 : 128;
+    Planner(StaticPlan::Impl& plan, const Calibration& calibration) : plan_(plan), calibration_(calibration) {
+        plan_.weight_bits = std::min(plan_.options.weight_bits, widest_weight(plan_.options.reduce_range));
         if (!plan_.options.observer) plan_.options.observer = histogram();
         const auto& engine = plan_.options.engine;
         islands_ = engine == "x86" || engine == "fbgemm" || engine == "auto" || plan_.options.linear == "fused";
@@ -81,8 +82,8 @@ public:
             std::set<const Node*> anchors;
             for (const auto& unit : plan_.units)
                 if (unit.anchor() && unit.refusal.empty()) anchors.insert(unit.node);
-            moments_ =
-                collect_moments(plan_.model, calibration_, [&](const Node* node) { return anchors.count(node) > 0; });
+            moments_ = collect_moments(
+                plan_.model, calibration_, [&](const Node* node) { return anchors.count(node) > 0; }, options.progress);
         }
         for (;;) {
             choose_borders(plan_.units, plan_.facts, islands_);
@@ -94,21 +95,24 @@ public:
         }
         // With the layers that stay in float known: others need not make up for them.
         if (options.in_turn) {
-            round_in_turn(plan_, calibration_, [this](const Node* node, const at::Tensor& weight, const auto& moments) {
-                return rounded(weight, &moments);
-            });
+            round_in_turn(plan_, calibration_.read(),
+                          [this](const Node* node, const at::Tensor& weight, const auto& moments) {
+                              return rounded(const_cast<Node*>(node), weight, &moments);
+                          });
             measured_.clear();
             measure_noise();
         } else if (options.rounding && options.rounding->blocks()) {
-            reconstruct_blocks(plan_, calibration_, *options.rounding->blocks());
+            reconstruct_blocks(plan_, calibration_.read(), *options.rounding->blocks());
             for (const auto& unit : plan_.units)
                 if (plan_.weights.count(unit.node)) correct_bias(unit.node, anchor_weight(plan_.model, unit.node));
             measured_.clear();
             measure_noise();
         }
         plan_.layers = layer_plans(plan_.model, plan_.facts, plan_.units, [&](const Unit& unit) {
-            return ends_of(plan_.parameters.at(unit.inputs[0]), levels_);
+            return ends_of(plan_.parameters.at(unit.inputs[0]), kActivationLevels);
         });
+        for (auto& layer : plan_.layers)
+            if (layer.int8 && layer.parameters > 0) layer.precision = int8_precision(options.weight_bits);
     }
 
 private:
@@ -184,23 +188,24 @@ private:
         }
         const auto see = [&](const Value* value, const c10::IValue& content) {
             const auto found = fresh.find(value);
-            if (found != fresh.end() && content.isTensor()) found->second->observe(content.toTensor().to(at::kFloat));
+            if (found != fresh.end() && content.isTensor()) found->second->observe(content.toTensor());
         };
         NodeHooks hooks;
         hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
             for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
         };
         const auto parameters = plan_.model.graph()->inputs();
-        for (const auto& inputs : calibration_) {
-            for (size_t i = 0; i < inputs.size() && i + 1 < parameters.size(); ++i) see(parameters[i + 1], inputs[i]);
-            run_nodes(plan_.model, inputs, hooks);
-        }
+        run_batches(plan_.model, calibration_, hooks, "observing ranges", plan_.options.progress, INT64_MAX,
+                    [&](const Inputs& inputs) {
+                        for (size_t i = 0; i < inputs.size() && i + 1 < parameters.size(); ++i)
+                            see(parameters[i + 1], inputs[i]);
+                    });
     }
 
     Range range_of(const Value* value) {
         const auto found = ranges_.find(value);
         if (found != ranges_.end()) return found->second;
-        return ranges_[value] = observers_.at(value)->range(levels_);
+        return ranges_[value] = observers_.at(value)->range(kActivationLevels);
     }
 
     /// Parts of a concatenation get one scale where none of them loses more than a bit by it: the copy is then many
@@ -262,7 +267,7 @@ private:
             const auto* root = roots.root(value);
             const auto head = head_of.find(root);
             const auto range = head == head_of.end() ? range_of(root) : joined_ranges_.at(head->second);
-            plan_.parameters[value] = affine(range, levels_);
+            plan_.parameters[value] = affine(range, kActivationLevels);
             plan_.roots[value] = head == head_of.end() ? root : head->second;
         };
         for (const auto& unit : plan_.units) {
@@ -279,19 +284,19 @@ private:
             if (!unit.anchor() || !(unit.int8 || unit.island) || plan_.weights.count(unit.node)) continue;
             const auto weight = anchor_weight(plan_.model, unit.node);
             const auto found = moments_.find(unit.node);
-            plan_.weights[unit.node] = rounded(weight, found == moments_.end() ? nullptr : &found->second);
+            plan_.weights[unit.node] = rounded(unit.node, weight, found == moments_.end() ? nullptr : &found->second);
             correct_bias(unit.node, weight);
         }
     }
 
     /// qint8, channels in dimension 0. @param moments  for each group of a convolution; may be null
-    at::Tensor rounded(const at::Tensor& weight, const std::vector<InputMoments>* moments) {
+    at::Tensor rounded(Node* node, const at::Tensor& weight, const std::vector<InputMoments>* moments) {
         const auto& options = plan_.options;
-        if (!options.rounding && options.weight_bits == 8 && !options.fit_weights)
-            return quantize_weight(weight, options.per_channel);
+        const int64_t bits = weight_bits_of(plan_, node);
+        if (!options.rounding && bits == 8 && !options.fit_weights) return quantize_weight(weight, options.per_channel);
         const std::shared_ptr<const Rounding> rounding = options.rounding ? options.rounding : nearest();
         GridOptions grid;
-        grid.bits = options.weight_bits;
+        grid.bits = bits;
         grid.one_scale = !options.per_channel;
         grid.least_error = options.fit_weights;
         const auto matrix = weight.detach().reshape({weight.size(0), -1}).contiguous();
@@ -333,8 +338,10 @@ private:
         AnchorRounding rounding;
         rounding.round = [&](const Unit& unit, auto& stack) { round_anchor(plan_, unit, stack); };
         rounding.bias_behind = [&](const Unit& unit) { return bias_behind(plan_, unit.node); };
-        rounding.input = [&](const Unit& unit) { return std::make_pair(plan_.parameters.at(unit.inputs[0]), levels_); };
-        quantize::measure_noise(plan_.model, units, calibration_, rounding);
+        rounding.input = [&](const Unit& unit) {
+            return std::make_pair(plan_.parameters.at(unit.inputs[0]), kActivationLevels);
+        };
+        quantize::measure_noise(plan_.model, units, calibration_, rounding, plan_.options.progress);
         return units;
     }
 
@@ -353,8 +360,7 @@ private:
     }
 
     StaticPlan::Impl& plan_;
-    const std::vector<Inputs>& calibration_;
-    int64_t levels_;
+    const Calibration& calibration_;
     bool islands_ = true;
     std::unordered_map<const Value*, std::unique_ptr<Observer>> observers_;
     std::unordered_map<const Value*, Range> ranges_, joined_ranges_;
@@ -462,8 +468,32 @@ Range ends_of(const Affine& parameters, int64_t levels) {
     return range;
 }
 
-void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const std::vector<Inputs>& batches,
-                   const AnchorRounding& rounding) {
+int64_t widest_weight(const std::string& reduce_range, bool exact_products) {
+    if (reduce_range != "auto" && reduce_range != "off" && reduce_range != "on")
+        throw_unknown(kWhere, "reduce_range", reduce_range, {"auto", "off", "on"});
+    return reduce_range == "on" || (reduce_range == "auto" && !exact_products) ? 7 : 8;
+}
+
+bool sums_in_16_bits(const Model& model, Node* node, const std::string& engine) {
+    const auto conv = as_conv(node);
+    if (!conv || conv->dims == 1 || conv->transposed) return false;
+    const auto weight = parameter_of(model, conv->weight);
+    if (!weight || weight->size(1) != 1 || conv->groups == 1) return false;
+    const bool pointwise = weight->numel() == weight->size(0);
+    return !pointwise && (conv->groups > 100 || (engine != "x86" && engine != "onednn"));
+}
+
+int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
+    const bool narrow = plan.options.reduce_range != "off" && sums_in_16_bits(plan.model, node, plan.options.engine);
+    return std::min<int64_t>(plan.weight_bits, narrow ? 7 : 8);
+}
+
+std::string int8_precision(int64_t weight_bits) {
+    return weight_bits == 8 ? "int8" : "int8 (simulated W" + std::to_string(weight_bits) + "A8)";
+}
+
+void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const Calibration& batches,
+                   const AnchorRounding& rounding, const Progress& progress) {
     struct Power {
         double signal = 0, noise = 0, clipped = 0, values = 0;
     };
@@ -501,7 +531,7 @@ void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const 
         power.noise += (exact - found->second).pow(2).sum(at::kDouble).item<double>();
         rounded.erase(found);
     };
-    for (size_t i = 0; i < std::min(kNoiseBatches, batches.size()); ++i) run_nodes(model, batches[i], hooks);
+    run_batches(model, batches, hooks, "measuring noise", progress, kNoiseBatches);
     for (size_t i = 0; i < anchors.size(); ++i) {
         const auto& power = powers[i];
         // No noise at all (an input of zeros) is as good as float.
@@ -583,14 +613,19 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
 
 StaticPlan plan_static(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
                        const StaticOptions& options) {
-    if (calibration.empty())
+    return plan_static(model, example, Calibration(calibration), options);
+}
+
+StaticPlan plan_static(const Model& model, const Inputs& example, const Calibration& calibration,
+                       const StaticOptions& options) {
+    if (calibration.size() == 0)
         throw InvalidArgument(kWhere, "there is no calibration data", "Give at least one batch of the model's inputs.");
     refuse_other_methods(model, kWhere);
     auto plan = std::make_shared<StaticPlan::Impl>();
     plan->options = options;
     plan->model = prepare(model, example, &plan->folded);
     if (options.equalize) equalize(plan->model, example, &plan->folded);
-    if (options.smooth > 0) smooth(plan->model, example, calibration, options.smooth, &plan->folded);
+    if (options.smooth > 0) smooth(plan->model, calibration, options.smooth, &plan->folded, options.progress);
     plan->facts = Facts::observe(plan->model, example);
     Planner(*plan, calibration).run();
     return StaticPlan(plan);

@@ -1,12 +1,15 @@
 #pragma once
 
+#include <coppice/stage.h>
+
 #include "plan/units.h"
 
 namespace coppice::quantize {
 
 struct StaticPlan::Impl {
     StaticOptions options;
-    Model model;  ///< batch norms folded, in-place operators made pure
+    Model model;              ///< batch norms folded, in-place operators made pure
+    int64_t weight_bits = 8;  ///< those of options, or 7 where options.reduce_range says so
     Facts facts;
     std::vector<Unit> units;
     std::vector<std::string> unit_names;
@@ -53,10 +56,27 @@ struct AnchorRounding {
     /// Of the input: parameters and number of integers.
     std::function<std::pair<Affine, int64_t>(const Unit& unit)> input;
 };
+/// Bits of the widest weights whose products cannot saturate.
+/// @param reduce_range  of StaticOptions @throws InvalidArgument when it is none of auto, off, on
+int64_t widest_weight(const std::string& reduce_range, bool exact_products = exact_int8_products());
+
+/// Whether the int8 kernel of a convolution adds two products in 16 bits whatever the CPU: FBGEMM's for depthwise ones
+/// of two and three dimensions, which engine x86 takes for more than 100 groups and fbgemm always (LibTorch 2.15).
+bool sums_in_16_bits(const Model& model, torch::jit::Node* node, const std::string& engine);
+
+/// Bits of an anchor's weights in a plan: those of all, or 7 where sums_in_16_bits() and options.reduce_range is not
+/// off.
+int64_t weight_bits_of(const StaticPlan::Impl& plan, torch::jit::Node* node);
+
+/// What a layer of these bits is called in reports: fewer than 8 are stored and multiplied as int8.
+std::string int8_precision(int64_t weight_bits);
+
 /// Sets sqnr_db (200 where there is no noise) and clipped_ratio of convolutions and linear layers: each by itself, its
 /// float output against that with input and weight rounded. Runs the float model on the first batches.
-void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const std::vector<Inputs>& batches,
-                   const AnchorRounding& rounding);
+void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const Calibration& batches,
+                   const AnchorRounding& rounding, const Progress& progress = {});
+
+constexpr int64_t kActivationLevels = 256;  ///< of static int8
 
 /// What integers 0 to levels - 1 stand for.
 Range ends_of(const Affine& parameters, int64_t levels);
@@ -73,14 +93,23 @@ void fold_hard_sigmoid(Model& model);
 /// Makes transposed convolutions (float32, no dilation) convolutions with interleaved outputs.
 void split_transposed_convolutions(Model& model, const Inputs& example);
 
-/// What runs a plan: engine and linear of StaticOptions.
+/// What runs a plan: engine, linear and conv of StaticOptions.
 struct Kernels {
-    std::string engine, linear;
-    std::string name() const { return linear == "fused" ? engine + ", linear fused" : engine; }
+    std::string engine, linear, conv;
+    std::string name() const { return engine + suffix(); }
+    std::string suffix() const {
+        return std::string(linear == "fused" ? ", linear fused" : "") + (conv == "fused" ? ", conv fused" : "");
+    }
+    bool fused() const { return linear == "fused" || conv == "fused"; }
 };
 /// Those that can run the plan, of what its options leave open.
 std::vector<Kernels> kernels_for(const StaticPlan& plan);
 StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels);
+
+/// The plan, or with options.fallback that with the noisiest layers in float which the metric asks for, in
+/// context.facts["fallback"]. Each try plans anew: borders move when a layer leaves.
+StaticPlan plan_within(const Model& model, Context& context, const Calibration& calibration,
+                       const StaticOptions& options, const char* where);
 
 /// The figures of every layer with weights, as rows of facts[layers].
 Json layer_rows(const std::vector<LayerPlan>& layers);

@@ -16,6 +16,7 @@ struct QatModel::Impl {
     QatOptions options;
     std::unordered_map<const Value*, FakeQuantize> values;  ///< by the value whose range is used
     std::unordered_map<const Node*, FakeQuantize> weights;  ///< by anchor; a shared parameter has one
+    std::unordered_map<const Node*, int64_t> weight_bits;   ///< asked for, by anchor
     std::vector<std::pair<std::string, FakeQuantize>> named;
     std::unordered_map<const Node*, const Unit*> first, last;  ///< by the node where a unit reads, and where it gives
     std::set<const Value*> made;                               ///< outputs of int8 units: rounded where they are made
@@ -36,6 +37,29 @@ struct QatModel::Impl {
             get_attribute(model, norm->folded_weight).toTensor().detach().copy_(norm->scaled_weight());
             get_attribute(model, norm->folded_bias).toTensor().detach().copy_(norm->bias());
         }
+    }
+
+    /// True when the result computes in float.
+    bool in_float() const {
+        return std::any_of(values.begin(), values.end(),
+                           [](const auto& entry) { return entry.second->options().bits < 8; });
+    }
+
+    /// Sets the precision of layers with rounded weights.
+    void name_precisions(std::vector<LayerPlan>& layers) {
+        const LayerNames names(model);
+        std::unordered_map<std::string, std::string> precision_of;
+        for (const auto& unit : plan.impl().units) {
+            const auto bits = weight_bits.find(unit.node);
+            if (bits == weight_bits.end()) continue;
+            precision_of[names.of(unit.node)] = in_float()
+                                                    ? "float32, simulated W" + std::to_string(bits->second) + "A" +
+                                                          std::to_string(of(unit.inputs[0])->options().bits)
+                                                    : int8_precision(bits->second);
+        }
+        for (auto& layer : layers)
+            if (const auto found = precision_of.find(layer.layer); found != precision_of.end())
+                layer.precision = found->second;
     }
 
     FakeQuantize& of(const Value* value) { return values.at(plan.impl().roots.at(value)); }
@@ -214,14 +238,17 @@ private:
     }
 
     void add_weight(const Unit& unit) {
+        const bool wide = &unit == first_ || &unit == last_;
+        const int64_t bits = wide ? qat_.options.first_last_bits : qat_.options.weight_bits;
+        qat_.weight_bits.emplace(unit.node, bits);
         const auto weight = anchor_weight(plan_.model, unit.node);
         if (const auto shared = by_storage_.find(weight.data_ptr()); shared != by_storage_.end()) {
             qat_.weights.emplace(unit.node, shared->second);
             return;
         }
-        const bool wide = &unit == first_ || &unit == last_;
-        const int64_t bits = wide ? qat_.options.first_last_bits : qat_.options.weight_bits;
-        auto options = weights_of(std::min(bits, widest_weight_), qat_.options.per_channel ? weight.size(0) : 0);
+        const bool narrow = qat_.options.activation_bits == 8 && sums_in_16_bits(plan_.model, unit.node, "x86");
+        const int64_t widest = narrow ? 7 : widest_weight_;
+        auto options = weights_of(std::min(bits, widest), qat_.options.per_channel ? weight.size(0) : 0);
         if (qat_.options.per_channel && anchor_inputs(unit.node).weight_transposed) options.channel = 1;
         options.quantizer = quantizer_;
         FakeQuantize module(options);
@@ -343,8 +370,7 @@ const StaticPlan& QatModel::plan() const {
 }
 
 bool QatModel::simulated() const {
-    return std::any_of(impl_->values.begin(), impl_->values.end(),
-                       [](const auto& entry) { return entry.second->options().bits < 8; });
+    return impl_->in_float();
 }
 
 std::vector<std::pair<std::string, FakeQuantize>> QatModel::quantizers() const {
@@ -372,6 +398,7 @@ StaticPlan QatModel::trained_plan() const {
     }
     trained->layers = layer_plans(trained->model, trained->facts, trained->units,
                                   [this](const Unit& unit) { return impl_->input_range(unit); });
+    impl_->name_precisions(trained->layers);
     return StaticPlan(trained);
 }
 
@@ -399,16 +426,7 @@ std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) cons
     measure_noise(impl_->model, anchors, batches, rounding);
     auto layers =
         layer_plans(impl_->model, plan.facts, units, [this](const Unit& unit) { return impl_->input_range(unit); });
-    if (!simulated()) return layers;
-    std::unordered_map<std::string, std::string> precision_of;
-    const LayerNames names(impl_->model);
-    for (const auto* unit : anchors)
-        precision_of[names.of(unit->node)] = "float32, simulated W" +
-                                             std::to_string(impl_->weights.at(unit->node)->options().bits) + "A" +
-                                             std::to_string(impl_->of(unit->inputs[0])->options().bits);
-    for (auto& layer : layers)
-        if (const auto found = precision_of.find(layer.layer); found != precision_of.end())
-            layer.precision = found->second;
+    impl_->name_precisions(layers);
     return layers;
 }
 
@@ -418,7 +436,7 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     StaticOptions planning;
     planning.per_channel = options.per_channel;
     planning.ignore = options.ignore;
-    planning.activation_levels = 256;
+    planning.reduce_range = "off";  // these weights are replaced by trained ones
     auto impl = std::make_shared<QatModel::Impl>();
     impl->plan = plan_static(model, example, calibration, planning);
     impl->model = impl->plan.model();

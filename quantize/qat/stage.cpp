@@ -68,6 +68,10 @@ public:
             context.log->warning(
                 "quantize.qat: the result is simulated: it computes in float what integers of so few bits would give, "
                 "and is neither smaller nor faster for them");
+        else if (options.weight_bits < 8 || options.first_last_bits < 8)
+            context.log->warning(
+                "quantize.qat: weights of so few bits are simulated: they are stored and multiplied as int8, no faster "
+                "for them");
         {
             EvaluateConverted evaluating(context, training);
             Model trained = training.model();
@@ -129,7 +133,7 @@ private:
     }
 
     void record(const QatModel& training, const std::vector<Inputs>& calibration, Context& context) const {
-        const bool simulated = training.simulated();
+        const bool in_float = training.simulated();
         for (const auto& change : training.plan().impl().folded) context.record(change);
         Json rows = Json::array();
         for (const auto& [name, quantizer] : training.quantizers()) {
@@ -148,12 +152,12 @@ private:
                 continue;
             }
             layers += layer.parameters > 0;
-            context.record({layer.layer, simulated ? "simulated" : "int8", "float32",
-                            simulated ? "float32, rounded as if in few bits" : "int8", ""});
+            context.record({layer.layer, in_float ? "simulated" : "int8", "float32", layer.precision, ""});
         }
         warn_of_noise(plans, context);
         auto& facts = context.facts;
-        facts["simulated"] = simulated;
+        // Weights of few bits are stored and multiplied as int8 where activations have 8.
+        facts["simulated"] = in_float || options_.weight_bits < 8 || options_.first_last_bits < 8;
         facts["quantizer"] = quantizer_;
         facts["weight_bits"] = options_.weight_bits;
         facts["activation_bits"] = options_.activation_bits;
@@ -163,7 +167,7 @@ private:
         facts["bn"] = options_.train_norms ? "trained" : "folded";
         facts["quantized_layers"] = layers;
         facts["float_layers"] = float_layers;
-        if (!simulated) facts["engine"] = "x86";
+        if (!in_float) facts["engine"] = "x86";
     }
 
     const TrainingTask task_;

@@ -20,6 +20,8 @@ class Hqq final : public Rounding {
 public:
     explicit Hqq(int64_t steps) : steps_(steps) {}
 
+    bool moves_offsets() const override { return true; }
+
     RoundedWeight round(const at::Tensor& weight, const GridOptions& grid, const InputMoments*) const override {
         if (grid.symmetric)
             throw InvalidArgument(kWhere, "it moves offsets, which a symmetric grid does not have",

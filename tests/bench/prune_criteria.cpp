@@ -6,11 +6,12 @@
 //                                                    the channels that stay, as JSON
 //
 // DATA is the folder of the development data; MODEL one of resnet20, fashion, minilm, cnn_gru, light_ts. Options:
-// examples (calibration examples, 512), test (test examples, all), seeds (3), round_to (1), threads (1), only (rows,
-// "a;b"), refit_of (rows to re-fit as well, "a;b" or "none"; the best two at 2x).
+// examples (calibration examples, 512), test (test examples, all), seeds (3), round_to (1), threads (1), scopes (any of
+// the allocations, "uniform;global"), only (rows, "a;b"), refit_of (rows to re-fit as well, "a;b" or "none"; the best
+// two at 2x).
 //
-// Criteria that need data see `examples` training examples, drawn by the seed; none sees a test example. A cell is the
-// mean over the seeds with the lowest and highest value.
+// Criteria that need data, and scope sensitivity, see `examples` training examples, drawn by the seed; none sees a test
+// example. A cell is the mean over the seeds with the lowest and highest value.
 #include <ATen/Parallel.h>
 #include <coppice/eval.h>
 #include <coppice/prune.h>
@@ -111,41 +112,40 @@ Workload workload(const fs::path& data, const std::string& name) {
                           "Known: resnet20, fashion, minilm, cnn_gru, light_ts.");
 }
 
-/// One row: a criterion as a recipe names it, and how a global ranking makes its scores comparable.
+/// One row: a criterion as a recipe names it, and how scopes global and greedy make its scores comparable.
 struct Row {
     std::string name, criterion;
     std::vector<std::pair<std::string, std::string>> options;
-    prune::Normaliser normaliser;
+    std::string normaliser;
     bool seeded;  ///< depends on the seed: random, or needs data
 };
 
 std::vector<Row> rows() {
-    using prune::Normaliser;
     return {
-        {"random", "random", {}, Normaliser::kNone, true},
-        {"magnitude", "magnitude", {}, Normaliser::kMean, false},
-        {"magnitude, reduce max", "magnitude", {{"reduce", "max"}}, Normaliser::kMean, false},
-        {"magnitude, reduce first", "magnitude", {{"reduce", "first"}}, Normaliser::kMean, false},
-        {"magnitude, reduce prod", "magnitude", {{"reduce", "prod"}}, Normaliser::kMean, false},
-        {"bn_scale", "bn_scale", {{"elsewhere", "magnitude"}}, Normaliser::kMean, false},
-        {"lamp", "lamp", {}, Normaliser::kNone, false},
-        {"fpgm", "fpgm", {}, Normaliser::kMean, false},
-        {"apoz", "apoz", {}, Normaliser::kMean, true},
-        {"mean_activation", "mean_activation", {}, Normaliser::kMean, true},
-        {"hrank", "hrank", {}, Normaliser::kMean, true},
-        {"chip", "chip", {}, Normaliser::kMean, true},
-        {"wanda", "wanda", {}, Normaliser::kMean, true},
-        {"wanda, weights made", "wanda", {{"weights", "made"}}, Normaliser::kMean, true},
-        {"taylor", "taylor", {}, Normaliser::kNone, true},
-        {"taylor, normaliser mean", "taylor", {}, Normaliser::kMean, true},
-        {"taylor, form absolute", "taylor", {{"form", "absolute"}}, Normaliser::kNone, true},
-        {"taylor, form elementwise", "taylor", {{"form", "elementwise"}}, Normaliser::kNone, true},
-        {"taylor, at gates", "taylor", {{"at", "gates"}}, Normaliser::kNone, true},
-        {"taylor, at gates, normaliser mean", "taylor", {{"at", "gates"}}, Normaliser::kMean, true},
-        {"taylor, batch_size 1", "taylor", {{"batches", "512"}, {"batch_size", "1"}}, Normaliser::kNone, true},
-        {"fisher", "fisher", {}, Normaliser::kNone, true},
-        {"reconstruction", "reconstruction", {}, Normaliser::kNone, true},
-        {"reconstruction, refit", "reconstruction", {{"refit", "true"}}, Normaliser::kNone, true},
+        {"random", "random", {}, "none", true},
+        {"magnitude", "magnitude", {}, "mean", false},
+        {"magnitude, reduce max", "magnitude", {{"reduce", "max"}}, "mean", false},
+        {"magnitude, reduce first", "magnitude", {{"reduce", "first"}}, "mean", false},
+        {"magnitude, reduce prod", "magnitude", {{"reduce", "prod"}}, "mean", false},
+        {"bn_scale", "bn_scale", {{"elsewhere", "magnitude"}}, "mean", false},
+        {"lamp", "lamp", {}, "none", false},
+        {"fpgm", "fpgm", {}, "mean", false},
+        {"apoz", "apoz", {}, "mean", true},
+        {"mean_activation", "mean_activation", {}, "mean", true},
+        {"hrank", "hrank", {}, "mean", true},
+        {"chip", "chip", {}, "mean", true},
+        {"wanda", "wanda", {}, "mean", true},
+        {"wanda, weights made", "wanda", {{"weights", "made"}}, "mean", true},
+        {"taylor", "taylor", {}, "none", true},
+        {"taylor, normaliser mean", "taylor", {}, "mean", true},
+        {"taylor, form absolute", "taylor", {{"form", "absolute"}}, "none", true},
+        {"taylor, form elementwise", "taylor", {{"form", "elementwise"}}, "none", true},
+        {"taylor, at gates", "taylor", {{"at", "gates"}}, "none", true},
+        {"taylor, at gates, normaliser mean", "taylor", {{"at", "gates"}}, "mean", true},
+        {"taylor, batch_size 1", "taylor", {{"batches", "512"}, {"batch_size", "1"}}, "none", true},
+        {"fisher", "fisher", {}, "none", true},
+        {"reconstruction", "reconstruction", {}, "none", true},
+        {"reconstruction, refit", "reconstruction", {{"refit", "true"}}, "none", true},
     };
 }
 
@@ -155,6 +155,16 @@ struct Settings {
     std::string only, refit_of;
     std::vector<std::string> scopes;
 };
+
+/// What a recipe calls `scope`. Isomorphic compares scores of one kind as they are, whatever the row says.
+std::unique_ptr<prune::Allocation> allocation_of(const std::string& scope, const std::string& normaliser) {
+    std::vector<std::pair<std::string, std::string>> given;
+    if (scope == "global" || scope == "greedy") given.emplace_back("normaliser", normaliser);
+    Options options(scope, given);
+    auto allocation = find_entry(prune::allocations(), "scope", scope, "prune_criteria").make(options);
+    options.done();
+    return allocation;
+}
 
 /// Is `name` among the names that semicolons separate?
 bool contains(const std::string& names, const std::string& name) {
@@ -200,14 +210,23 @@ public:
         return criterion->scores(model_, groups_, with_data);
     }
 
-    prune::Removal allocate(const Row& row, const std::vector<at::Tensor>& scores, const std::string& scope,
-                            double factor) const {
+    prune::Removal allocate(const Row& row, const std::vector<at::Tensor>& scores, uint64_t seed,
+                            const std::string& scope, double factor) {
         prune::Target target;
         target.macs_ratio = 1 / factor;
         target.round_to = settings_.round_to;
-        const auto allocation = scope == "uniform"  ? prune::uniform()
-                                : scope == "global" ? prune::global(row.normaliser)
-                                                    : prune::greedy(row.normaliser);
+        const auto allocation = allocation_of(scope, row.normaliser);
+        if (const auto ratios = allocation->sensitivity_ratios(); !ratios.empty()) {
+            auto& curves = curves_[{row.name, seed}];  // the same for every target
+            if (curves.empty()) {
+                auto with_data = context(seed);
+                with_data.evaluate = [&](const Model& model) {
+                    return evaluate(model, *with_data.data.calibration).second;
+                };
+                curves = prune::sensitivity_curves(model_, facts_, groups_, scores, target, ratios, with_data);
+            }
+            target.sensitivity = curves;
+        }
         return allocation->allocate(groups_, scores, *cost_, target);
     }
 
@@ -219,11 +238,11 @@ public:
         auto with_data = context(seed);
         if (repair == "refit") prune::refit(smaller, model_, groups_, removal, {}, with_data);
         if (repair == "bn") prune::reestimate_batch_norm(smaller, *with_data.data.calibration, 4, 128, seed);
-        return known_[key] = evaluate(smaller);
+        return known_[key] = evaluate(smaller, *work_.test);
     }
 
     void table() {
-        const auto baseline = evaluate(model_);
+        const auto baseline = evaluate(model_, *work_.test);
         std::printf(
             "## %s\n\n%lld test examples, %lld calibration examples, %lld seeds, round_to %lld, %s. Uncut: %s. ",
             work_.title.c_str(), static_cast<long long>(work_.test->size()),
@@ -253,8 +272,8 @@ public:
         std::printf("\n");
     }
 
-    void print_removal(const Row& row, const std::string& scope, double factor) const {
-        const auto removal = allocate(row, scores(row, 0), scope, factor);
+    void print_removal(const Row& row, const std::string& scope, double factor) {
+        const auto removal = allocate(row, scores(row, 0), 0, scope, factor);
         Json groups = Json::array();
         std::vector<int64_t> kept;
         for (size_t g = 0; g < removal.size(); ++g) {
@@ -270,16 +289,16 @@ public:
         }
         const auto smaller = prune::cut(model_, facts_, groups_, removal);
         std::cout << Json{{"macs_ratio", cost(smaller, example_).macs / cost(model_, example_).macs},
-                          {work_.metric, evaluate(smaller).first},
+                          {work_.metric, evaluate(smaller, *work_.test).first},
                           {"groups", groups}}
                          .dump(1)
                   << "\n";
     }
 
 private:
-    /// Value and points of the model on the test data.
-    std::pair<double, double> evaluate(const Model& model) const {
-        const auto evaluation = eval::evaluate(model, *work_.test, {work_.metric}, work_.task, 250);
+    /// Value and points of the model.
+    std::pair<double, double> evaluate(const Model& model, const Dataset& data) const {
+        const auto evaluation = eval::evaluate(model, data, {work_.metric}, work_.task, 250);
         const auto* metric = evaluation.find(work_.metric);
         return {work_.metric == "top1" ? metric->points : metric->figure.value.value(), metric->points};
     }
@@ -307,8 +326,9 @@ private:
                     // What repairs a model is calibrated by the seed as well.
                     const int64_t runs = repair.empty() ? seeds : settings_.seeds;
                     for (int64_t seed = 0; seed < runs; ++seed) {
-                        const auto removal =
-                            allocate(row, by_seed[static_cast<size_t>(std::min(seed, seeds - 1))], scope, factor);
+                        const int64_t scored = std::min(seed, seeds - 1);
+                        const auto removal = allocate(row, by_seed[static_cast<size_t>(scored)],
+                                                      static_cast<uint64_t>(scored), scope, factor);
                         const auto [value, better] = quality(removal, repair, static_cast<uint64_t>(seed));
                         cell.values.push_back(value);
                         cell.points += better / static_cast<double>(runs);
@@ -335,6 +355,7 @@ private:
     prune::Groups groups_;
     std::optional<prune::CostModel> cost_;
     std::map<std::tuple<prune::Removal, std::string, uint64_t>, std::pair<double, double>> known_;
+    std::map<std::pair<std::string, uint64_t>, std::vector<prune::SensitivityPoint>> curves_;
 };
 
 }  // namespace
@@ -364,10 +385,7 @@ int main(int argc, char** argv) try {
     std::istringstream scopes(options.text("scopes", "uniform;global"));
     for (std::string scope; std::getline(scopes, scope, ';');) settings.scopes.push_back(scope);
     if (removal) settings.scopes = {arguments[4]};
-    for (const auto& scope : settings.scopes)
-        if (scope != "uniform" && scope != "global" && scope != "greedy")
-            throw InvalidArgument("prune_criteria", "scope \"" + scope + "\" is not known",
-                                  "There are uniform, global and greedy.");
+    for (const auto& scope : settings.scopes) allocation_of(scope, "mean");  // an unknown one is refused here
     options.done();
     at::set_num_threads(settings.threads);
     Bench bench(workload(arguments[0], arguments[1]), settings);

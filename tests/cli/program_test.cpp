@@ -322,6 +322,24 @@ TEST_F(ProgramTest, InspectShowsLayersAndReasons) {
     EXPECT_NEAR(share, 1, 1e-6);
 }
 
+TEST_F(ProgramTest, InspectNamesOperatorsWithoutAPruningRule) {
+    build_model({{"a.weight", sine({6, 3, 1, 1}, 0.4)}, {"b.weight", sine({5, 6, 1, 1}, 0.3)}}, R"(
+def forward(self, x):
+    return torch.conv2d(torch.fft_fft(torch.conv2d(x, self.a.weight), None, 1).abs(), self.b.weight)
+)")
+        .save(folder / "mix.pt");
+    const auto table = run({"inspect", "mix.pt", "--input", "1,3,4,4"});
+    ASSERT_EQ(table.code, 0) << table.err;
+    EXPECT_THAT(table.out, HasSubstr("Operators without a pruning rule"));
+    EXPECT_THAT(table.out, HasSubstr("aten::fft_fft at "));
+    const auto json = Json::parse(run({"inspect", "mix.pt", "--input", "1,3,4,4", "--json"}).out);
+    ASSERT_EQ(json["operators_without_rule"].size(), 1u);
+    EXPECT_THAT(json["operators_without_rule"][0].get<std::string>(), StartsWith("aten::fft_fft at "));
+    write_model_and_data(folder.path());
+    EXPECT_THAT(run({"inspect", "net.pt", "--input", "1,3,8,8"}).out,
+                ::testing::Not(HasSubstr("without a pruning rule")));
+}
+
 TEST_F(ProgramTest, InspectProfilesOperatorsAndWritesATrace) {
     write_model_and_data(folder.path());
     const auto table = run({"inspect", "net.pt", "--input", "1,3,8,8", "--profile", "--all", "--trace", "trace.json",

@@ -205,6 +205,39 @@ const prune::ChannelGroup& group_of(const Groups& groups, const std::string& lay
     throw std::runtime_error("no group of " + layer + ": " + info_of(groups, layer).reason);
 }
 
+Model fused_encoder(int layers) {
+    std::vector<std::pair<std::string, at::Tensor>> tensors = {{"embed.weight", sine({12, 6}, 0.5)},
+                                                               {"head.weight", sine({5, 12}, 0.3)}};
+    std::string source = "def forward(self, x):\n    x = torch.linear(x, self.embed.weight)\n";
+    for (int layer = 0; layer < layers; ++layer) {
+        const std::string name(1, static_cast<char>('a' + layer));
+        const double scale = 1 + 0.2 * layer;
+        const auto add = [&](const std::string& part, const at::Tensor& tensor) {
+            tensors.emplace_back(name + "." + part, tensor);
+        };
+        add("qkv.weight", sine({36, 12}, 0.4 * scale));
+        add("qkv.bias", sine({36}, 0.1));
+        add("out.weight", sine({12, 12}, 0.3 * scale));
+        add("out.bias", sine({12}, 0.1));
+        add("n1.weight", 1 + sine({12}, 0.2));
+        add("n1.bias", sine({12}, 0.1));
+        add("n2.weight", 1 + sine({12}, 0.3));
+        add("n2.bias", sine({12}, 0.2));
+        add("f1.weight", sine({20, 12}, 0.3));
+        add("f1.bias", sine({20}, 0.1));
+        add("f2.weight", sine({12, 20}, 0.2));
+        add("f2.bias", sine({12}, 0.1));
+        std::string read;
+        for (const char* part :
+             {"n1.weight", "n1.bias", "n2.weight", "n2.bias", "f1.weight", "f1.bias", "f2.weight", "f2.bias"})
+            read += ", self." + name + "." + part;
+        source += "    x = torch._transformer_encoder_layer_fwd(x, 12, 3, self." + name + ".qkv.weight, self." + name +
+                  ".qkv.bias, self." + name + ".out.weight, self." + name + ".out.bias, True, True, 1e-5" + read +
+                  ")\n";
+    }
+    return build_model(tensors, source + "    return torch.linear(torch.mean(x, [1]), self.head.weight)\n");
+}
+
 std::unique_ptr<Stage> make_stage(std::vector<std::pair<std::string, std::string>> settings) {
     Options options("prune.channel", std::move(settings));
     auto stage = find_entry(prune::stages(), "stage", "prune.channel", "test").make(options);

@@ -34,6 +34,21 @@ void expect_cut_equals_masked(const Model& model, const Inputs& example, double 
 const prune::ChannelGroup& group_of(const prune::Groups& groups, const std::string& layer);
 const prune::PrunableInfo& info_of(const prune::Groups& groups, const std::string& layer);
 
+/// Keeps every message.
+class Messages final : public Log {
+public:
+    void write(const std::string&, const std::string& message) override { all.push_back(message); }
+    int64_t containing(const std::string& text) const {
+        return std::count_if(all.begin(), all.end(),
+                             [&](const auto& message) { return message.find(text) != std::string::npos; });
+    }
+    std::vector<std::string> all;
+};
+
+/// Encoder layers of 12 channels (3 heads, 20 in the feed-forward part) in one fused operator each, as tracing leaves
+/// them, between two linear layers: [N, L, 6] in, 5 classes out. The first layer is called "a", the second "b".
+Model fused_encoder(int layers = 1);
+
 /// Stage prune.channel with these settings, as a recipe would make it.
 std::unique_ptr<Stage> make_stage(std::vector<std::pair<std::string, std::string>> settings);
 

@@ -87,7 +87,8 @@ TEST(Auto, TakesStaticInt8WhereTheWholeModelIsFasterWithIt) {
                             {"aten::linear", 10},
                             {"quantized::linear_dynamic", 9},
                             {"quantized::conv2d", 2},
-                            {"quantized::conv2d_relu", 2}});
+                            {"quantized::conv2d_relu", 2},
+                            {"onednn::qconv2d_pointwise", 3}});
     const auto int8 = auto_precision(options)->apply(residual_model(), context);
     EXPECT_TRUE(holds(int8, "quantized::conv2d_relu"));
     EXPECT_EQ(context.facts["chosen"], "static");
@@ -95,6 +96,35 @@ TEST(Auto, TakesStaticInt8WhereTheWholeModelIsFasterWithIt) {
     for (const auto& row : context.facts["layers"]) ++rows[row.at("layer").get<std::string>()];
     EXPECT_EQ(rows.size(), 5u);
     for (const auto& [layer, count] : rows) EXPECT_EQ(count, 1) << layer;
+}
+
+TEST(Auto, ReturnsLayersOfStaticInt8ToFloatUntilTheMetricHolds) {
+    Context context;
+    context.example = {sine({2, 3, 8, 8})};
+    context.data.calibration = tensor_dataset({sine({32, 3, 8, 8}, 1.5)}, at::zeros({32}, at::kLong), "sine images");
+    const auto int8_layers = [](const Model& model) {
+        int count = 0;
+        for (const auto* node : all_nodes(*model.graph())) {
+            const std::string op = node->kind().toQualString();
+            count += op.rfind("quantized::conv", 0) == 0 || op.rfind("quantized::linear", 0) == 0;
+        }
+        return count;
+    };
+    context.evaluate = [&](const Model& model) { return 90.0 - int8_layers(model); };
+    AutoOptions options;
+    options.forms = {"static"};
+    options.fallback.max_drop = 2.5;
+    options.timer = prices({{"aten::conv2d", 10}, {"aten::linear", 10}});
+    const auto some = auto_precision(options)->apply(residual_model(), context);
+    EXPECT_EQ(context.facts["chosen"], "static");
+    EXPECT_EQ(int8_layers(some), 2);  // of five
+    EXPECT_TRUE(context.facts["fallback"]["holds"].get<bool>());
+    EXPECT_EQ(context.facts["fallback"]["float_layers"], 3);
+    options.fallback.max_drop = 0.5;  // no layer may stay
+    const auto none = auto_precision(options)->apply(residual_model(), context);
+    EXPECT_EQ(int8_layers(none), 0);
+    EXPECT_EQ(context.facts["chosen"], "float");
+    EXPECT_THAT(context.facts["why_not_static"].get<std::string>(), ::testing::HasSubstr("max_drop"));
 }
 
 TEST(Auto, TakesFusedLinearLayersWhereTheWholeModelIsFasterWithThem) {

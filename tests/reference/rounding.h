@@ -3,6 +3,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -89,6 +90,93 @@ inline double least_error_of_all_roundings(const std::vector<double>& w, const M
         least = std::min(least, quadratic_error(w, q, m));
     }
     return least;
+}
+
+/// A group of weights on an affine grid: w' = scale * q + offset.
+struct Group {
+    std::vector<double> w, q;
+    double scale = 1, offset = 0, highest = 15;
+
+    void round() {
+        for (size_t i = 0; i < w.size(); ++i)
+            q[i] = std::min(std::max(std::nearbyint((w[i] - offset) / scale), 0.0), highest);
+    }
+    double error() const {
+        double sum = 0;
+        for (size_t i = 0; i < w.size(); ++i) sum += std::abs(w[i] - scale * q[i] - offset);
+        return sum / static_cast<double>(w.size());
+    }
+};
+
+inline Group group_of(std::vector<double> w, double highest) {
+    Group group;
+    const auto [low, high] = std::minmax_element(w.begin(), w.end());
+    group.scale = (*high - *low) / highest;
+    group.offset = *low;
+    group.highest = highest;
+    group.q.resize(w.size());
+    group.w = std::move(w);
+    group.round();
+    return group;
+}
+
+/// Offsets by half-quadratic splitting with |x|^0.7, beta = 10 that grows by 1.01: of each group those with the least
+/// mean error; ends when no group gets better.
+inline void half_quadratic(std::vector<Group>& groups, int steps) {
+    auto current = groups;
+    double beta = 10;
+    for (int step = 0; step < steps; ++step, beta *= 1.01) {
+        bool any = false;
+        for (size_t g = 0; g < groups.size(); ++g) {
+            auto& group = current[g];
+            double sum = 0;
+            for (size_t i = 0; i < group.w.size(); ++i) {
+                const double level = group.scale * group.q[i];
+                const double x = (group.w[i] - level - group.offset) / group.scale, size = std::abs(x);
+                const double kept = std::max(0.0, size - std::pow(std::max(size, 1e-8), -0.3) / beta);
+                sum += group.w[i] - (x < 0 ? -kept : kept) * group.scale - level;
+            }
+            group.offset = sum / static_cast<double>(group.w.size());
+            group.round();
+            if (group.error() < groups[g].error()) {
+                groups[g] = group;
+                any = true;
+            }
+        }
+        if (!any) return;
+    }
+}
+
+/// Of the exponents i / (candidates - 1) that with the least sum over rows of d^T M d, d = w - Q(w f) / f, where f =
+/// magnitude^exponent over its geometric mean and Q rounds rows to +-highest; the first of equals.
+inline double best_exponent(const Matrix& rows, const Matrix& m, const std::vector<double>& magnitude, int candidates,
+                            double highest, double* least = nullptr) {
+    double log_sum = 0;
+    for (const double x : magnitude) log_sum += std::log(x);
+    const double mean = std::exp(log_sum / static_cast<double>(magnitude.size()));
+    double best = 0, smallest = 0;
+    for (int i = 0; i < candidates; ++i) {
+        const double exponent = static_cast<double>(i) / (candidates - 1);
+        double error = 0;
+        for (const auto& row : rows) {
+            double largest = 0;
+            for (size_t c = 0; c < row.size(); ++c)
+                largest = std::max(largest, std::abs(row[c]) * std::pow(magnitude[c] / mean, exponent));
+            const double scale = largest / highest;
+            std::vector<double> rounded(row.size());
+            for (size_t c = 0; c < row.size(); ++c) {
+                const double factor = std::pow(magnitude[c] / mean, exponent);
+                rounded[c] = std::nearbyint(row[c] * factor / scale) * scale / factor;
+            }
+            error += quadratic_error(row, rounded, m);
+        }
+        if (i == 0 || error < smallest) {
+            smallest = error;
+            best = exponent;
+        }
+    }
+    if (least) *least = smallest;
+    return best;
 }
 
 }  // namespace coppice::reference

@@ -69,8 +69,9 @@ int merge_linear(Model& model, const Inputs& example);
 /// @return the number of tensors converted
 int to_bfloat16(Model& model, const Inputs& example);
 
-/// Sets float weights smaller than the smallest normal number to zero: arithmetic on sub-normals is up to 100 times
-/// slower, and training with weight decay makes them (issue EfficientNet-PyTorch#39).
+/// Sets weights smaller than the smallest normal number of their type to zero (float32, float64, bfloat16; the values
+/// of sparse rows, too): arithmetic on sub-normals is up to 100 times slower, and training with weight decay makes them
+/// (issue EfficientNet-PyTorch#39). Those of float16 stay: they are computed in float32, where they are normal.
 /// @return the number of weights set to zero
 int64_t zero_subnormals(Model& model);
 

@@ -80,7 +80,7 @@ struct Context {
     int threads = 0;  ///< 0: LibTorch's default
     DataSplits data;
     const Model* baseline = nullptr;               ///< the model before the first stage: the default teacher
-    std::function<double(const Model&)> evaluate;  ///< the recipe's metric on validation data; higher is better
+    std::function<double(const Model&)> evaluate;  ///< the metric, higher is better; on which data: see judging.h
     std::function<Spent()> spent;                  ///< for the log of a training and its budgets
     std::filesystem::path work_dir;                ///< for checkpoints; empty: keep nothing
     std::filesystem::path base_dir;                ///< what relative paths in a recipe are relative to

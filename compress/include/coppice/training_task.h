@@ -11,6 +11,12 @@ public:
     /// Reads loss, teacher, evaluate and every field of TrainOptions. `loss: auto` is the task's default, else one of
     /// `losses`. @param defaults  of the stage
     TrainingTask(Options& options, const std::vector<Entry<Loss>>& losses, const TrainOptions& defaults = {});
+    /// @param where     the stage, for messages
+    /// @param loss      null: the task's default
+    /// @param teacher   baseline, or a TorchScript file; used when the loss needs one
+    /// @param evaluate  measure context.evaluate after every epoch
+    TrainingTask(std::string where, TrainOptions options, std::shared_ptr<const Loss> loss = nullptr,
+                 std::string teacher = "baseline", bool evaluate = true);
 
     Needs needs() const;
     /// @throws InvalidArgument when the teacher's file is not there, or nothing of `model` trains

@@ -554,7 +554,7 @@ struct Environment {
     std::string governor;     ///< "performance", ...; empty where unknown
     std::optional<bool> smt;  ///< two hardware threads share a core
     std::string affinity;     ///< hardware threads of this process: "0-3,8"
-    std::string malloc;       ///< what the environment says to it: "MALLOC_TRIM_THRESHOLD_=1073741824"; or "default"
+    std::string malloc;       ///< "tcmalloc", what the environment says: "MALLOC_TRIM_THRESHOLD_=1073741824"; or "default"
     int64_t memory_bytes = 0;
     Json to_json() const;
 };

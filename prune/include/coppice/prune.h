@@ -103,10 +103,11 @@ struct GroupOptions {
     /// Attention splits features into heads x width, of which one can shrink: whole heads (Michel et al., arXiv
     /// 1905.10650), or with true the width of all heads of a layer alike.
     bool head_width = false;
+    std::vector<std::string> ignore;  ///< regular expressions on layer names: their outputs are in no group
 };
 
 /// Finds all groups of channels that can vanish. An operator without a rule freezes whatever touches it; the names and
-/// reasons are in Groups::layers().
+/// reasons are in Groups::layers(). @throws InvalidArgument when an entry of `ignore` matches no layer
 Groups find_groups(const Model& model, const Facts& facts, const GroupOptions& options = {});
 
 /// The model with attention that is one fused operator (nn.MultiheadAttention's and nn.TransformerEncoderLayer's fast
@@ -617,6 +618,9 @@ std::vector<at::Tensor> scores_in_steps(const Model& model, const Facts& facts, 
 ///     }
 ///     const Model smaller = masker.cut();
 ///
+/// Attention in one fused operator is masked inside, too (see unfuse_attention()): the model keeps it, and cut() gives
+/// the model with it taken apart.
+///
 /// A loop of its own calls mask_gradients() before the optimizer's step and apply() after it. Every parameter of a
 /// masked channel is zero, also those that read it: for groups that are exact the masked model equals the cut one, in
 /// training and in eval mode, unless an operator without parameters mixes channels after an activation that is not zero
@@ -709,7 +713,8 @@ Model rewind(const Model& model, const Model& early, const Inputs& example, cons
 
 const std::vector<Entry<Schedule>>& schedules();
 const std::vector<Entry<Regulariser>>& regularisers();
-/// Stages prune.gradual, prune.movement and prune.sparse_learning. @param losses  what `loss:` may name
+/// Stages prune.gradual, prune.movement and prune.sparse_learning (in C++: prune_training.h). @param losses  what
+/// `loss:` may name
 std::vector<Entry<Stage>> training_stages(std::vector<Entry<Loss>> losses);
 
 struct CsrOptions {
@@ -770,7 +775,8 @@ struct DepthPruningOptions {
     std::vector<std::string> ignore;   ///< regular expressions on block names
 };
 
-/// Stage prune.depth: removes the residual block that matters least, scores what is left again, and so on.
+/// Stage prune.depth: removes the residual block that matters least, scores what is left again, and so on. Encoder
+/// layers in one fused operator are taken apart first, see unfuse_attention().
 std::unique_ptr<Stage> depth_pruning(std::unique_ptr<BlockCriterion> criterion, DepthPruningOptions options = {});
 
 const std::vector<Entry<BlockCriterion>>& block_criteria();

@@ -10,11 +10,13 @@
 /// 1712.05877; defaults as Wu et al., arXiv 2004.09602.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include <coppice/data.h>
 #include <coppice/graph.h>
 #include <coppice/model.h>
 #include <coppice/registry.h>
@@ -36,7 +38,8 @@ public:
     virtual ~Observer() = default;
     /// A new observer of the same kind and settings that has seen nothing.
     virtual std::unique_ptr<Observer> fresh() const = 0;
-    /// @param values  float32, any shape; an empty tensor changes nothing. @throws UnsupportedModel on NaN or infinity
+    /// @param values  any shape and any real type, taken as float32; an empty tensor changes nothing.
+    /// @throws UnsupportedModel on NaN or infinity, and on complex or quantized tensors
     virtual void observe(const at::Tensor& values) = 0;
     /// The range to use when it is cut into `levels` integers; {0, 0} when nothing was seen.
     virtual Range range(int64_t levels) const = 0;
@@ -48,6 +51,9 @@ std::unique_ptr<Observer> minmax();
 /// Exponential moving average of each batch's smallest and largest value; starts with the first batch's.
 /// @param momentum  weight of the newest batch, in (0, 1]
 std::unique_ptr<Observer> moving_average(double momentum = 0.1);
+
+/// Observers see one range per tensor: LibTorch's int8 operators know activations with one scale and zero point, not
+/// one per channel (weights have one scale per channel, without zero point).
 
 /// A histogram of fixed size whose range grows by merging bins, and the range with the least squared error of rounding
 /// and clipping found over it: each bin's mass is rounded to the integer grid of the candidate range. Candidates shrink
@@ -133,6 +139,8 @@ public:
     virtual bool needs_moments() const { return false; }
     /// True when results have an input_factor: for linear layers with float input alone.
     virtual bool scales_inputs() const { return false; }
+    /// True when it moves the offsets of affine grids: for weights with float input alone.
+    virtual bool moves_offsets() const { return false; }
     /// Not null: layers of a block are rounded together after round(), for quantize.static alone.
     virtual const BlockOptions* blocks() const { return nullptr; }
     /// @param weight  float32 [rows, n]; n is a multiple of the group
@@ -171,6 +179,30 @@ std::unique_ptr<Rounding> brecq(BlockOptions options = {});
 /// Rows: adaround, awq, brecq, gptq, hqq, nearest.
 const std::vector<Entry<Rounding>>& roundings();
 
+/// How far a long task is, as Log::progress() takes it.
+using Progress = std::function<void(const std::string& task, double done, double total, const std::string& detail)>;
+
+/// Batches of a model's inputs, the same ones in every pass.
+class Calibration {
+public:
+    /// Batches in memory.
+    Calibration(std::vector<Inputs> batches);
+    /// At most `batches` batches of `batch_size` examples drawn from `data` by `seed`: read in every pass anew, so that
+    /// one at a time is in memory.
+    Calibration(std::shared_ptr<const Dataset> data, int64_t batches, int64_t batch_size, uint64_t seed);
+    int64_t size() const { return size_; }
+    /// Calls `see` with the first `most` batches in order.
+    void each(const std::function<void(const Inputs& batch)>& see, int64_t most = INT64_MAX) const;
+    /// All of them at once.
+    std::vector<Inputs> read() const;
+
+private:
+    std::vector<Inputs> batches_;
+    std::shared_ptr<const Dataset> data_;
+    int64_t size_ = 0, batch_size_ = 0;
+    uint64_t seed_ = 0;
+};
+
 /// Cross-layer equalisation (Nagel et al., arXiv 1906.04721): output channels of a layer and input channels of the
 /// next, linear or through relu, are scaled to equal ranges. The float function stays. @return pairs of layers treated
 int equalize(Model& model, const Inputs& example, std::vector<LayerChange>* changes = nullptr);
@@ -179,6 +211,8 @@ int equalize(Model& model, const Inputs& example, std::vector<LayerChange>* chan
 /// factors max|x|^alpha / max|w|^(1-alpha) per channel that go into the layer norm before them. The float function
 /// stays.
 /// @return layer norms treated
+int smooth(Model& model, const Inputs& example, const Calibration& calibration, double alpha = 0.5,
+           std::vector<LayerChange>* changes = nullptr);
 int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calibration, double alpha = 0.5,
            std::vector<LayerChange>* changes = nullptr);
 
@@ -230,7 +264,16 @@ struct StaticOptions {
     /// their weights whenever the file is loaded, on any engine; of an empty input they give [0, out]. auto: the stage
     /// takes what is faster on the example, by the clock, where an activation can go inside; convert() takes packed.
     std::string linear = "auto";
-    int64_t activation_levels = 0;  ///< 256, or 128 where the CPU lacks VNNI and sums could saturate; 0: by CPU
+    /// Two-dimensional convolutions in front of SiLU or hard-swish, or of a residual addition. packed:
+    /// quantized::conv2d and operators of their own behind it. fused: onednn::qconv2d_pointwise with the activation, or
+    /// the addition and its ReLU, inside, before the result is rounded; as `linear: fused` it runs on any engine.
+    /// auto: as there.
+    std::string conv = "auto";
+    /// Weights of 7 bits, so that no sum of two products leaves 16 bits, in which CPUs without VNNI keep it: 2 * 255 *
+    /// 64 < 2^15. auto: where exact_int8_products() is false; on: always, for files that run on other CPUs; off. (7-bit
+    /// activations would not do: what lies beyond the calibrated range still becomes 255.) But with off, depthwise
+    /// convolutions of more than 100 channels have 7 bits on every CPU: FBGEMM's kernel for them has such sums anyway.
+    std::string reduce_range = "auto";
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
     int64_t weight_bits = 8;   ///< [2, 8]; fewer than 8 still run in int8, in a file that deflates better
     bool fit_weights = false;  ///< GridOptions::least_error
@@ -243,8 +286,9 @@ struct StaticOptions {
     bool equalize = false;       ///< equalize() before
     double smooth = 0;           ///< alpha of smooth() before; 0: off
     SyntheticOptions synthetic;  ///< for the stage, where there are no data
-    /// Called again and again while blocks are reconstructed, which takes minutes; what it throws ends the planning.
-    std::function<void(const std::string& block, double done, double total)> progress;
+    /// Called again and again while the model runs on calibration batches and while blocks are reconstructed, which
+    /// takes minutes; what it throws ends the planning.
+    Progress progress;
     Fallback fallback;
 };
 
@@ -281,6 +325,8 @@ private:
 /// Folds batch norms, chooses what runs in int8 and observes ranges over `calibration`, a list of forward's arguments.
 /// @throws UnsupportedModel with the reasons when nothing can run in int8
 /// @throws InvalidArgument when `calibration` is empty, or an `ignore` is no regular expression or matches no layer
+StaticPlan plan_static(const Model& model, const Inputs& example, const Calibration& calibration,
+                       const StaticOptions& options = {});
 StaticPlan plan_static(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
                        const StaticOptions& options = {});
 
@@ -304,8 +350,13 @@ std::vector<std::string> engines();
 std::string engine();
 void set_engine(const std::string& name);
 
-/// True when int8 products are summed without an intermediate 16-bit result that can saturate (AVX512-VNNI).
+/// True when int8 products are summed without an intermediate 16-bit result that can saturate: with AVX512-VNNI on x86
+/// (AVX-VNNI alone does not help: engine x86 takes fbgemm there, which has no kernels for it), always elsewhere.
 bool exact_int8_products();
+
+/// What a file's int8 layers ask of the CPU and this one lacks: layers whose weights have 8 bits where sums of products
+/// saturate. Empty where all is well. @param exact_products  of the CPU that is to run it
+std::vector<std::string> int8_warnings(const Model& model, bool exact_products = exact_int8_products());
 
 // -------------------------------------------------------------------------------------------------------------- stages
 

@@ -204,5 +204,34 @@ TEST(Subnormals, AreSetToZeroAndCounted) {
     EXPECT_EQ(zero_subnormals(model), 0);
 }
 
+TEST(Subnormals, OfEveryTypeThatIsSlowWithThemAndOfSparseRows) {
+    // Two below the smallest normal number of each type, which is the third; what is larger stays.
+    const auto of = [](at::ScalarType type, double smallest) {
+        return at::tensor({smallest / 2, -smallest / 4, smallest, 1.0}, at::kDouble).to(type).reshape({2, 2});
+    };
+    const double half = 6.103515625e-5, single = 1.1754943508222875e-38, full = 2.2250738585072014e-308;
+    const auto rows = of(at::kFloat, single).to_sparse_csr();
+    auto model = build_model({{"a.weight", of(at::kDouble, full)},
+                              {"b.weight", of(at::kBFloat16, single)},
+                              {"c.weight", of(at::kHalf, half)},
+                              {"d.weight", sine({2, 2})}},
+                             R"(
+def forward(self, x):
+    return torch.linear(x, self.d.weight), self.a.weight, self.b.weight, self.c.weight
+)");
+    set_tensor(model, "d.weight", rows);
+    EXPECT_EQ(zero_subnormals(model), 6);
+    const auto zeroed = [](const at::Tensor& values) {
+        return at::cat({at::zeros({2}, values.options()), values.flatten().slice(0, 2)}).reshape({2, 2});
+    };
+    EXPECT_TRUE(at::equal(get_attribute(model, "a.weight").toTensor(), zeroed(of(at::kDouble, full))));
+    EXPECT_TRUE(at::equal(get_attribute(model, "b.weight").toTensor(), zeroed(of(at::kBFloat16, single))));
+    EXPECT_TRUE(at::equal(get_attribute(model, "c.weight").toTensor(), of(at::kHalf, half)));
+    const auto sparse = get_attribute(model, "d.weight").toTensor();
+    ASSERT_EQ(sparse.layout(), at::kSparseCsr);
+    EXPECT_TRUE(at::equal(sparse.values(), zeroed(of(at::kFloat, single)).flatten()));
+    EXPECT_EQ(zero_subnormals(model), 0);
+}
+
 }  // namespace
 }  // namespace coppice::testing

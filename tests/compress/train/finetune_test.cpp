@@ -37,6 +37,24 @@ Context context_with(const std::shared_ptr<Dataset>& data) {
 
 }  // namespace
 
+TEST(FineTune, SaysWhenTheEpochIsChosenOnTheTestData) {
+    const auto data = stripes(40);
+    struct Case {
+        const char* keep;
+        bool test, validation, chosen;
+    };
+    for (const auto& [keep, test, validation, chosen] :
+         {Case{"best", true, false, true}, Case{"best", true, true, false}, Case{"best", false, false, false},
+          Case{"last", true, false, false}, Case{"auto", true, false, false}}) {
+        auto context = context_with(data);
+        context.evaluate = [&](const Model& m) { return accuracy(*trainable(m), *data); };
+        if (test) context.data.test = data;
+        if (validation) context.data.validation = data;
+        stage({{"epochs", "2"}, {"batch_size", "20"}, {"keep", keep}})->apply(small_model(), context);
+        EXPECT_EQ(context.facts.contains("chosen_on"), chosen) << keep << test << validation;
+    }
+}
+
 TEST(FineTune, TrainsACopyAndReportsIt) {
     const auto data = stripes(120);
     const auto model = small_model();

@@ -102,6 +102,22 @@ TEST(PruneSensitivity, TheStageWritesItsCurvesDown) {
     EXPECT_EQ(get_attribute(smaller, "conv1.weight").toTensor().size(0), 8) << "the dearest stays";
 }
 
+TEST(PruneSensitivity, SaysOnceThatTheChannelsAreChosenOnTheTestData) {
+    const auto some = tensor_dataset({sine({4, 3, 8, 8})}, at::arange(4), "images");
+    for (const bool validation : {false, true}) {
+        Scene s;
+        Messages log;
+        s.context.log = &log;
+        s.context.data.test = some;
+        if (validation) s.context.data.validation = some;
+        // In steps the curves are taken twice.
+        make_stage({{"scope", "sensitivity"}, {"macs_ratio", "0.6"}, {"schedule", "linear"}, {"steps", "2"}})
+            ->apply(s.model, s.context);
+        EXPECT_EQ(s.context.facts.contains("chosen_on"), !validation);
+        EXPECT_EQ(log.containing("the channels are chosen on the test data"), validation ? 0 : 1);
+    }
+}
+
 TEST(PruneSensitivity, NeedsSomethingToEvaluateBy) {
     Scene s;
     s.context.evaluate = nullptr;

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "prune/depth/depth_cases.h"
+#include "prune/masking.h"
 
 namespace coppice::testing {
 namespace {
@@ -75,6 +76,13 @@ TEST(DepthPruning, EvaluateRemovesTheBlockWithoutWhichTheMetricIsBest) {
     context.evaluate = [&](const Model& some) { return -max_difference(first_tensor(some.forward(kExample)), wanted); };
     const auto shallower = stage_of({{"criterion", "evaluate"}})->apply(model, context);
     EXPECT_FALSE(has_attribute(shallower, "b.fc.weight"));
+    EXPECT_FALSE(context.facts.contains("chosen_on"));
+    Messages log;
+    context.log = &log;
+    context.data.test = context.data.calibration;
+    stage_of({{"criterion", "evaluate"}, {"blocks", "2"}})->apply(model, context);
+    EXPECT_EQ(context.facts["chosen_on"], "test data");
+    EXPECT_EQ(log.containing("the blocks are chosen on the test data"), 1);
     context.evaluate = {};
     EXPECT_ERROR(stage_of({{"criterion", "evaluate"}})->apply(model, context), InvalidArgument,
                  "needs labelled test or validation data");
@@ -136,6 +144,21 @@ TEST(DepthPruning, RefusesByName) {
     options.ignore = {"fc"};
     EXPECT_ERROR(depth_pruning(block_similarity(), options)->check(model, context), UnsupportedModel,
                  "every residual block matches `ignore`");
+}
+
+TEST(DepthPruning, BlocksOfFusedEncoderLayersCanGo) {
+    const auto model = fused_encoder(2);
+    Context context;
+    context.example = {sine({2, 7, 6})};
+    const auto stage = stage_of({{"blocks", "1"}, {"criterion", "random"}});
+    stage->check(model, context);
+    const auto shallower = stage->apply(model, context);
+    EXPECT_THAT(context.facts["note"].get<std::string>(), ::testing::HasSubstr("written out"));
+    EXPECT_EQ(context.facts["steps"][0]["scores"].size(), 4u);  // attention and feed-forward part of both layers
+    EXPECT_LT(context.facts["macs_after"].get<double>(), context.facts["macs_before"].get<double>());
+    const auto expected =
+        without_branch(unfuse_attention(model), context.example, context.facts["steps"][0]["removed"]);
+    EXPECT_LE(max_difference(first_tensor(shallower.forward(context.example)), expected), 1e-5);  // float32
 }
 
 }  // namespace

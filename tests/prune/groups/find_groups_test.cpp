@@ -101,5 +101,23 @@ TEST(PruneGroups, TheCutSurvivesSavingAndLoading) {
                              first_tensor(check.smaller.forward(example)), 1e-5, 1e-6));
 }
 
+TEST(FindGroups, IgnoredLayersAreInNoGroup) {
+    const auto model = residual_model();
+    const auto facts = Facts::observe(model, {sine({2, 3, 8, 8})});
+    prune::GroupOptions options;
+    options.ignore = {"^conv2$"};
+    const auto all = prune::find_groups(model, facts), others = prune::find_groups(model, facts, options);
+    ASSERT_EQ(others.all().size() + 1, all.all().size());
+    size_t at = 0;
+    for (const auto& group : all.all())
+        if (std::find(group.layers.begin(), group.layers.end(), "conv2") == group.layers.end()) {
+            EXPECT_EQ(others.all()[at++].name, group.name);
+        }
+    EXPECT_EQ(info_of(others, "conv2").prunable, 0);
+    EXPECT_EQ(info_of(others, "conv2").reason, "matches `ignore`");
+    options.ignore = {"conv9"};
+    EXPECT_ERROR(prune::find_groups(model, facts, options), InvalidArgument, "ignore \"conv9\" matches no layer");
+}
+
 }  // namespace
 }  // namespace coppice::testing

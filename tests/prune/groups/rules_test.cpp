@@ -210,6 +210,232 @@ def forward(self, x):
     expect_cut_equals_masked(three, {sine({2, 2, 8, 8, 8})});
 }
 
+TEST(PruneRules, GroupedConvolutionsOfOneAndThreeDimensions) {
+    for (const int64_t groups : {2, 6}) {  // grouped, depthwise
+        SCOPED_TRACE(groups);
+        const auto count = std::to_string(groups);
+        const auto one = build_model({{"a.weight", sine({6, 2, 3}, 0.3)},
+                                      {"g.weight", sine({6, 6 / groups, 3}, 0.3)},
+                                      {"g.bias", sine({6}, 0.1)},
+                                      {"b.weight", sine({4, 6, 1}, 0.3)}},
+                                     R"(
+def forward(self, x):
+    x = torch.conv1d(torch.relu(torch.conv1d(x, self.a.weight)), self.g.weight, self.g.bias, [1], [1], [1], )" +
+                                         count + R"()
+    return torch.conv1d(torch.relu(x), self.b.weight)
+)");
+        expect_cut_equals_masked(one, {sine({2, 2, 20})});
+        const auto three = build_model({{"a.weight", sine({6, 2, 1, 1, 1}, 0.4)},
+                                        {"g.weight", sine({6, 6 / groups, 3, 3, 3}, 0.2)},
+                                        {"g.bias", sine({6}, 0.1)},
+                                        {"b.weight", sine({4, 6, 1, 1, 1}, 0.3)}},
+                                       R"(
+def forward(self, x):
+    x = torch.relu(torch.conv3d(x, self.a.weight))
+    x = torch.conv3d(x, self.g.weight, self.g.bias, [1, 1, 1], [1, 1, 1], [1, 1, 1], )" +
+                                           count +
+                                           R"()
+    return torch.conv3d(torch.relu(x), self.b.weight)
+)");
+        expect_cut_equals_masked(three, {sine({2, 2, 4, 4, 4})});
+        for (const Model& model : {one, three}) {
+            const auto check =
+                check_cut(model, {model.graph() == one.graph() ? sine({2, 2, 20}) : sine({2, 2, 4, 4, 4})}, 0.5, 1);
+            // A channel of `a` is one of each group: half of them go, in whole groups or within each.
+            EXPECT_EQ(group_of(check.groups, "a").channels, groups == 6 ? 6 : 3);
+            EXPECT_EQ(width(check.smaller, "g.weight", 0), groups == 6 ? 3 : 4);
+        }
+    }
+}
+
+TEST(PruneRules, TransposedConvolutionsOfOneAndThreeDimensions) {
+    for (const int64_t groups : {1, 2, 6}) {
+        SCOPED_TRACE(groups);
+        const auto count = std::to_string(groups);
+        const auto one = build_model({{"a.weight", sine({6, 3, 1}, 0.4)},
+                                      {"up.weight", sine({6, 12 / groups, 2}, 0.4)},
+                                      {"up.bias", sine({12}, 0.1)},
+                                      {"b.weight", sine({5, 12, 1}, 0.3)}},
+                                     R"(
+def forward(self, x):
+    x = torch.relu(torch.conv1d(x, self.a.weight))
+    x = torch.conv_transpose1d(x, self.up.weight, self.up.bias, [2], [0], [0], )" +
+                                         count + R"()
+    return torch.conv1d(torch.relu(x), self.b.weight)
+)");
+        expect_cut_equals_masked(one, {sine({2, 3, 9})});
+        const auto three = build_model({{"a.weight", sine({6, 3, 1, 1, 1}, 0.4)},
+                                        {"up.weight", sine({6, 12 / groups, 2, 2, 2}, 0.4)},
+                                        {"up.bias", sine({12}, 0.1)},
+                                        {"b.weight", sine({5, 12, 1, 1, 1}, 0.3)}},
+                                       R"(
+def forward(self, x):
+    x = torch.relu(torch.conv3d(x, self.a.weight))
+    x = torch.conv_transpose3d(x, self.up.weight, self.up.bias, [2, 2, 2], [0, 0, 0], [0, 0, 0], )" +
+                                           count + R"()
+    return torch.conv3d(torch.relu(x), self.b.weight)
+)");
+        expect_cut_equals_masked(three, {sine({2, 3, 3, 3, 3})});
+    }
+}
+
+TEST(PruneRules, StackedValuesLoseTheSameChannels) {
+    Tensors tensors = {{"a.weight", sine({8, 3, 1, 1}, 0.4)}, {"b.weight", sine({8, 3, 3, 3}, 0.3)}};
+    for (const int dim : {0, 1, -1}) {
+        SCOPED_TRACE(dim);
+        tensors.resize(2);
+        tensors.emplace_back("c.weight", sine({5, 8, 1, 1}, 0.3));
+        const auto text = std::to_string(dim);
+        const auto model = build_model(tensors, R"(
+def forward(self, x):
+    a = torch.relu(torch.conv2d(x, self.a.weight))
+    b = torch.sigmoid(torch.conv2d(x, self.b.weight, None, [1, 1], [1, 1]))
+    return torch.conv2d(torch.stack([a, b], )" + text +
+                                                    R"().sum()" + text + R"(), self.c.weight)
+)");
+        expect_cut_equals_masked(model, {image()});
+        const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+        ASSERT_EQ(groups.all().size(), 1u);
+        EXPECT_EQ(groups.all()[0].layers, (std::vector<std::string>{"a", "b"}));
+    }
+    // Behind the channels and merged with them: channel c becomes features 2c and 2c + 1.
+    tensors.resize(2);
+    tensors.emplace_back("c.weight", sine({5, 16, 1, 1}, 0.3));
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    a = torch.relu(torch.conv2d(x, self.a.weight))
+    b = torch.sigmoid(torch.conv2d(x, self.b.weight, None, [1, 1], [1, 1]))
+    return torch.conv2d(torch.stack([a, b], 2).flatten(1, 2), self.c.weight)
+)");
+    expect_cut_equals_masked(model, {image()});
+    const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+    ASSERT_EQ(groups.all().size(), 1u);
+    for (const auto& slice : groups.all()[0].slices) {
+        if (slice.name != "c.weight") continue;
+        EXPECT_EQ(slice.channel_of, (std::vector<int64_t>{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7}));
+    }
+}
+
+TEST(PruneRules, TiedEmbeddingsLoseOneWidth) {
+    // The table is read twice: as embedding, and as the weight of the last layer; under one name or under two.
+    for (const bool two_names : {false, true}) {
+        SCOPED_TRACE(two_names);
+        Tensors tensors = {{"table.weight", sine({20, 12}, 0.5)},
+                           {"norm.weight", 1 + sine({12}, 0.2)},
+                           {"up.weight", sine({16, 12}, 0.4)},
+                           {"down.weight", sine({12, 16}, 0.3)}};
+        if (two_names) tensors.emplace_back("head.weight", sine({20, 12}));
+        auto module = build_module(tensors, std::string(R"(
+def forward(self, tokens):
+    x = torch.embedding(self.table.weight, tokens)
+    y = torch.linear(torch.rms_norm(x, [12], self.norm.weight, 1e-5), self.up.weight)
+    x = x + torch.linear(torch.gelu(y), self.down.weight)
+    return torch.linear(x, self.)") + (two_names ? "head" : "table") +
+                                                ".weight)\n");
+        if (two_names) module.attr("head").toModule().setattr("weight", module.attr("table").toModule().attr("weight"));
+        const auto model = Model::from_module(module);
+        const Inputs example = {at::arange(14).mul(3).remainder(20).reshape({2, 7})};
+        expect_cut_equals_masked(model, example);
+        const auto check = check_cut(model, example, 0.5, 1);
+        EXPECT_EQ(&group_of(check.groups, "table"), &group_of(check.groups, "down"));
+        EXPECT_EQ(width(check.smaller, "table.weight", 0), 20);
+        EXPECT_EQ(width(check.smaller, "table.weight", 1), 6);
+        EXPECT_EQ(width(check.smaller, "down.weight", 0), 6);
+        if (two_names) {
+            EXPECT_TRUE(get_attribute(check.smaller, "head.weight")
+                            .toTensor()
+                            .is_same(get_attribute(check.smaller, "table.weight").toTensor()));
+        }
+    }
+}
+
+/// The tensor `name` as a constant of the graph, as tracing leaves what it met outside of modules.
+Model with_constant(const Model& model, const std::string& name) {
+    Model copy = model.clone();
+    for (auto* node : all_nodes(*copy.graph())) {
+        if (node->kind() != torch::jit::prim::GetAttr || attribute_name(node->output()) != name) continue;
+        torch::jit::WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(copy.graph()->insertConstant(get_attribute(copy, name).toTensor()));
+    }
+    copy.refresh();
+    return copy;
+}
+
+TEST(PruneRules, ChannelsAreFollowedThroughConstantPlaces) {
+    struct Case {
+        const char* what;
+        at::Tensor places;
+        std::vector<int64_t> of;  // by hand: the channel of `a` behind each input of `dw`
+    };
+    const std::vector<Case> cases = {
+        {"a permutation", at::tensor({3, 0, 5, 2, 4, 1}), {3, 0, 5, 2, 4, 1}},
+        {"some, one of them twice, one from the end", at::tensor({4, 1, 4, -1}), {4, 1, 4, 5}},
+        {"a mask", at::tensor({1, 0, 1, 1, 0, 1}).to(at::kBool), {0, 2, 3, 5}},
+    };
+    for (const auto& [what, places, of] : cases)
+        for (const char* read : {"x[:, self.places]", "torch.index_select(x, 1, self.places)"}) {
+            if (places.scalar_type() == at::kBool && std::string(read).find("select") != std::string::npos) continue;
+            SCOPED_TRACE(std::string(what) + ", " + read);
+            const auto count = static_cast<int64_t>(of.size());
+            // index_select does not count from the end.
+            const auto given = std::string(read).find("select") != std::string::npos ? at::tensor(of) : places;
+            const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.5)},
+                                            {"places", given},
+                                            {"dw.weight", sine({count, 1, 3, 3}, 0.4)},
+                                            {"b.weight", sine({5, count, 1, 1}, 0.3)}},
+                                           std::string(R"(
+def forward(self, x):
+    x = torch.sigmoid(torch.conv2d(x, self.a.weight))
+    x = torch.conv2d()") + read + R"(, self.dw.weight, None, [1, 1], [1, 1], [1, 1], )" +
+                                               std::to_string(count) + R"()
+    return torch.conv2d(torch.relu(x), self.b.weight)
+)");
+            for (const auto& each : {model, with_constant(model, "places")}) {
+                expect_cut_equals_masked(each, {image()});
+                const auto groups = prune::find_groups(each, Facts::observe(each, {image()}));
+                int64_t channels = 0;
+                std::vector<std::string> origin(6);  // of each output of `a`: its channel, among all groups
+                for (const auto& group : groups.all()) {
+                    channels += group.channels;
+                    for (const auto& slice : group.slices)
+                        for (size_t i = 0; slice.name == "a.weight" && i < 6; ++i)
+                            if (slice.channel_of[i] >= 0)
+                                origin[i] = group.name + " " + std::to_string(slice.channel_of[i]);
+                }
+                for (const auto& group : groups.all())
+                    for (const auto& slice : group.slices)
+                        for (size_t i = 0; slice.name == "dw.weight" && i < of.size(); ++i)
+                            if (slice.channel_of[i] >= 0) {
+                                EXPECT_EQ(group.name + " " + std::to_string(slice.channel_of[i]), origin[of[i]]);
+                            }
+                EXPECT_GE(channels, 4);
+                // The renumbered places are part of the file.
+                const auto smaller = check_cut(each, {image()}, 0.5, 1).smaller;
+                TemporaryFolder folder;
+                smaller.save(folder / "smaller.pt");
+                EXPECT_TRUE(at::equal(first_tensor(Model::load(folder / "smaller.pt").forward({image()})),
+                                      first_tensor(smaller.forward({image()}))));
+            }
+        }
+}
+
+TEST(PruneRules, PlacesThatMayChangeKeepTheChannels) {
+    for (const char* places : {"torch.flip(self.places, [0])", "self.places[:2]"}) {
+        const auto model = build_model({{"a.weight", sine({6, 3, 1, 1}, 0.5)},
+                                        {"places", at::tensor({3, 0, 5, 2, 4, 1})},
+                                        {"b.weight", sine({5, 6, 1, 1}, 0.3)}},
+                                       std::string(R"(
+def forward(self, x):
+    x = torch.conv2d(x, self.a.weight)
+    y = x[:, )") + places + R"(]
+    return torch.conv2d(x, self.b.weight).sum([1]) + y.sum([1])
+)");
+        const auto groups = prune::find_groups(model, Facts::observe(model, {image()}));
+        EXPECT_EQ(info_of(groups, "a").prunable, 0) << places;
+        EXPECT_THAT(info_of(groups, "a").reason, ::testing::HasSubstr("is indexed by"));
+    }
+}
+
 TEST(PruneRules, ZeroPaddingOfChannelsShrinksWithThem) {
     // The option-A shortcut of CIFAR ResNets: stride 2 and zero channels on both sides.
     Tensors tensors = {{"a.weight", sine({4, 3, 3, 3}, 0.3)},
@@ -768,6 +994,56 @@ def forward(self, x):
 )");
     expect_cut_equals_masked(model, {sine({2, 7, 6})});
     EXPECT_EQ(group_of(prune::find_groups(model, Facts::observe(model, {sine({2, 7, 6})})), "a").channels, 8);
+}
+
+TEST(PruneRules, EinsumWithDotsOrWithoutAResult) {
+    // Dots stand for no, one and two dimensions; "...i,io" puts out "...o", "oi,ni" puts out "no".
+    for (const auto& shape : std::vector<std::vector<int64_t>>{{6}, {7, 6}, {2, 7, 6}}) {
+        SCOPED_TRACE(shape.size());
+        for (const char* second : {"...o,ok->...k", "...o,ok", "ok,...o->k..."}) {
+            SCOPED_TRACE(second);
+            const bool weight_first = second[0] == 'o';
+            const auto model =
+                build_model({{"a.weight", sine({6, 8}, 0.5)}, {"b.weight", sine({8, 5}, 0.4)}}, std::string(R"(
+def forward(self, x):
+    x = torch.relu(torch.einsum("...i, io", [x, self.a.weight]))
+    return torch.einsum(")") + second + "\", [" + (weight_first ? "self.b.weight, x" : "x, self.b.weight") +
+                                                                                                    "])\n");
+            expect_cut_equals_masked(model, {sine(shape)});
+            const auto check = check_cut(model, {sine(shape)}, 0.5, 1);
+            EXPECT_EQ(width(check.smaller, "a.weight", 1), 4);
+            EXPECT_EQ(width(check.smaller, "b.weight", 0), 4);
+        }
+    }
+    const auto matrix = build_model({{"a.weight", sine({8, 6}, 0.5)}, {"b.weight", sine({8, 5}, 0.4)}}, R"(
+def forward(self, x):
+    return torch.einsum("no,ok", [torch.relu(torch.einsum("oi,ni->no", [self.a.weight, x])), self.b.weight])
+)");
+    expect_cut_equals_masked(matrix, {sine({4, 6})});
+    EXPECT_EQ(width(check_cut(matrix, {sine({4, 6})}, 0.5, 1).smaller, "a.weight", 0), 4);
+}
+
+TEST(PruneRules, EinsumWithDotsKeepsHeadsApart) {
+    Tensors tensors = {{"q.weight", sine({12, 6}, 0.5)},
+                       {"k.weight", sine({12, 6}, 0.4)},
+                       {"v.weight", sine({12, 6}, 0.3)},
+                       {"s.weight", sine({3, 1, 1}, 0.5)},
+                       {"o.weight", sine({3, 4, 5}, 0.6)}};
+    // Batch and heads are what the dots stand for; in the third product they meet a parameter of fewer dimensions.
+    const auto model = build_model(tensors, R"(
+def forward(self, x):
+    q = torch.linear(x, self.q.weight).view([x.size(0), -1, 3, 4]).transpose(1, 2)
+    k = torch.linear(x, self.k.weight).view([x.size(0), -1, 3, 4]).transpose(1, 2)
+    v = torch.linear(x, self.v.weight).view([x.size(0), -1, 3, 4]).transpose(1, 2)
+    a = torch.softmax(torch.einsum("...id,...jd->...ij", [q, k]), -1)
+    y = torch.einsum("...,...", [torch.einsum("...ij,...jd->...id", [a, v]), self.s.weight])
+    return torch.einsum("bhid,hdo->bio", [y, self.o.weight])
+)");
+    expect_cut_equals_masked(model, {sine({2, 7, 6})});
+    const auto check = check_cut(model, {sine({2, 7, 6})}, 0.34, 1);
+    EXPECT_EQ(width(check.smaller, "q.weight", 0), 8);  // one head of three is gone
+    EXPECT_EQ(width(check.smaller, "s.weight", 0), 2);
+    EXPECT_EQ(width(check.smaller, "o.weight", 0), 2);
 }
 
 TEST(PruneRules, AGateThatServesAllChannelsStays) {

@@ -61,6 +61,55 @@ TEST_P(PruneZoo, CutEqualsMasked) {
     }
 }
 
+// With the width of heads in the place of whole heads: two files by default, COPPICE_ZOO=all takes all with attention
+// (but for SqueezeBERT and EfficientFormer, whose heads cannot go, so that their width shrinks either way).
+std::vector<ZooModel> with_attention() {
+    static const std::set<std::string> kDefault = {"hf_bert.trace.pt", "hf_llama.trace.pt"};
+    static const std::set<std::string> kAll = {
+        "hf_bert.trace.pt",
+        "hf_electra.trace.pt",
+        "hf_gpt2.trace.pt",
+        "hf_llama.trace.pt",
+        "hf_roberta.trace.pt",
+        "hf_t5_encoder.trace.pt",
+        "hf_wav2vec2.trace.pt",
+        "timm_botnet26t_256.trace.pt",
+        "timm_coatnet_nano_rw_224.trace.pt",
+        "timm_deit_tiny_patch16_224.trace.pt",
+        "timm_mobilevit_xxs.trace.pt",
+        "timm_nest_tiny.script.pt",
+        "timm_pvt_v2_b0.trace.pt",
+        "timm_visformer_tiny.script.pt",
+        "tv_swin_t.script.pt",
+        "tv_swin_t.trace.pt",
+        "tv_vit_b_16.script.pt",
+        "tv_vit_b_16.trace.pt",
+    };
+    std::vector<ZooModel> models;
+    for (const auto& model : usable(zoo_models()))
+        if ((all_files() ? kAll : kDefault).count(model.file)) models.push_back(model);
+    return models;
+}
+
+class PruneZooHeadWidth : public ::testing::TestWithParam<ZooModel> {};
+
+TEST_P(PruneZooHeadWidth, CutEqualsMasked) {
+    const auto model = prune::unfuse_attention(Model::load(zoo_path(GetParam())));
+    const auto example = zoo_inputs(GetParam());
+    prune::GroupOptions options;
+    options.head_width = true;
+    const auto check = check_cut(model, example, 0.3, 1, options);
+    EXPECT_LE(check.difference, 1e-4);  // as above
+    const auto heads = prune::find_groups(model, Facts::observe(model, example));
+    std::vector<int64_t> channels, of_heads;
+    for (const auto& group : check.groups.all()) channels.push_back(group.channels);
+    for (const auto& group : heads.all()) of_heads.push_back(group.channels);
+    EXPECT_NE(channels, of_heads) << "no width of heads is among the groups";
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(PruneZooHeadWidth);
+INSTANTIATE_TEST_SUITE_P(Files, PruneZooHeadWidth, ::testing::ValuesIn(with_attention()),
+                         [](const auto& info) { return test_name(info.param.file); });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(PruneZoo);
 INSTANTIATE_TEST_SUITE_P(Files, PruneZoo, ::testing::ValuesIn(chosen()),
                          [](const auto& info) { return test_name(info.param.file); });

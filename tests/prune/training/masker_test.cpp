@@ -70,6 +70,49 @@ TEST(Masker, TheMaskedModelEqualsTheCutOne) {
     }
 }
 
+TEST(Masker, HeadsOfAFusedEncoderAreMaskedInThePlaceWhereTheyAre) {
+    const Inputs example = {sine({4, 7, 6})};
+    Model model = fused_encoder();
+    prune::Masker masker(model, example);
+    auto removal = random_removal(masker.groups(), 0.5, 3);
+    size_t heads = 0;
+    for (size_t g = 0; g < removal.size(); ++g) {
+        const auto& group = masker.groups().all()[g];
+        if (!group.exact) removal[g].clear();  // read by a layer norm, whose statistics only a cut changes
+        heads += group.name == "a.qkv" && group.channels == 3;
+    }
+    EXPECT_EQ(heads, 1u);
+    masker.mask(removal);
+    expect_same_outputs(model, masker.cut(), example, 1e-5);  // float32 sums in another order
+    EXPECT_EQ(get_attribute(masker.cut(), "a.qkv.weight").toTensor().size(0), 24);
+}
+
+TEST(Masker, GrowSeesWhatTrainingMadeOfAFusedEncoder) {
+    const Inputs example = {sine({4, 7, 6})};
+    Context context;
+    context.example = example;
+    for (const int64_t weak : {0, 2}) {
+        Model model = fused_encoder();
+        prune::Masker masker(model, example);
+        {
+            torch::NoGradGuard no_grad;  // as an optimizer's step: in place
+            for (const int64_t part : {0, 12, 24})
+                get_attribute(model, "a.qkv.weight")
+                    .toTensor()
+                    .slice(0, part + 4 * weak, part + 4 * weak + 4)
+                    .mul_(1e-3);
+        }
+        prune::Target target;
+        target.ratio = 0.34;
+        target.round_to = 1;
+        masker.grow(*prune::magnitude(), *prune::uniform(), target, context);
+        for (size_t g = 0; g < masker.removal().size(); ++g)
+            if (masker.groups().all()[g].name == "a.qkv") {
+                EXPECT_EQ(masker.removal()[g], std::vector<int64_t>{weak});
+            }
+    }
+}
+
 TEST(Masker, TheMaskedResNet20EqualsTheCutOne) {
     SKIP_WITHOUT_DATA("cifar10/resnet20.pt");
     Model model = Model::load(data_path("cifar10/resnet20.pt"));

@@ -1,4 +1,6 @@
 // Stages prune.gradual and prune.sparse_learning, and what prune.movement shares with them.
+#include <coppice/prune_training.h>
+
 #include <fstream>
 
 #include "prune/masking.h"
@@ -36,12 +38,6 @@ void expect_equal(const Model& a, const Model& b, double tolerance) {
     for (const auto& named : first)
         EXPECT_LE(max_difference(named.tensor, get_attribute(b, named.name).toTensor()), tolerance) << named.name;
 }
-
-class Messages final : public Log {
-public:
-    void write(const std::string&, const std::string& message) override { all.push_back(message); }
-    std::vector<std::string> all;
-};
 
 TEST(PruneGradual, AllAtTheBeginningIsPruningAndThenTraining) {
     const auto model = residual_model();
@@ -187,6 +183,105 @@ TEST(PruneSparseLearning, ThePenaltyEndsLowerThanWithoutItAndTheShapeStays) {
     }
 }
 
+Setting list_of(const std::string& text) {
+    Setting list;
+    list.kind = Setting::Kind::kList;
+    list.items = {Setting::scalar(text)};
+    return list;
+}
+
+/// Sequences for fused_encoder().
+Context context_of_sequences() {
+    Context context;
+    context.example = {sine({2, 7, 6})};
+    context.data.train = tensor_dataset({sine({40, 7, 6})}, at::arange(40).remainder(5), "smooth sequences");
+    context.data.calibration = context.data.train;
+    return context;
+}
+
+TEST(PruneSparseLearning, HeadsOfAFusedEncoderGetThePenaltyAndAreCutAfterwards) {
+    std::vector<double> norms;
+    for (const char* strength : {"1e-9", "5"}) {
+        auto context = context_of_sequences();
+        const auto lasso = Setting::map({{"group_lasso", Setting::map({{"strength", Setting::scalar(strength)}})}});
+        Options options("prune.sparse_learning", Setting::map({{"epochs", Setting::scalar("3")},
+                                                               {"batch_size", Setting::scalar("8")},
+                                                               {"weight_decay", Setting::scalar("0")},
+                                                               {"regulariser", lasso}}));
+        const auto stages = prune::training_stages(builtin_losses());
+        const auto stage = find_entry(stages, "stage", "prune.sparse_learning", "test").make(options);
+        stage->check(fused_encoder(), context);
+        const auto trained = stage->apply(fused_encoder(), context);
+        EXPECT_THAT(context.facts["note"].get<std::string>(), ::testing::HasSubstr("written out"));
+        // Rows of heads 0, 1 and 2 of the queries.
+        norms.push_back(
+            get_attribute(trained, "a.qkv.weight").toTensor().detach().slice(0, 0, 12).norm().item<double>());
+
+        auto other = context_of_sequences();
+        const auto cut =
+            make_stage({{"ratio", "0.34"}, {"round_to", "1"}, {"scope", "uniform"}})->apply(trained, other);
+        EXPECT_EQ(context.facts["groups"], other.facts["groups"]);
+        EXPECT_EQ(get_attribute(cut, "a.qkv.weight").toTensor().size(0), 24);  // one head of three is gone
+    }
+    EXPECT_LT(norms[1], 0.9 * norms[0]);
+}
+
+TEST(PruneSparseLearning, WhatIsIgnoredGetsNoPenalty) {
+    const auto model = prune::unfuse_attention(fused_encoder());
+    for (const bool width : {false, true}) {
+        auto context = context_of_sequences();
+        const auto lasso = Setting::map({{"group_lasso", Setting::map({{"strength", Setting::scalar("1")}})}});
+        Options options("prune.sparse_learning",
+                        Setting::map({{"epochs", Setting::scalar("1")},
+                                      {"batch_size", Setting::scalar("40")},
+                                      {"lr", Setting::scalar("1e-6")},
+                                      {"attention", Setting::scalar(width ? "width" : "heads")},
+                                      {"ignore", list_of("\\.f1$")},
+                                      {"regulariser", lasso}}));
+        const auto stages = prune::training_stages(builtin_losses());
+        find_entry(stages, "stage", "prune.sparse_learning", "test").make(options)->apply(fused_encoder(), context);
+        // The sum over all channels but those of f1, by slices: |w_c| with every parameter of the channel.
+        prune::GroupOptions grouping;
+        grouping.head_width = width;
+        double sum = 0;
+        size_t others = 0;
+        const auto groups = prune::find_groups(model, Facts::observe(model, context.example), grouping);
+        for (const auto& group : groups.all()) {
+            if (group.name == "a.f1") continue;
+            ++others;
+            for (int64_t c = 0; c < group.channels; ++c) {
+                double squares = 0;
+                for (const auto& slice : group.slices)
+                    for (size_t i = 0; i < slice.channel_of.size(); ++i)
+                        if (slice.channel_of[i] == c)
+                            squares += slice.tensor.detach()
+                                           .select(slice.dim, static_cast<int64_t>(i))
+                                           .to(at::kDouble)
+                                           .square()
+                                           .sum()
+                                           .item<double>();
+                sum += std::sqrt(squares);
+            }
+        }
+        EXPECT_EQ(context.facts["groups"], others);
+        EXPECT_NEAR(context.facts["penalty_before"].get<double>(), sum, 1e-6 * sum);  // float32 squares
+    }
+    auto context = context_of_sequences();
+    Options options("prune.sparse_learning", Setting::map({{"ignore", list_of("a.fl")}}));
+    const auto stages = prune::training_stages(builtin_losses());
+    const auto stage = find_entry(stages, "stage", "prune.sparse_learning", "test").make(options);
+    EXPECT_ERROR(stage->check(fused_encoder(), context), InvalidArgument, "Did you mean \"a.f1\"");
+}
+
+TEST(PruneGradual, HeadsOfAFusedEncoderAreMaskedAndCut) {
+    auto context = context_of_sequences();
+    const auto smaller =
+        training_stage("prune.gradual", {{"epochs", "1"}, {"ratio", "0.34"}, {"round_to", "1"}, {"scope", "uniform"}})
+            ->apply(fused_encoder(), context);
+    EXPECT_THAT(context.facts["note"].get<std::string>(), ::testing::HasSubstr("written out"));
+    EXPECT_EQ(get_attribute(smaller, "a.qkv.weight").toTensor().size(0), 24);
+}
+
 TEST(PruneTraining, TablesAreSortedAndEveryRowMakesSomething) {
     const auto expect_good = [](const auto& table) {
         for (size_t i = 0; i < table.size(); ++i) {
@@ -203,6 +298,16 @@ TEST(PruneTraining, TablesAreSortedAndEveryRowMakesSomething) {
     expect_good(prune::training_stages(builtin_losses()));
 }
 
+TEST(PruneTraining, WhatIsAlwaysRefusedIsNoOption) {
+    std::set<std::string> listed;
+    Options options("prune.gradual");
+    for (const auto& row : prune::training_stages(builtin_losses()))
+        if (row.name == "prune.gradual") row.make(options);
+    for (const auto& asked : options.asked()) listed.insert(asked.name);
+    EXPECT_TRUE(listed.count("macs_ratio") && listed.count("round_to"));
+    for (const char* name : {"latency_ratio", "energy_ratio", "only_faster"}) EXPECT_FALSE(listed.count(name)) << name;
+}
+
 TEST(PruneTraining, NeedsComeFromTrainingCriterionAndBatchNorm) {
     EXPECT_TRUE(training_stage("prune.gradual", {})->needs().training_data);
     EXPECT_FALSE(training_stage("prune.gradual", {})->needs().calibration_data);
@@ -214,8 +319,18 @@ TEST(PruneTraining, NeedsComeFromTrainingCriterionAndBatchNorm) {
 TEST(PruneTraining, MistakesAreNamed) {
     EXPECT_ERROR(training_stage("prune.gradual", {{"epochs", "2"}, {"begin_epoch", "1.5"}, {"end_epoch", "1"}}),
                  InvalidArgument, "the masks grow from epoch 1.5 to 1");
-    EXPECT_ERROR(training_stage("prune.gradual", {{"scope", "sensitivity"}}), InvalidArgument, "at every scoring");
-    EXPECT_ERROR(training_stage("prune.gradual", {{"latency_ratio", "0.5"}}), InvalidArgument, "need a model at rest");
+    EXPECT_ERROR(training_stage("prune.gradual", {{"scope", "sensitivity"}}), InvalidArgument,
+                 "unknown scope \"sensitivity\"");
+    EXPECT_ERROR(training_stage("prune.gradual", {{"latency_ratio", "0.5"}}), InvalidArgument, "needs a model at rest");
+    EXPECT_ERROR(training_stage("prune.gradual", {{"round_to", "auto"}}), InvalidArgument, "round_to");
+    EXPECT_ERROR(training_stage("prune.gradual", {{"only_faster", "true"}}), InvalidArgument, "only_faster");
+    for (const char* timed : {"latency_ratio", "energy_ratio"}) {
+        const auto greg = Setting::map({{"greg", Setting::map({{timed, Setting::scalar("0.5")}})}});
+        Options options("prune.sparse_learning", Setting::map({{"regulariser", greg}}));
+        const auto stages = prune::training_stages(builtin_losses());
+        EXPECT_ERROR(find_entry(stages, "stage", "prune.sparse_learning", "test").make(options), InvalidArgument,
+                     std::string(timed) + " needs a model at rest");
+    }
     EXPECT_ERROR(training_stage("prune.gradual", {{"pruning_schedule", "cubc"}}), InvalidArgument,
                  "Did you mean \"cubic\"");
     EXPECT_ERROR(training_stage("prune.sparse_learning", {{"regulariser", "group_nrm"}}), InvalidArgument,

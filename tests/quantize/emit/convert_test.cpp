@@ -588,6 +588,150 @@ TEST(Convert, SubmodulesThatSaveThemselvesSaveWhatTheyAreGiven) {
                     .equal(int8.forward(data[0]).toTensor()));
 }
 
+/// Like check_every_layer for onednn::qconv2d_pointwise: every one against a convolution in double of the plan's int8
+/// weights on the integers that came in. @return number of operators with "swish", "hardswish", "sum" and others
+std::map<std::string, int> check_fused_convolutions(const Model& int8, const Inputs& inputs) {
+    torch::NoGradGuard no_grad;
+    std::map<std::string, int> checked;
+    std::vector<c10::IValue> stack;
+    at::Tensor residual;  // before it is overwritten
+    NodeHooks hooks;
+    const auto is_fused = [](const torch::jit::Node* node) {
+        return std::string(node->kind().toQualString()) == "onednn::qconv2d_pointwise";
+    };
+    hooks.before = [&](const torch::jit::Node* node, std::vector<c10::IValue>& arguments) {
+        if (!is_fused(node)) return;
+        stack = arguments;
+        residual = arguments.size() == 22 ? arguments[6].toTensor().clone() : at::Tensor();
+    };
+    hooks.after = [&](const torch::jit::Node* node, std::vector<c10::IValue>& outputs) {
+        if (!is_fused(node)) return;
+        const size_t next = residual.defined() ? 7 : 6;  // the bias
+        const auto* packed = node->input(3)->node();
+        auto name = *attribute_name(packed->output());
+        name.replace(name.rfind(".packed"), std::string::npos, ".weight");
+        const auto weight = get_attribute(int8, name).toTensor().to(at::kDouble) *
+                            stack[4].toTensor().to(at::kDouble).reshape({-1, 1, 1, 1});
+        const auto real = [](const at::Tensor& integers, double scale, int64_t zero) {
+            return (integers.to(at::kDouble) - static_cast<double>(zero)) * scale;
+        };
+        auto exact = at::conv2d(real(stack[0].toTensor(), stack[1].toDouble(), stack[2].toInt()), weight,
+                                stack[next].isTensor() ? stack[next].toTensor().to(at::kDouble) : at::Tensor(),
+                                stack[next + 1].toIntVector(), stack[next + 2].toIntVector(),
+                                stack[next + 3].toIntVector(), stack[next + 4].toInt());
+        std::string kind = stack[stack.size() - 3].toStringRef();
+        if (residual.defined()) {
+            exact = exact + real(residual, stack[next + 8].toDouble(), stack[next + 9].toInt());
+            EXPECT_EQ(stack[next + 10].toStringRef(), "sum");
+            ++checked["sum"];
+        }
+        if (kind == "relu") exact = exact.relu();
+        if (kind == "swish") exact = at::silu(exact);
+        if (kind == "hardswish") exact = at::hardswish(exact);
+        ++checked[kind];
+        const auto y = outputs[0].toTensor();
+        const bool rounded = y.scalar_type() == at::kByte;
+        const double scale = rounded ? stack[next + 5].toDouble() : 1e-4 * exact.abs().max().item<double>();
+        const auto got = rounded ? real(y, scale, stack[next + 6].toInt()) : y.to(at::kDouble);
+        if (rounded) {
+            const double zero = static_cast<double>(stack[next + 6].toInt());
+            exact = exact.clamp(-zero * scale, (255 - zero) * scale);
+        }
+        // Half a step of rounding, and what float32 makes of a tie.
+        EXPECT_LE(max_difference(got, exact), (rounded ? 0.5 + 1e-3 : 1.0) * scale * (kind == "hardswish" ? 2 : 1))
+            << kind;
+    };
+    run_nodes(int8, inputs, hooks);
+    return checked;
+}
+
+TEST(Convert, FusedConvolutionsApplyTheActivationOrAddTheResidualBeforeTheyRound) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused convolutions need VNNI";
+    const std::vector<std::pair<std::string, at::Tensor>> weights = {{"a.weight", sine({8, 8, 3, 3}, 0.2)},
+                                                                     {"a.bias", sine({8})},
+                                                                     {"d.weight", sine({8, 1, 3, 3}, 0.4)},
+                                                                     {"b.weight", sine({8, 8, 1, 1}, 0.4)}};
+    struct Case {
+        std::string body;
+        std::map<std::string, int> operators;
+        int conversions;  ///< copies from or to quantized tensors
+    };
+    const std::string a = "torch.conv2d(x, self.a.weight, self.a.bias, [1, 1], [1, 1])";
+    for (const auto& [body, operators, conversions] :
+         std::vector<Case>{// A chain of SiLUs stays in plain integers; the last one is read as float.
+                           {"    y = torch.silu(" + a +
+                                ")\n    y = torch.silu_(torch.conv2d(y, self.d.weight, None, [1, 1], [1, 1], "
+                                "[1, 1], 8))\n    return y * 2\n",
+                            {{"relu", 1}, {"swish", 2}},
+                            1},
+                           {"    y = torch.hardswish(" + a + ")\n    return torch.conv2d(y, self.b.weight)\n",
+                            {{"relu", 1}, {"hardswish", 1}, {"none", 1}},
+                            2},
+                           // A residual block: what is added is the stem's output, read by nobody later.
+                           {"    y = torch.relu(" + a +
+                                ")\n    z = torch.relu(torch.conv2d(y, self.b.weight) + x)\n"
+                                "    return torch.conv2d(z, self.head.weight)\n",
+                            {{"relu", 3}, {"sum", 1}, {"none", 1}},
+                            2},
+                           // It is read once more behind the sum: a copy is overwritten instead.
+                           {"    z = x + " + a +
+                                "\n    w = z + torch.conv2d(x, self.b.weight)\n"
+                                "    return torch.conv2d(w, self.head.weight)\n",
+                            {{"relu", 1}, {"sum", 2}, {"none", 3}},
+                            2},
+                           // Both operands are convolutions.
+                           {"    z = torch.relu(torch.conv2d(x, self.b.weight) + " + a +
+                                ")\n"
+                                "    return torch.conv2d(z, self.head.weight)\n",
+                            {{"relu", 2}, {"sum", 1}, {"none", 2}},
+                            2},
+                           // Pooling reads quantized tensors.
+                           {"    y = torch.silu(" + a +
+                                ")\n    z = torch.max_pool2d(y, [2, 2])\n"
+                                "    return torch.conv2d(z, self.head.weight), y.size(1)\n",
+                            {{"relu", 1}, {"swish", 1}},
+                            2},
+                           // A sum that broadcasts stays an operator of its own.
+                           {"    y = torch.silu(" + a +
+                                ")\n    z = torch.mean(y, [2, 3], True) + torch.conv2d(y, self.b.weight)\n"
+                                "    return torch.conv2d(z, self.head.weight)\n",
+                            {{"relu", 1}, {"swish", 1}, {"none", 1}},
+                            -1}}) {
+        SCOPED_TRACE(body);
+        const auto model = around(body, weights);
+        const auto data = images(3);
+        StaticOptions options;
+        options.conv = "fused";
+        const auto plan = plan_of(model, data, options);
+        const auto int8 = convert(plan);
+        EXPECT_EQ(check_fused_convolutions(int8, data[0]), operators);
+        const auto count = operators_of(int8);
+        const auto of = [&](const char* op) { return count.count(op) ? count.at(op) : 0; };
+        if (conversions >= 0) {
+            EXPECT_EQ(of("aten::_make_per_tensor_quantized_tensor") + of("aten::int_repr"), conversions);
+        }
+        EXPECT_EQ(of("quantized::add"), conversions < 0 ? 1 : 0);
+        expect_like_simulation(plan, int8, data[1], 4);
+        // The same file in stock LibTorch, frozen too; a second run sees nothing of what the first overwrote.
+        TemporaryFolder folder;
+        int8.save(folder.path() / "model.pt");
+        auto stock = torch::jit::load((folder.path() / "model.pt").string());
+        stock.eval();
+        const auto first = all_tensors(int8.forward(data[1]));
+        for (int run = 0; run < 3; ++run) {
+            const auto again = all_tensors(stock.forward(data[1]));
+            const auto frozen = all_tensors(torch::jit::freeze(stock).forward(data[1]));
+            for (size_t i = 0; i < first.size(); ++i) {
+                EXPECT_TRUE(at::equal(again[i], first[i]));
+                EXPECT_TRUE(at::equal(frozen[i], first[i]));
+            }
+        }
+        const auto costs = cost(int8, data[0]);
+        EXPECT_EQ(costs.macs, cost(model, data[0]).macs);
+        EXPECT_EQ(costs.unknown_operators, std::vector<std::string>());
+    }
+}
+
 TEST(Convert, NoiseThatIsNoNumberIsNotTakenForSilence) {
     EXPECT_NEAR(sqnr_db(100.0, 1.0), 20, 1e-9);
     EXPECT_EQ(sqnr_db(1.0, 0.0), 200);

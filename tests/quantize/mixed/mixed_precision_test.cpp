@@ -133,6 +133,32 @@ TEST(Mixed, StaticLayersBesideFloatOnesComputeWhatTheirSimulationDoes) {
     EXPECT_LT((exact - rounded).pow(2).sum().item<double>(), 0.01 * exact.pow(2).sum().item<double>());
 }
 
+TEST(Mixed, RowsSayTheNoiseAndTheRangeOfThePrecisionChosen) {
+    for (const std::string precision : {"static", "dynamic", "int4"}) {
+        auto context = sine_context();
+        MixedOptions options;
+        options.precisions = {precision};
+        options.min_sqnr_db = 0;
+        options.ratio = 0;
+        mixed_precision(options)->apply(three_layers(), context);
+        for (const char* name : {"a", "b", "c"}) {
+            SCOPED_TRACE(precision + " " + name);
+            const auto row = layer_of(context, name);
+            ASSERT_EQ(row.at("precision"), precision);
+            EXPECT_EQ(row.at("sqnr_db"), trial_of(row, precision).at("sqnr_db"));
+            EXPECT_GT(row.at("input_range")[1], row.at("input_range")[0]);
+            EXPECT_EQ(row.contains("clipped_ratio"), precision == "static");
+        }
+        // sin(0 ... 1535) times 1.5, whose values come close to either end.
+        const auto range = layer_of(context, "a").at("input_range");
+        EXPECT_NEAR(range[0].get<double>(), -1.5, 0.02);
+        EXPECT_NEAR(range[1].get<double>(), 1.5, 0.02);
+    }
+    MixedOptions options;
+    options.rounding = hqq();
+    EXPECT_ERROR(mixed_precision(options), InvalidArgument, "precisions without static");
+}
+
 TEST(Mixed, TheLossOfOneLayerIsTheDivergenceOfTheModelWithThatLayerRounded) {
     torch::NoGradGuard no_grad;
     auto context = sine_context();

@@ -4,6 +4,11 @@
 #include <limits>
 #include <random>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include "reference/observers.h"
 #include "support/support.h"
 
 namespace coppice::quantize {
@@ -154,6 +159,83 @@ TEST(Entropy, ClipsALongTailAndKeepsAUniformRange) {
     EXPECT_GT(flat->range(256).high, 3.9);
     EXPECT_ERROR(entropy(100), InvalidArgument, "bins");
 }
+
+TEST(Entropy, FindsTheEndWithTheLeastDivergenceOfAllCandidatesInPlainLoops) {
+    // Behind a ReLU only the upper end moves: 127 candidates, all of which the reference tries.
+    auto values = bell_with_outliers(20000, 12);
+    for (auto& value : values) value = std::max(value, 0.0f);
+    const auto observer = entropy(512);
+    observer->observe(tensor_of(values));
+    const auto histogram = reference::histogram_of(values, 512);
+    const double largest = *std::max_element(values.begin(), values.end());
+    double best = largest, least = reference::divergence(histogram, 0, largest);
+    for (int step = 1; step < 128; ++step) {
+        const double value = reference::divergence(histogram, 0, largest * step / 128);
+        if (value < least) {
+            least = value;
+            best = largest * step / 128;
+        }
+    }
+    EXPECT_LT(best, 0.7 * largest);  // something was to be clipped
+    EXPECT_DOUBLE_EQ(observer->range(256).high, best);
+    EXPECT_EQ(observer->range(256).low, 0);
+}
+
+TEST(Entropy, IsNearTheLeastDivergenceOverBothEnds) {
+    const auto values = bell_with_outliers(20000, 12);
+    const auto observer = entropy(512);
+    observer->observe(tensor_of(values));
+    const auto found = observer->range(256);
+    const auto histogram = reference::histogram_of(values, 512);
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 8; i <= 128; i += 8)
+        for (int k = 4; k <= 128; k += 4)
+            least = std::min(least, reference::divergence(histogram, *low * i / 128.0, *high * k / 128.0));
+    // One end after the other, on a grid four times as fine as the reference's: no worse but for a local optimum.
+    EXPECT_LT(reference::divergence(histogram, found.low, found.high), 1.1 * least);
+}
+
+TEST(Observers, OfEveryRowTakeAnyRealTypeAndRefuseOthersByName) {
+    const auto values = (sine({64}, 20.0)).round();
+    for (const auto& row : observers()) {
+        SCOPED_TRACE(row.name);
+        const auto range_of = [&](const at::Tensor& seen) {
+            Options options("test");
+            const auto observer = row.make(options)->fresh();
+            observer->observe(seen);
+            return observer->range(256);
+        };
+        const auto expected = range_of(values);
+        for (const auto type : {at::kDouble, at::kHalf, at::kBFloat16, at::kInt, at::kLong, at::kChar}) {
+            const auto range = range_of(values.to(type));
+            EXPECT_EQ(range.low, expected.low) << type;
+            EXPECT_EQ(range.high, expected.high) << type;
+        }
+        EXPECT_ERROR(range_of(values.to(at::kComplexFloat)), UnsupportedModel, "ComplexFloat");
+        EXPECT_ERROR(range_of(at::quantize_per_tensor(values, 1, 0, at::kQUInt8)), UnsupportedModel, "QUInt8");
+    }
+}
+
+#if defined(__GLIBC__)
+TEST(Observers, OfEveryRowKeepTheirSizeHoweverManyValuesTheySee) {
+    const auto in_use = [] {
+        const auto heap = mallinfo2();
+        return static_cast<double>(heap.uordblks + heap.hblkhd);
+    };
+    const auto batch = sine({100000}, 3.0);
+    for (const auto& row : observers()) {
+        Options options("test");
+        const auto observer = row.make(options)->fresh();
+        observer->observe(batch);
+        const double before = in_use();
+        for (int i = 0; i < 30; ++i) observer->observe(batch * (1.0 + i));
+        // 12 MB of values went by; 2048 bins of doubles are 16 kB.
+        EXPECT_LT(in_use() - before, 200e3) << row.name;
+        EXPECT_GT(observer->range(256).high, 3.0 * 10) << row.name;
+    }
+}
+#endif
 
 TEST(Observers, OfEveryRowIgnoreEmptyTensorsAndRejectNaN) {
     for (const auto& row : observers()) {

@@ -30,7 +30,9 @@ TEST(Plan, MeasuresTheNoiseOfALayerByItself) {
     const auto model =
         build_model({{"c.weight", weight}}, "def forward(self, x):\n    return torch.conv2d(x, self.c.weight)\n");
     const auto data = images(1);
-    const auto plan = plan_static(model, data[0], data, with_minmax());
+    auto options = with_minmax();
+    options.reduce_range = "off";  // on any CPU
+    const auto plan = plan_static(model, data[0], data, options);
     // By hand: range of the input, largest weight per channel.
     const auto x = data[0][0].toTensor();
     const double scale = (x.max() - x.min()).item<double>() / 255;
@@ -91,21 +93,100 @@ TEST(Plan, SimulationOfAResidualNetworkAgreesWithItsInt8Model) {
     }
 }
 
-TEST(Plan, Uses128LevelsOfTheIntegersWhenAsked) {
-    const auto data = images(2);
-    auto options = with_minmax();
-    options.activation_levels = 128;
-    const auto int8 = convert(plan_static(residual_model(), data[0], data, options));
-    int64_t largest = 0;
-    NodeHooks hooks;
-    hooks.after = [&](const torch::jit::Node*, std::vector<c10::IValue>& outputs) {
-        for (const auto& output : outputs)
-            if (output.isTensor() && output.toTensor().is_quantized())
-                largest = std::max(largest, output.toTensor().int_repr().max().item<int64_t>());
-    };
-    run_nodes(int8, data[0], hooks);
-    EXPECT_GT(largest, 100);
-    EXPECT_LE(largest, 129);  // calibration saw these values; rounding in the layers before adds a step or two
+/// Notes tasks and how far they were; asks to stop after `patience` reports.
+class Watching final : public Log {
+public:
+    void write(const std::string&, const std::string&) override {}
+    void progress(const std::string& task, double done, double total, const std::string&) override {
+        auto& last = done_[task];
+        monotone = monotone && done >= last && done <= total;
+        last = done;
+        total_[task] = total;
+        ++reports;
+    }
+    bool finished(const std::string& task) const { return done_.count(task) && done_.at(task) == total_.at(task); }
+    bool monotone = true;
+    int reports = 0;
+
+private:
+    std::map<std::string, double> done_, total_;
+};
+
+/// Sine images that count how many batches are alive when the next one is read.
+class OneAtATime final : public Dataset {
+public:
+    int64_t size() const override { return 24; }
+    Batch batch(const std::vector<int64_t>& indices) const override {
+        size_t alive = 0;
+        for (const auto& earlier : given_) alive += !earlier.expired();
+        most_alive = std::max(most_alive, alive);
+        Batch batch;
+        const auto images = sine({static_cast<int64_t>(indices.size()), 3, 8, 8}, 1.0 + 0.1 * double(indices[0]));
+        given_.emplace_back(images.getIntrusivePtr());
+        batch.inputs = {images};
+        batch.target = at::zeros({images.size(0)}, at::kLong);
+        return batch;
+    }
+    std::string description() const override { return "sine"; }
+    std::string fingerprint() const override { return "sine"; }
+    mutable size_t most_alive = 0;
+    size_t batches() const { return given_.size(); }
+
+private:
+    mutable std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> given_;
+};
+
+TEST(Plan, CalibrationShowsItsProgressAndEndsWhenAsked) {
+    const auto data = std::make_shared<OneAtATime>();
+    Watching log;
+    Context context;
+    context.example = {sine({1, 3, 8, 8})};
+    context.data.calibration = data;
+    context.log = &log;
+    StaticOptions options;
+    options.batch_size = 4;
+    options.bias_correction = true;
+    static_int8(options)->apply(residual_model(), context);
+    EXPECT_TRUE(log.finished("collecting moments"));
+    EXPECT_TRUE(log.finished("observing ranges"));
+    EXPECT_TRUE(log.finished("measuring noise"));
+    EXPECT_TRUE(log.monotone);
+    const int all = log.reports;
+    EXPECT_GT(all, 3 * 6 * 5);  // more often than once per pass, batch and layer
+    for (const int patience : {1, all / 2, all - 2}) {
+        Watching again;
+        context.log = &again;
+        context.interrupted = [&] { return again.reports > patience; };
+        EXPECT_THROW(static_int8(options)->apply(residual_model(), context), Interrupted) << patience;
+        EXPECT_EQ(again.reports, patience + 1);  // at once
+    }
+}
+
+TEST(Plan, CalibrationHoldsOneBatchAtATime) {
+    const auto data = std::make_shared<OneAtATime>();
+    Context context;
+    context.example = {sine({1, 3, 8, 8})};
+    context.data.calibration = data;
+    StaticOptions options;
+    options.batch_size = 4;
+    options.rounding = gptq();
+    static_int8(options)->apply(residual_model(), context);
+    EXPECT_GE(data->batches(), 2 * 6u);  // moments and ranges
+    EXPECT_LE(data->most_alive, 1u);
+}
+
+TEST(Plan, BatchesReadFromADatasetAreThoseHeldInMemory) {
+    const auto data = std::make_shared<OneAtATime>();
+    const Calibration streamed(data, 4, 5, /*seed=*/3), held(streamed.read());
+    EXPECT_EQ(streamed.size(), 4);
+    EXPECT_EQ(Calibration(data, 9, 5, 3).size(), 5);  // 24 examples
+    const auto a = plan_static(residual_model(), {sine({1, 3, 8, 8})}, streamed, with_minmax()),
+               b = plan_static(residual_model(), {sine({1, 3, 8, 8})}, held, with_minmax());
+    ASSERT_EQ(a.layers().size(), b.layers().size());
+    for (size_t i = 0; i < a.layers().size(); ++i) {
+        EXPECT_EQ(a.layers()[i].range.high, b.layers()[i].range.high);
+        EXPECT_EQ(a.layers()[i].sqnr_db, b.layers()[i].sqnr_db);
+    }
 }
 
 TEST(Plan, TensorsThatAreWrittenInPlaceStayFloat) {

@@ -293,6 +293,60 @@ TEST_P(QatOf, EightBitsTrainWhatTheInt8ModelComputes) {
     }
 }
 
+/// The largest difference between an int8 model's output and the fake-quantized model's, in steps of that output (of
+/// 1/255 of its largest value where the last layer gives float), and the share of outputs that are another integer.
+std::pair<double, double> output_quanta(const QatModel& training, const Inputs& inputs) {
+    torch::NoGradGuard no_grad;
+    double step = 0;
+    NodeHooks hooks;
+    hooks.after = [&](const torch::jit::Node*, std::vector<c10::IValue>& outputs) {
+        if (outputs[0].isTensor() && outputs[0].toTensor().is_quantized()) step = outputs[0].toTensor().q_scale();
+    };
+    const auto int8 = run_nodes(convert(training), inputs, hooks).toTensor();
+    if (step == 0) step = int8.abs().max().item<double>() / 255;
+    const auto apart = ((int8 - training.forward(inputs).toTensor()) / step).abs();
+    return {apart.max().item<double>(), apart.gt(0.5).to(at::kDouble).mean().item<double>()};
+}
+
+TEST_P(QatOf, OneInt8LayerGivesTheFakeQuantizedOutputUpToAStep) {
+    const auto conv = build_model({{"c.weight", sine({4, 3, 3, 3}, 0.4)}, {"c.bias", sine({4}, 0.2)}},
+                                  "def forward(self, x):\n"
+                                  "    y = torch.relu(torch.conv2d(x, self.c.weight, self.c.bias))\n"
+                                  "    return y.flatten(1)\n");
+    const auto linear = build_model({{"f.weight", sine({10, 192}, 0.1)}, {"f.bias", sine({10}, 0.2)}},
+                                    "def forward(self, x):\n"
+                                    "    return torch.linear(x.flatten(1), self.f.weight, self.f.bias).relu()\n");
+    for (const auto& model : {conv, linear})
+        for (const bool per_channel : {true, false}) {
+            auto settings = options(8);
+            settings.per_channel = per_channel;
+            const auto [most, share] = output_quanta(trained(model, settings), {sine({4, 3, 8, 8}, 1.1)});
+            EXPECT_LE(most, 1.01);  // a tie may go either way; float32
+            EXPECT_LT(share, 0.02);
+        }
+}
+
+TEST_P(QatOf, AnInt8NetworkGivesTheFakeQuantizedOutputUpToAFewSteps) {
+    const auto [most, share] = output_quanta(trained(residual_model(), options(8)), {sine({4, 3, 8, 8}, 1.1)});
+    // Each of five layers and the sum may be a step off at a tie, which the layers behind pass on.
+    EXPECT_LE(most, 3.01);
+    EXPECT_LT(share, 0.25);
+}
+
+TEST_P(QatOf, WeightsOfFewBitsInAnInt8ModelAreCalledSimulated) {
+    auto settings = options(8);
+    settings.weight_bits = 4;
+    const auto training = trained(residual_model(), settings);
+    EXPECT_FALSE(training.simulated());  // convert() gives int8 operators
+    int few = 0, eight = 0;
+    for (const auto& layer : training.layers({{sine({4, 3, 8, 8})}})) {
+        few += layer.precision == "int8 (simulated W4A8)";
+        eight += layer.precision == "int8" && layer.parameters > 0;
+    }
+    EXPECT_EQ(few, 3);
+    EXPECT_EQ(eight, 2);  // the first and the last layer
+}
+
 TEST_P(QatOf, FewerBitsGiveAModelOfStockOperatorsThatComputesWhatWasTrained) {
     auto settings = options(3);
     settings.train_norms = true;
@@ -523,6 +577,24 @@ TEST(QatNorms, AChannelThatIsSwitchedOffStaysFinite) {
 TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
     Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{{"freeze_bn_epoch", "1"}});
     EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "bn: trained");
+}
+
+TEST(QatStage, WeightsOfFewBitsWithEightBitActivationsAreSimulatedInFactsAndRows) {
+    auto context = small_context(small_data());
+    Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{
+                                        {"epochs", "1"}, {"batch_size", "16"}, {"weight_bits", "4"}});
+    training_stages(builtin_losses()).front().make(options)->apply(residual_model(), context);
+    EXPECT_TRUE(context.facts["simulated"].get<bool>());
+    int few = 0;
+    for (const auto& row : context.facts["layers"]) few += row.at("precision") == "int8 (simulated W4A8)";
+    EXPECT_EQ(few, 3);
+    int changes = 0;
+    for (const auto& change : context.changes) changes += change.after == "int8 (simulated W4A8)";
+    EXPECT_EQ(changes, 3);
+    Options eight("quantize.qat",
+                  std::vector<std::pair<std::string, std::string>>{{"epochs", "1"}, {"batch_size", "16"}});
+    training_stages(builtin_losses()).front().make(eight)->apply(residual_model(), context);
+    EXPECT_FALSE(context.facts["simulated"].get<bool>());
 }
 
 TEST(QatStage, WarnsOfATrainingThatDidHarm) {

@@ -195,6 +195,34 @@ TEST(Hqq, HasLessMeanErrorThanNearestOnWeightsWithOutliers) {
     EXPECT_TRUE((per_group(better) <= per_group(plain) + 1e-6).all().item<bool>());
 }
 
+TEST(Hqq, FindsTheOffsetsOfPlainLoops) {
+    constexpr int64_t kGroup = 16;
+    auto w = weights(6, 64);
+    w.select(1, 3).mul_(6);
+    w.select(1, 40).add_(2);
+    for (const int steps : {1, 5, 20}) {
+        const auto rounded = hqq(steps)->round(w, four_bits(kGroup, false), nullptr);
+        std::vector<reference::Group> groups;
+        for (const auto& row : reference::matrix_of(w))
+            for (size_t g = 0; g < row.size(); g += kGroup)
+                groups.push_back(reference::group_of({row.begin() + long(g), row.begin() + long(g + kGroup)}, 15));
+        const auto plain = groups;
+        reference::half_quadratic(groups, steps);
+        const auto errors = (rounded.values() - w).abs().reshape({6, -1, kGroup}).mean(2);  // [rows, groups]
+        int moved = 0, same = 0;
+        for (size_t g = 0; g < groups.size(); ++g) {
+            const auto row = static_cast<int64_t>(g) / 4, column = static_cast<int64_t>(g) % 4;
+            // float32: a hundredth of a per mille of a step.
+            EXPECT_NEAR(errors[row][column].item<double>(), groups[g].error(), 1e-5 * groups[g].scale) << g;
+            moved += groups[g].offset != plain[g].offset;
+            same += std::abs(rounded.offset[row][column].item<double>() - groups[g].offset) < 1e-4 * groups[g].scale;
+        }
+        EXPECT_GT(moved, 6) << steps;
+        // Offsets of equal error, where as many weights lie above their level as below: either may be taken.
+        EXPECT_GT(same, 12) << steps;
+    }
+}
+
 TEST(Hqq, NeedsAnOffset) {
     EXPECT_ERROR(hqq()->round(weights(2, 8), four_bits(), nullptr), InvalidArgument, "symmetric: false");
 }
@@ -214,6 +242,27 @@ TEST(Awq, GivesLargeInputsFinerStepsAndIsNeverWorseThanNearest) {
     EXPECT_LT(after, 0.8 * before);
     ASSERT_TRUE(better.input_factor.defined());
     EXPECT_EQ(better.input_factor.argmin().item<int64_t>(), 5);
+}
+
+TEST(Awq, TakesTheExponentThatPlainLoopsFindOnTheSameGrid) {
+    for (const double outlier : {1.0, 8.0, 50.0}) {
+        const auto w = weights(8, 24);
+        auto x = inputs(24);
+        x.select(1, 5).mul_(outlier);
+        const auto moments = moments_of(x);
+        const auto rounded = awq(12)->round(w, four_bits(), &moments);
+        std::vector<double> magnitude;
+        for (int64_t i = 0; i < 24; ++i) magnitude.push_back(moments.magnitude[i].item<double>());
+        double least = 0;
+        const double exponent = reference::best_exponent(reference::matrix_of(w), reference::matrix_of(moments.second),
+                                                         magnitude, 12, 7, &least);
+        const auto expected = (moments.magnitude / moments.magnitude.log().mean().exp()).pow(-exponent);
+        ASSERT_EQ(rounded.input_factor.defined(), exponent > 0) << outlier;
+        if (exponent > 0) EXPECT_LT(max_difference(rounded.input_factor, expected.to(at::kFloat)), 1e-4) << outlier;
+        double error = 0;
+        for (int64_t row = 0; row < 8; ++row) error += error_of(w, rounded, moments, row);
+        EXPECT_NEAR(error, least, 1e-3 * least) << outlier;  // float32
+    }
 }
 
 TEST(Roundings, OfEveryRowStayOnTheirGridAndRepeat) {
