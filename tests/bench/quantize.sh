@@ -77,7 +77,7 @@ for model in "$@"; do
             done
         done ;;
     resnet20_in_turn)
-        for bits in 4 3; do
+        for bits in 4 3 2; do
             for rest in ', rounding: gptq, in_turn: true' ', rounding: {adaround: {steps: 2000}}' \
                 ', rounding: {adaround: {steps: 2000}}, in_turn: true'; do
                 run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits$rest, fit_weights: true, min_sqnr_db: -100}"
