@@ -87,14 +87,21 @@ private:
         if (depth++ > 0 || !found.empty()) return nullptr;
         const std::string name = function.name();
         const bool reads = name == "aten::item" || name == "aten::_local_scalar_dense" || name == "aten::is_nonzero";
+        bool compares = false;
+#ifdef NDEBUG
         // Of a tensor and itself the answer is not a matter of values (torch::nn::MultiheadAttention asks that).
+        // LibTorch is built with NDEBUG; without it RecordFunction is laid out differently, and what inputs() reads is
+        // garbage.
         const auto inputs = function.inputs();
-        const bool compares = name == "aten::equal" && inputs.size() == 2 && inputs[0].isTensor() &&
-                              inputs[1].isTensor() && !inputs[0].toTensor().is_same(inputs[1].toTensor());
+        compares = name == "aten::equal" && inputs.size() == 2 && inputs[0].isTensor() && inputs[1].isTensor() &&
+                   !inputs[0].toTensor().is_same(inputs[1].toTensor());
+#endif
         if (reads || compares) found = name;
         return nullptr;
     }
-    static void end(const at::RecordFunction&, at::ObserverContext*) { --depth; }
+    static void end(const at::RecordFunction&, at::ObserverContext*) {
+        --depth;
+    }
 
     static thread_local int depth;
     static thread_local std::string found;
