@@ -274,6 +274,14 @@ private:
         return made;
     }
 
+    /// Whether what reads a value has run before the addition does. A convolution with an addition inside runs where
+    /// that stands; the one of this addition reads while it is written.
+    bool reads_before(const Node* reader, const Node* add) const {
+        const auto conv = fused_convs_.find(reader);
+        if (conv != fused_convs_.end() && conv->second.add) reader = conv->second.add->node;
+        return reader->owningBlock() == add->owningBlock() && reader->isBefore(add);
+    }
+
     /// The integers of a residual, which the addition overwrites.
     Value* overwritten(const Value* old, const Node* add) {
         const auto found = integers_.find(old);
@@ -404,13 +412,13 @@ private:
 std::vector<Kernels> kernels_for(const StaticPlan& plan) {
     const auto& options = plan.impl().options;
     const bool islands = !islands_of(plan.impl()).empty();
-    std::vector<std::string> linear{options.linear};
-    if (options.linear == "auto") linear = {"packed"};
-    if (options.linear == "auto" && exact_int8_products() && worth_fusing(plan.impl())) linear.emplace_back("fused");
-    std::vector<std::string> conv{options.conv};
-    if (options.conv == "auto") conv = {"packed"};
-    if (options.conv == "auto" && exact_int8_products() && !fused_convolutions(plan.impl()).empty())
-        conv.emplace_back("fused");
+    const auto kinds = [](const std::string& option, bool fusing) -> std::vector<std::string> {
+        if (option != "auto") return {option};
+        if (!fusing || !exact_int8_products()) return {"packed"};
+        return {"packed", "fused"};
+    };
+    const auto linear = kinds(options.linear, worth_fusing(plan.impl()));
+    const auto conv = kinds(options.conv, !fused_convolutions(plan.impl()).empty());
     std::vector<Kernels> all;
     for (const auto& engine : options.engine == "auto" ? engines() : std::vector<std::string>{options.engine}) {
         if (options.engine == "auto" && engine == "qnnpack") continue;  // its kernels are for ARM

@@ -17,8 +17,9 @@ public:
         // From the end: of two convolutions that meet in a sum, the later one adds.
         for (auto unit = plan_.units.rbegin(); unit != plan_.units.rend(); ++unit) {
             if (!unit->int8 || unit->kind != UnitKind::kConv || as_conv(unit->node)->dims != 2) continue;
-            const auto found = all_.emplace(unit->node, fused(*unit)).first;
-            if (found->second.saves()) chosen_.insert(unit->node);
+            const auto& conv = all_.emplace(unit->node, fused(*unit)).first->second;
+            makers_[conv.last->output()] = unit->node;
+            if (conv.saves()) chosen_.insert(unit->node);
         }
         for (bool more = !chosen_.empty(); more;) {
             more = false;
@@ -52,11 +53,12 @@ private:
         const auto maker = unit_of_.find(unit.inputs[0]->node());
         if (maker == unit_of_.end() || !maker->second->int8 || maker->second->kind != UnitKind::kConv) return conv;
         const Unit& add = *found->second;
-        if (add.kind != UnitKind::kAdd || !add.int8 || adds_.count(&add) || add.inputs[0] == add.inputs[1]) return conv;
+        if (add.kind != UnitKind::kAdd || !add.int8 || adders_.count(add.node) || add.inputs[0] == add.inputs[1])
+            return conv;
         const bool first = add.inputs[0] == unit.node->output();
         const auto* other = add.inputs[first ? 1 : 0];
         if (plan_.facts.shape(other) != plan_.facts.shape(unit.node->output())) return conv;
-        adds_.insert(&add);
+        adders_[add.node] = unit.node;
         conv.add = &add;
         conv.added = other;
         conv.last = add.nodes.back();
@@ -64,14 +66,9 @@ private:
         return conv;
     }
 
-    bool gives_integers(const Node* node) const {
-        return chosen_.count(node) && plan_.parameters.count(all_.at(node).last->output());
-    }
-
     bool reads_integers(const FusedConv& conv) const {
-        for (const auto* node : chosen_)
-            if (all_.at(node).last->output() == conv.unit->inputs[0] && gives_integers(node)) return true;
-        return false;
+        const auto maker = makers_.find(conv.unit->inputs[0]);
+        return maker != makers_.end() && chosen_.count(maker->second) && plan_.parameters.count(maker->first);
     }
 
     bool only_integers_wanted(const FusedConv& conv) const {
@@ -79,10 +76,8 @@ private:
         for (const auto& use : conv.last->output()->uses()) {
             if (reads_no_values(use.user)) continue;
             const bool conv_reads = chosen_.count(use.user) && use.offset == anchor_inputs(use.user).tensor;
-            const bool adds = std::any_of(chosen_.begin(), chosen_.end(), [&](const Node* node) {
-                const auto& other = all_.at(node);
-                return other.add && other.add->node == use.user && other.added == conv.last->output();
-            });
+            const auto adder = adders_.find(use.user);
+            const bool adds = adder != adders_.end() && all_.at(adder->second).added == conv.last->output();
             if (!conv_reads && !adds) return false;
             any = true;
         }
@@ -92,7 +87,8 @@ private:
     const StaticPlan::Impl& plan_;
     std::unordered_map<const Node*, const Unit*> unit_of_;
     std::unordered_map<const Node*, FusedConv> all_;
-    std::set<const Unit*> adds_;
+    std::unordered_map<const Value*, const Node*> makers_;  ///< convolutions by what comes out
+    std::unordered_map<const Node*, const Node*> adders_;   ///< convolutions by the addition inside
     std::set<const Node*> chosen_;
 };
 
@@ -100,10 +96,6 @@ private:
 
 std::unordered_map<const Node*, FusedConv> fused_convolutions(const StaticPlan::Impl& plan) {
     return Search(plan).run();
-}
-
-bool reads_before(const Node* reader, const Node* node) {
-    return reader->owningBlock() == node->owningBlock() && reader->isBefore(node);
 }
 
 }  // namespace coppice::quantize

@@ -21,7 +21,4 @@ struct FusedConv {
 /// By convolution; empty where none saves anything.
 std::unordered_map<const torch::jit::Node*, FusedConv> fused_convolutions(const StaticPlan::Impl& plan);
 
-/// Whether `reader` computes before the node, in the same block.
-bool reads_before(const torch::jit::Node* reader, const torch::jit::Node* node);
-
 }  // namespace coppice::quantize

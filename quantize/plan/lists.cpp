@@ -48,9 +48,11 @@ std::vector<Node*> readers_of(Node* list) {
 
 void settle_lists(Model& model) {
     auto graph = model.graph();
-    for (Node* list : all_nodes(*graph)) {
-        if (list->kind() != prim::ListConstruct || !list->output()->type()->isSubtypeOf(*ListType::ofTensors()))
-            continue;
+    std::vector<Node*> lists;  // readers go on the way
+    for (Node* node : all_nodes(*graph))
+        if (node->kind() == prim::ListConstruct && node->output()->type()->isSubtypeOf(*ListType::ofTensors()))
+            lists.push_back(node);
+    for (Node* list : lists) {
         auto elements = list->inputs().vec();
         for (Node* reader : readers_of(list)) {
             WithInsertPoint guard(reader);

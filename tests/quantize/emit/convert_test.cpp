@@ -657,46 +657,58 @@ TEST(Convert, FusedConvolutionsApplyTheActivationOrAddTheResidualBeforeTheyRound
         int conversions;  ///< copies from or to quantized tensors
     };
     const std::string a = "torch.conv2d(x, self.a.weight, self.a.bias, [1, 1], [1, 1])";
-    for (const auto& [body, operators, conversions] :
-         std::vector<Case>{// A chain of SiLUs stays in plain integers; the last one is read as float.
-                           {"    y = torch.silu(" + a +
-                                ")\n    y = torch.silu_(torch.conv2d(y, self.d.weight, None, [1, 1], [1, 1], "
-                                "[1, 1], 8))\n    return y * 2\n",
-                            {{"relu", 1}, {"swish", 2}},
-                            1},
-                           {"    y = torch.hardswish(" + a + ")\n    return torch.conv2d(y, self.b.weight)\n",
-                            {{"relu", 1}, {"hardswish", 1}, {"none", 1}},
-                            2},
-                           // A residual block: what is added is the stem's output, read by nobody later.
-                           {"    y = torch.relu(" + a +
-                                ")\n    z = torch.relu(torch.conv2d(y, self.b.weight) + x)\n"
-                                "    return torch.conv2d(z, self.head.weight)\n",
-                            {{"relu", 3}, {"sum", 1}, {"none", 1}},
-                            2},
-                           // It is read once more behind the sum: a copy is overwritten instead.
-                           {"    z = x + " + a +
-                                "\n    w = z + torch.conv2d(x, self.b.weight)\n"
-                                "    return torch.conv2d(w, self.head.weight)\n",
-                            {{"relu", 1}, {"sum", 2}, {"none", 3}},
-                            2},
-                           // Both operands are convolutions.
-                           {"    z = torch.relu(torch.conv2d(x, self.b.weight) + " + a +
-                                ")\n"
-                                "    return torch.conv2d(z, self.head.weight)\n",
-                            {{"relu", 2}, {"sum", 1}, {"none", 2}},
-                            2},
-                           // Pooling reads quantized tensors.
-                           {"    y = torch.silu(" + a +
-                                ")\n    z = torch.max_pool2d(y, [2, 2])\n"
-                                "    return torch.conv2d(z, self.head.weight), y.size(1)\n",
-                            {{"relu", 1}, {"swish", 1}},
-                            2},
-                           // A sum that broadcasts stays an operator of its own.
-                           {"    y = torch.silu(" + a +
-                                ")\n    z = torch.mean(y, [2, 3], True) + torch.conv2d(y, self.b.weight)\n"
-                                "    return torch.conv2d(z, self.head.weight)\n",
-                            {{"relu", 1}, {"swish", 1}, {"none", 1}},
-                            -1}}) {
+    for (const auto& [body, operators, conversions] : std::vector<Case>{
+             // A chain of SiLUs stays in plain integers; the last one is read as float.
+             {"    y = torch.silu(" + a +
+                  ")\n    y = torch.silu_(torch.conv2d(y, self.d.weight, None, [1, 1], [1, 1], "
+                  "[1, 1], 8))\n    return y * 2\n",
+              {{"relu", 1}, {"swish", 2}},
+              1},
+             {"    y = torch.hardswish(" + a + ")\n    return torch.conv2d(y, self.b.weight)\n",
+              {{"relu", 1}, {"hardswish", 1}, {"none", 1}},
+              2},
+             // A residual block: what is added is the stem's output, read by nobody later.
+             {"    y = torch.relu(" + a +
+                  ")\n    z = torch.relu(torch.conv2d(y, self.b.weight) + x)\n"
+                  "    return torch.conv2d(z, self.head.weight)\n",
+              {{"relu", 3}, {"sum", 1}, {"none", 1}},
+              2},
+             // It is read once more behind the sum: a copy is overwritten instead.
+             {"    z = x + " + a +
+                  "\n    w = z + torch.conv2d(x, self.b.weight)\n"
+                  "    return torch.conv2d(w, self.head.weight)\n",
+              {{"relu", 1}, {"sum", 2}, {"none", 3}},
+              2},
+             // The convolution adds what it reads, the last that does: it must not write where it still reads.
+             {"    y = torch.relu(" + a +
+                  ")\n    z = y + torch.conv2d(y, self.a.weight, None, [1, 1], [1, 1])\n"
+                  "    return torch.conv2d(z, self.head.weight)\n",
+              {{"relu", 2}, {"sum", 1}, {"none", 2}},
+              2},
+             // The first convolution runs at its addition, behind the second, which adds what the first reads.
+             {"    y = torch.relu(" + a +
+                  ")\n    u = torch.conv2d(y, self.b.weight)\n    v = torch.conv2d(x, self.b.weight) + y\n"
+                  "    return torch.conv2d(torch.relu(u + v), self.head.weight)\n",
+              {{"relu", 3}, {"sum", 2}, {"none", 2}},
+              2},
+             // Both operands are convolutions.
+             {"    z = torch.relu(torch.conv2d(x, self.b.weight) + " + a +
+                  ")\n"
+                  "    return torch.conv2d(z, self.head.weight)\n",
+              {{"relu", 2}, {"sum", 1}, {"none", 2}},
+              2},
+             // Pooling reads quantized tensors.
+             {"    y = torch.silu(" + a +
+                  ")\n    z = torch.max_pool2d(y, [2, 2])\n"
+                  "    return torch.conv2d(z, self.head.weight), y.size(1)\n",
+              {{"relu", 1}, {"swish", 1}},
+              2},
+             // A sum that broadcasts stays an operator of its own.
+             {"    y = torch.silu(" + a +
+                  ")\n    z = torch.mean(y, [2, 3], True) + torch.conv2d(y, self.b.weight)\n"
+                  "    return torch.conv2d(z, self.head.weight)\n",
+              {{"relu", 1}, {"swish", 1}, {"none", 1}},
+              -1}}) {
         SCOPED_TRACE(body);
         const auto model = around(body, weights);
         const auto data = images(3);
