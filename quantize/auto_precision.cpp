@@ -27,12 +27,6 @@ struct NamedForm {
     std::unique_ptr<Form> form;
 };
 
-std::string text(const char* format, double value) {
-    char buffer[96];
-    std::snprintf(buffer, sizeof buffer, format, value);
-    return buffer;
-}
-
 class Auto final : public Stage {
 public:
     explicit Auto(AutoOptions options) : options_(std::move(options)) {
@@ -132,7 +126,7 @@ public:
             for (const auto& layer : chosen.plan->layers())
                 if (layer.int8)
                     context.record({layer.layer, "int8", "float32", "int8 static",
-                                    layer.sqnr_db != 0 ? text("SQNR %.1f dB", layer.sqnr_db) : ""});
+                                    layer.sqnr_db != 0 ? formatted("SQNR %.1f dB", layer.sqnr_db) : ""});
         }
         if (chosen.details.empty()) chosen.details.resize(chosen.layers.size());
         record_layers(context, chosen.layers, chosen.details);
@@ -247,7 +241,7 @@ private:
                      trial.why_not = form->refuse(Site{prepared, facts, layer.node});
                      if (trial.why_not.empty()) {
                          trial.sqnr = sqnr_db(exact, run_isolated(isolated(prepared, node, stack, *form, layer.facts)));
-                         if (trial.sqnr < options_.min_sqnr_db) trial.why_not = text("SQNR %.1f dB", trial.sqnr);
+                         if (trial.sqnr < options_.min_sqnr_db) trial.why_not = formatted("SQNR %.1f dB", trial.sqnr);
                      }
                      trials[&layer].push_back(trial);
                  }
@@ -267,7 +261,7 @@ private:
                 if (reason.empty()) {
                     const double seconds =
                         options_.timer(isolated(prepared, node, stack, *forms[i].form, layer.facts), {});
-                    reason = text("%.2f of float's time", seconds / exact);
+                    reason = formatted("%.2f of float's time", seconds / exact);
                     if (seconds < least) {
                         least = seconds;
                         layer.form = forms[i].form.get();

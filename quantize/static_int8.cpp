@@ -49,12 +49,6 @@ Kernels fastest_kernels(const StaticPlan& plan, const Inputs& inputs, Json& seco
     return all[best];
 }
 
-std::string decibel(double value) {
-    char text[48];
-    std::snprintf(text, sizeof text, "SQNR %.1f dB", value);
-    return text;
-}
-
 std::string figures(const LayerPlan& layer) {
     char text[112];
     std::snprintf(text, sizeof text, ", input %.4g ... %.4g, %.3g of it clipped", layer.range.low, layer.range.high,
@@ -138,7 +132,7 @@ private:
             if (layer.int8) {
                 if (layer.sqnr_db != 0) worst = std::min(worst, layer.sqnr_db);
                 context.record({layer.layer, "int8", "float32", layer.precision,
-                                layer.sqnr_db != 0 ? decibel(layer.sqnr_db) + figures(layer) : ""});
+                                layer.sqnr_db != 0 ? formatted("SQNR %.1f dB", layer.sqnr_db) + figures(layer) : ""});
             } else {
                 context.record({layer.layer, "kept", "float32", "float32", layer.reason});
             }

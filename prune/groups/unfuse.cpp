@@ -295,13 +295,10 @@ Model unfused(const Model& model, Context& context) {
 
 void share_tensors(Model& apart, const Model& model) {
     for (const auto& named : named_tensors(model)) {
-        Module owner = apart.module();
-        std::string name = named.name;
-        for (auto dot = name.find('.'); dot != std::string::npos; dot = name.find('.')) {
-            owner = owner.attr(name.substr(0, dot)).toModule();
-            name = name.substr(dot + 1);
-        }
-        owner.setattr(name, named.tensor);
+        const auto dot = named.name.rfind('.');
+        const bool root = dot == std::string::npos;
+        Module owner = root ? apart.module() : Module(get_attribute(apart, named.name.substr(0, dot)).toObject());
+        owner.setattr(root ? named.name : named.name.substr(dot + 1), named.tensor);
     }
 }
 

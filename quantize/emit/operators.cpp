@@ -288,6 +288,11 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
     return geometry;
 }
 
+bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups) {
+    const bool pointwise = c10::multiply_integers(weight_shape) == weight_shape[0];
+    return weight_shape.size() > 3 && weight_shape[1] == 1 && groups > 1 && !pointwise;
+}
+
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack) {
     c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
     return stack.at(0);
@@ -385,19 +390,14 @@ Value* Emitter::conv_fused(Value* integers, const Affine& input, const FusedWeig
     const Affine rounded = output.value_or(Affine{1, 0});
     std::vector<NamedValue> arguments{integers,       input.scale,    input.zero_point,
                                       weights.packed, weights.scales, weights.zero_points};
-    if (residual) arguments.emplace_back(residual->integers);
-    for (const auto& value :
-         {NamedValue(bias), NamedValue(geometry.stride), NamedValue(geometry.padding), NamedValue(geometry.dilation),
-          NamedValue(geometry.groups), NamedValue(rounded.scale), NamedValue(rounded.zero_point),
-          NamedValue(static_cast<int64_t>(output ? at::kByte : at::kFloat))})
-        arguments.push_back(value);
-    if (residual)
-        for (const auto& value : {NamedValue(residual->parameters.scale), NamedValue(residual->parameters.zero_point),
-                                  NamedValue("sum"), NamedValue(1.0)})
-            arguments.push_back(value);
-    for (const auto& value :
-         {NamedValue(activation.name), NamedValue(no_arguments(graph_)), NamedValue(activation.algorithm)})
-        arguments.push_back(value);
+    const auto append = [&](std::initializer_list<NamedValue> more) {
+        arguments.insert(arguments.end(), more.begin(), more.end());
+    };
+    if (residual) append({residual->integers});
+    append({bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups, rounded.scale,
+            rounded.zero_point, static_cast<int64_t>(output ? at::kByte : at::kFloat)});
+    if (residual) append({residual->parameters.scale, residual->parameters.zero_point, "sum", 1.0});
+    append({activation.name, no_arguments(graph_), activation.algorithm});
     return call("onednn::qconv2d_pointwise", arguments);
 }
 

@@ -32,14 +32,21 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
 /// Runs an operator that LibTorch's C++ interface does not declare, by name. @return its first result
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments);
 
+/// Whether FBGEMM has its kernel for depthwise convolutions for such weights, which adds two products in 16 bits
+/// whatever the CPU. Engine x86 takes it for more groups than kOnednnGroups, fbgemm always (LibTorch 2.15).
+bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups);
+constexpr int64_t kOnednnGroups = 100;
+
 /// Packs weights for the engine in force. @param weight qint8 @param bias float32 or undefined
 c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);
 c10::IValue pack_linear(const at::Tensor& weight, const at::Tensor& bias);
 
 /// Stores int8 weights beside attribute `beside` for Emitter::linear_fused() or conv_fused(): a submodule that saves
-/// the plain integers and packs them for oneDNN whenever the file is loaded. @param weight int8 [out, in] or [out, in,
-/// h, w]
-/// @param geometry  of a convolution @param shape  of the images that its layout is made for @return the packed weights
+/// the plain integers and packs them for oneDNN whenever the file is loaded.
+/// @param weight    int8 [out, in], of a convolution [out, in, h, w]
+/// @param geometry  of a convolution
+/// @param shape     of the images that its layout is made for
+/// @return the packed weights
 torch::jit::Value* store_packed_at_load(Model& model, const at::Tensor& weight, const std::string& beside,
                                         torch::jit::Node* before, const ConvGeometry* geometry = nullptr,
                                         const std::vector<int64_t>& shape = {});

@@ -75,10 +75,6 @@ std::vector<at::Tensor> weights_of(const Model& model, const Node* node) {
     return {};
 }
 
-}  // namespace
-
-namespace {
-
 bool is_wide(const at::Tensor& weight) {
     return weight.numel() > 0 && weight.to(at::kInt).abs().max().item<int64_t>() > kWidest;
 }
@@ -106,10 +102,9 @@ std::vector<std::string> int8_warnings(const Model& model, bool exact_products) 
         const std::string op = node->kind().toQualString();
         for (const auto& weight : weights_of(model, node)) {
             if (!is_wide(weight)) continue;
-            // FBGEMM's kernel for these adds in 16 bits on every CPU; engine x86 takes it for more than 100 groups.
-            const bool fbgemm = (starts(op, "quantized::conv2d") || starts(op, "quantized::conv3d")) &&
-                                weight.size(1) == 1 && weight.size(0) > 100 && weight.numel() > weight.size(0);
-            if (fbgemm)
+            const int64_t groups = weight.size(0);  // at most
+            const bool conv = starts(op, "quantized::conv2d") || starts(op, "quantized::conv3d");
+            if (conv && groups > kOnednnGroups && fbgemm_depthwise(weight.sizes(), groups))
                 depthwise.add(names.of(node));
             else if (!exact_products)
                 wide.add(names.of(node));

@@ -148,6 +148,12 @@ double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded) {
     return sqnr_db(signal, noise);
 }
 
+std::string formatted(const char* format, double value) {
+    char buffer[96];
+    std::snprintf(buffer, sizeof buffer, format, value);
+    return buffer;
+}
+
 double fastest_seconds(const Model& model, const Inputs& inputs) {
     constexpr int kRounds = 7;
     constexpr double kRoundSeconds = 2e-3;

@@ -84,6 +84,9 @@ int64_t stored_bytes(const c10::IValue& value);
 double sqnr_db(double signal, double noise);
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
 
+/// A figure in a message. @param format  printf's, for one double
+std::string formatted(const char* format, double value);
+
 /// Stores `content` beside attribute `beside` and reads it before `before`.
 torch::jit::Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name,
                          torch::jit::Node* before, Role role = Role::kAttribute);

@@ -46,7 +46,8 @@ PrecisionTable::PrecisionTable(const Model& model, Settings settings, Context& c
                        : Calibration(std::vector<Inputs>())) {
     torch::NoGradGuard no_grad;
     sample_ = first_batch(context, settings_.examples);
-    if (context.facts.contains("synthetic_inputs")) sample_.inputs = calibration_.read().front();
+    if (context.facts.contains("synthetic_inputs"))
+        calibration_.each([this](const Inputs& batch) { sample_.inputs = batch; }, 1);
     static_options_.min_sqnr_db = kAnyNoise;
     static_options_.rounding = settings_.rounding;
     static_options_.progress = progress_of(context, settings_.where);

@@ -104,11 +104,6 @@ public:
     }
 
 private:
-    /// Smallest and largest integer of a layer's weights.
-    std::pair<int64_t, int64_t> ends_of_weight(Node* node) const {
-        return symmetric_ends(weight_bits_of(plan_, node), plan_.options.fit_weights);
-    }
-
     /// By anchor, as its operator reads it.
     using Weights = std::unordered_map<const Node*, at::Tensor>;
 
@@ -257,13 +252,14 @@ private:
     /// One layer under learning.
     struct Soft {
         Node* node;
-        at::Tensor floor, scale, v;  ///< [out, in, ...], scale [out, 1, ...]
-        at::Tensor weight(const at::Tensor& h, int64_t lowest, int64_t highest) const {
-            const auto values = (floor + h).clamp(lowest, highest) * scale;
+        at::Tensor floor, scale, v;           ///< [out, in, ...], scale [out, 1, ...]
+        std::pair<int64_t, int64_t> integer;  ///< smallest and largest
+        at::Tensor weight(const at::Tensor& h) const {
+            const auto values = (floor + h).clamp(integer.first, integer.second) * scale;
             return anchor_inputs(node).weight_transposed ? values.t() : values;
         }
-        at::Tensor integers(int64_t lowest, int64_t highest) const {
-            return (floor + (v.detach() >= 0)).clamp(lowest, highest).to(at::kChar).contiguous();
+        at::Tensor integers() const {
+            return (floor + (v.detach() >= 0)).clamp(integer.first, integer.second).to(at::kChar).contiguous();
         }
     };
 
@@ -273,7 +269,8 @@ private:
         shape[0] = weight.size(0);
         const auto scale = plan_.weights.at(node).q_per_channel_scales().to(at::kFloat).reshape(shape);
         const auto steps = weight / scale;
-        Soft layer{node, steps.floor(), scale, soft_start(steps - steps.floor())};
+        Soft layer{node, steps.floor(), scale, soft_start(steps - steps.floor()),
+                   symmetric_ends(weight_bits_of(plan_, node), plan_.options.fit_weights)};
         layer.v.requires_grad_();
         return layer;
     }
@@ -329,8 +326,7 @@ private:
                 const auto beta = sharpness(step, options_.steps);
                 for (const auto& layer : layers) {
                     const auto h = soft_rounding(layer.v);
-                    const auto [lowest, highest] = ends_of_weight(layer.node);
-                    weights[layer.node] = layer.weight(h, lowest, highest);
+                    weights[layer.node] = layer.weight(h);
                     if (beta) regulariser = regulariser + (1 - (h * 2 - 1).abs().pow(*beta)).sum();
                 }
                 at::Tensor error;
@@ -353,10 +349,8 @@ private:
                 adam.step();
             }
         }
-        for (const auto& layer : layers) {
-            const auto [lowest, highest] = ends_of_weight(layer.node);
-            weights[layer.node] = (layer.integers(lowest, highest).to(at::kFloat) * layer.scale).contiguous();
-        }
+        for (const auto& layer : layers)
+            weights[layer.node] = (layer.integers().to(at::kFloat) * layer.scale).contiguous();
         for (const auto& layer : layers)
             if (anchor_inputs(layer.node).weight_transposed) weights[layer.node] = weights[layer.node].t();
         const double after = whole_error(block, targets, importance, weights);
@@ -369,9 +363,8 @@ private:
         if (!better) return;
         for (const auto& layer : layers) {
             const auto old = plan_.weights.at(layer.node);
-            const auto [lowest, highest] = ends_of_weight(layer.node);
             plan_.weights[layer.node] = at::_make_per_channel_quantized_tensor(
-                layer.integers(lowest, highest), old.q_per_channel_scales(), old.q_per_channel_zero_points(), 0);
+                layer.integers(), old.q_per_channel_scales(), old.q_per_channel_zero_points(), 0);
         }
     }
 

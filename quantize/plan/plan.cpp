@@ -476,11 +476,9 @@ int64_t widest_weight(const std::string& reduce_range, bool exact_products) {
 
 bool sums_in_16_bits(const Model& model, Node* node, const std::string& engine) {
     const auto conv = as_conv(node);
-    if (!conv || conv->dims == 1 || conv->transposed) return false;
-    const auto weight = parameter_of(model, conv->weight);
-    if (!weight || weight->size(1) != 1 || conv->groups == 1) return false;
-    const bool pointwise = weight->numel() == weight->size(0);
-    return !pointwise && (conv->groups > 100 || (engine != "x86" && engine != "onednn"));
+    const auto weight = conv && !conv->transposed ? parameter_of(model, conv->weight) : std::nullopt;
+    if (!weight || !fbgemm_depthwise(weight->sizes(), conv->groups)) return false;
+    return conv->groups > kOnednnGroups || (engine != "x86" && engine != "onednn");
 }
 
 int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {

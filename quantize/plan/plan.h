@@ -56,12 +56,13 @@ struct AnchorRounding {
     /// Of the input: parameters and number of integers.
     std::function<std::pair<Affine, int64_t>(const Unit& unit)> input;
 };
+
 /// Bits of the widest weights whose products cannot saturate.
 /// @param reduce_range  of StaticOptions @throws InvalidArgument when it is none of auto, off, on
 int64_t widest_weight(const std::string& reduce_range, bool exact_products = exact_int8_products());
 
-/// Whether the int8 kernel of a convolution adds two products in 16 bits whatever the CPU: FBGEMM's for depthwise ones
-/// of two and three dimensions, which engine x86 takes for more than 100 groups and fbgemm always (LibTorch 2.15).
+/// Whether the int8 kernel that `engine` takes for a convolution adds two products in 16 bits whatever the CPU, see
+/// fbgemm_depthwise().
 bool sums_in_16_bits(const Model& model, torch::jit::Node* node, const std::string& engine);
 
 /// Bits of an anchor's weights in a plan: those of all, or 7 where sums_in_16_bits() and options.reduce_range is not

@@ -1,7 +1,4 @@
 // Stage quantize.qat and the table of quantizers.
-#include <array>
-#include <cstdio>
-
 #include <coppice/error.h>
 #include <coppice/training_task.h>
 
@@ -15,12 +12,6 @@ namespace {
 constexpr const char* kWhere = "quantize.qat";
 constexpr int64_t kCalibrationBatches = 8, kCalibrationBatchSize = 64;
 constexpr double kNoisyDb = 3;  // the noise has half of the signal's energy
-
-std::string text(const char* pattern, double value) {
-    std::array<char, 32> buffer{};
-    std::snprintf(buffer.data(), buffer.size(), pattern, value);
-    return buffer.data();
-}
 
 /// Folded batch norms no longer hold activations to one size, and steps are rounded: without these ResNet-20 diverges
 /// at the trainer's own defaults, in 8 bits and whatever the quantizer (tests/bench/results/qat.md).
@@ -111,8 +102,8 @@ private:
         for (const auto& epoch : result.epochs)
             if (epoch.epoch == result.kept_epoch && epoch.metric && *epoch.metric < *start)
                 context.log->warning(
-                    std::string(kWhere) + ": training made the quantized model worse, from " + text("%.4g", *start) +
-                    " to " + text("%.4g", *epoch.metric) +
+                    std::string(kWhere) + ": training made the quantized model worse, from " +
+                    formatted("%.4g", *start) + " to " + formatted("%.4g", *epoch.metric) +
                     " of the metric. Try a lower lr or clip_norm, a longer warmup_epochs, or more epochs.");
     }
 
@@ -125,11 +116,11 @@ private:
             if (!worst || layer.sqnr_db < worst->sqnr_db) worst = &layer;
         }
         if (!worst) return;
-        context.log->warning(std::string(kWhere) + ": " + std::to_string(noisy) +
-                             (noisy == 1 ? " layer is" : " layers are") +
-                             " mostly noise where each is rounded by itself; worst " + worst->layer + ", " +
-                             text("%.1f", worst->sqnr_db) + " dB with " + text("%.0f", 100 * worst->clipped_ratio) +
-                             " % of its input clipped. Did training diverge? Try a lower lr, or more bits.");
+        context.log->warning(
+            std::string(kWhere) + ": " + std::to_string(noisy) + (noisy == 1 ? " layer is" : " layers are") +
+            " mostly noise where each is rounded by itself; worst " + worst->layer + ", " +
+            formatted("%.1f", worst->sqnr_db) + " dB with " + formatted("%.0f", 100 * worst->clipped_ratio) +
+            " % of its input clipped. Did training diverge? Try a lower lr, or more bits.");
     }
 
     void record(const QatModel& training, const std::vector<Inputs>& calibration, Context& context) const {

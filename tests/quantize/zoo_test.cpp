@@ -167,14 +167,7 @@ TEST(QuantizeCoverage, IsThatOfTheTable) {
     const double average = sum / static_cast<double>(files);
     table << "\nOn average of " << files << " files " << std::setprecision(1) << average << " % of the weights.\n";
     EXPECT_GE(average, 95);
-
-    const char* source = std::getenv("COPPICE_SOURCE");
-    const auto path = std::filesystem::path(source ? source : ".") / "tests/zoo/quantization.md";
-    if (const char* update = std::getenv("COPPICE_UPDATE_GOLDEN"); update && *update) {
-        write_atomically(path, table.str());
-        GTEST_SKIP() << "wrote " << path;
-    }
-    EXPECT_EQ(read_text(path), table.str());
+    expect_table("quantization.md", table.str());
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(QuantizeZoo);

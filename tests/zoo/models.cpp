@@ -140,4 +140,14 @@ std::string expected_refusal(const std::string& file) {
     return "";
 }
 
+void expect_table(const std::string& file, const std::string& table) {
+    const char* source = std::getenv("COPPICE_SOURCE");
+    const auto path = std::filesystem::path(source ? source : ".") / "tests/zoo" / file;
+    if (const char* update = std::getenv("COPPICE_UPDATE_GOLDEN"); update && *update) {
+        write_atomically(path, table);
+        GTEST_SKIP() << "wrote " << path;
+    }
+    EXPECT_EQ(read_text(path), table);
+}
+
 }  // namespace coppice::testing

@@ -32,5 +32,7 @@ Inputs zoo_inputs(const ZooModel& model, int64_t repeat_batch = 1);
 std::string test_name(const std::string& file);
 /// Reason why a file is refused, from tests/zoo/expectations; empty: it must work.
 std::string expected_refusal(const std::string& file);
+/// Expects tests/zoo/`file` to be `table`; with COPPICE_UPDATE_GOLDEN it is written instead, and the test skipped.
+void expect_table(const std::string& file, const std::string& table);
 
 }  // namespace coppice::testing

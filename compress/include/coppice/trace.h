@@ -31,8 +31,7 @@ struct TraceOptions {
 /// those were made by doubling, on the example three times as long.
 /// @param forward  runs the module, on tensors; gives a tensor or a tuple of them
 /// @throws InvalidArgument when an input is no tensor, `forward` fails on the example or the other inputs, uses a
-/// tensor
-///         that trains and is not registered in the module, or reads values out of tensors without fixed_values
+///         tensor that trains and is not registered in the module, or reads values out of tensors without fixed_values
 /// @throws UnsupportedModel when a number follows the sizes in no way that can be told, or the result differs
 Model trace(const std::shared_ptr<torch::nn::Module>& module, const std::function<c10::IValue(const Inputs&)>& forward,
             const Inputs& example, const TraceOptions& options = {});
@@ -49,8 +48,7 @@ Model trace(const torch::nn::ModuleHolder<Contained>& module, const Inputs& exam
 
 /// Copies parameters and buffers into those of the same name. Counters that Coppice does not keep stay as they are.
 /// @throws InvalidArgument, before anything is copied, when `module` has a tensor of floats that `trained` lacks (a
-/// batch
-///         norm that was folded) or holds in another shape (channels that were removed)
+///         batch norm that was folded) or holds in another shape (channels that were removed)
 void copy_back(const Model& trained, torch::nn::Module& module);
 void copy_back(Trainable& trained, torch::nn::Module& module);
 

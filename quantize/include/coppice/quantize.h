@@ -32,7 +32,8 @@ struct Range {
 };
 
 /// Watches the values of one activation over calibration batches and proposes a range. Memory does not grow with the
-/// number of values seen.
+/// number of values seen. One range per tensor: LibTorch's int8 operators know activations with one scale and zero
+/// point, not one per channel (weights have one scale per channel, without zero point).
 class Observer {
 public:
     virtual ~Observer() = default;
@@ -51,9 +52,6 @@ std::unique_ptr<Observer> minmax();
 /// Exponential moving average of each batch's smallest and largest value; starts with the first batch's.
 /// @param momentum  weight of the newest batch, in (0, 1]
 std::unique_ptr<Observer> moving_average(double momentum = 0.1);
-
-/// Observers see one range per tensor: LibTorch's int8 operators know activations with one scale and zero point, not
-/// one per channel (weights have one scale per channel, without zero point).
 
 /// A histogram of fixed size whose range grows by merging bins, and the range with the least squared error of rounding
 /// and clipping found over it: each bin's mass is rounded to the integer grid of the candidate range. Candidates shrink
@@ -271,7 +269,7 @@ struct StaticOptions {
     std::string conv = "auto";
     /// Weights of 7 bits, so that no sum of two products leaves 16 bits, in which CPUs without VNNI keep it: 2 * 255 *
     /// 64 < 2^15. auto: where exact_int8_products() is false; on: always, for files that run on other CPUs; off. (7-bit
-    /// activations would not do: what lies beyond the calibrated range still becomes 255.) But with off, depthwise
+    /// activations would not do: what lies beyond the calibrated range still becomes 255.) Unless it is off, depthwise
     /// convolutions of more than 100 channels have 7 bits on every CPU: FBGEMM's kernel for them has such sums anyway.
     std::string reduce_range = "auto";
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
@@ -354,8 +352,9 @@ void set_engine(const std::string& name);
 /// (AVX-VNNI alone does not help: engine x86 takes fbgemm there, which has no kernels for it), always elsewhere.
 bool exact_int8_products();
 
-/// What a file's int8 layers ask of the CPU and this one lacks: layers whose weights have 8 bits where sums of products
-/// saturate. Empty where all is well. @param exact_products  of the CPU that is to run it
+/// Names layers of a file whose weights have 8 bits where sums of products saturate: for want of VNNI, or on every CPU
+/// in FBGEMM's kernel for depthwise convolutions. Empty where all is well. @param exact_products  of the CPU that is to
+/// run it
 std::vector<std::string> int8_warnings(const Model& model, bool exact_products = exact_int8_products());
 
 // -------------------------------------------------------------------------------------------------------------- stages
@@ -414,9 +413,9 @@ struct AutoOptions {
 
 /// Stage quantize.auto: every layer is timed by itself in every form on the example, and gets the fastest form whose
 /// noise is allowed; what is not faster than float stays float and says so. Attention (scaled_dot_product_attention) is
-/// such a layer, whose form is bf16. In the end the whole model, static int8 with either kind of linear layers, and
-/// float are timed, and the fastest is kept. Choices follow the clock: the same model may get
-/// other forms in another run.
+/// such a layer, whose form is bf16. In the end the whole model, static int8 with either kind of linear layers and
+/// convolutions, and float are timed, and the fastest is kept. Choices follow the clock: the same model may get other
+/// forms in another run.
 std::unique_ptr<Stage> auto_precision(AutoOptions options = {});
 
 // ----------------------------------------------------------------------------------------------------- mixed precision

@@ -188,14 +188,7 @@ TEST(PruneCoverage, IsThatOfTheTable) {
           << average << " % of their weights.\n";
     EXPECT_GE(static_cast<double>(pruned), 0.95 * static_cast<double>(zoo_models().size()));
     EXPECT_GE(average, 80);
-
-    const char* source = std::getenv("COPPICE_SOURCE");
-    const auto path = std::filesystem::path(source ? source : ".") / "tests/zoo/pruning.md";
-    if (const char* update = std::getenv("COPPICE_UPDATE_GOLDEN"); update && *update) {
-        write_atomically(path, table.str());
-        GTEST_SKIP() << "wrote " << path;
-    }
-    EXPECT_EQ(read_text(path), table.str());
+    expect_table("pruning.md", table.str());
 }
 
 }  // namespace

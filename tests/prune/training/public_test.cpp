@@ -1,19 +1,10 @@
 // The stages that train, made by a C++ program: with the public headers alone, and the same as a recipe makes them.
 #include <coppice/prune_training.h>
 
-#include "support/support.h"
+#include "prune/training/context.h"
 
 namespace coppice::testing {
 namespace {
-
-Context context_of(int64_t count) {
-    Context context;
-    context.example = {sine({2, 3, 8, 8})};
-    context.data.train = tensor_dataset(
-        {(at::arange(count * 3 * 8 * 8, at::kDouble) * 0.7).sin().to(at::kFloat).reshape({count, 3, 8, 8})},
-        at::arange(count).remainder(10), "smooth images");
-    return context;
-}
 
 TrainOptions two_epochs() {
     TrainOptions train;

@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "prune/masking.h"
+#include "prune/training/context.h"
 
 namespace coppice::testing {
 namespace {
@@ -20,16 +21,6 @@ std::unique_ptr<Stage> training_stage(const std::string& name, const Settings& g
     auto stage = find_entry(stages, "stage", name, "test").make(options);
     options.done();
     return stage;
-}
-
-Context context_of(int64_t count) {
-    Context context;
-    context.example = {sine({2, 3, 8, 8})};
-    context.data.train = tensor_dataset(
-        {(at::arange(count * 3 * 8 * 8, at::kDouble) * 0.7).sin().to(at::kFloat).reshape({count, 3, 8, 8})},
-        at::arange(count).remainder(10), "smooth images");
-    context.data.calibration = context.data.train;
-    return context;
 }
 
 void expect_equal(const Model& a, const Model& b, double tolerance) {
