@@ -167,9 +167,10 @@ const std::vector<Entry<Stage>>& stages() {
              options.linear = o.choice("linear", options.linear, {"auto", "fused", "packed"},
                                        "linear layers between float ones: oneDNN's with the activation inside, packed "
                                        "when the file is loaded, or LibTorch's quantized:: ones; auto measures");
-             options.conv = o.choice("conv", options.conv, {"auto", "fused", "packed"},
-                                     "convolutions before SiLU, hard-swish or a residual addition: oneDNN's with these "
-                                     "inside, or LibTorch's quantized:: ones; auto measures");
+             options.conv = o.choice("conv", options.conv, {"auto", "fused", "fused_large", "packed"},
+                                     "convolutions before SiLU, hard-swish or a residual addition, and depthwise ones: "
+                                     "oneDNN's with these inside, all or the large ones, or LibTorch's quantized:: "
+                                     "ones; auto measures");
              options.reduce_range = o.choice("reduce_range", options.reduce_range, {"auto", "off", "on"},
                                              "weights of 7 bits, whose products cannot saturate on CPUs without VNNI; "
                                              "auto: by this CPU");

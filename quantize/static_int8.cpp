@@ -184,9 +184,11 @@ std::unique_ptr<Stage> static_int8(StaticOptions options) {
     const auto known = engines();
     if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
         throw_unknown(kWhere, "engine", options.engine, known);
-    const std::vector<std::string> kinds = {"auto", "fused", "packed"};
-    for (const auto& [name, kind] : {std::pair{"linear", options.linear}, {"conv", options.conv}})
+    const auto one_of = [](const char* name, const std::string& kind, const std::vector<std::string>& kinds) {
         if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) throw_unknown(kWhere, name, kind, kinds);
+    };
+    one_of("linear", options.linear, {"auto", "fused", "packed"});
+    one_of("conv", options.conv, {"auto", "fused", "fused_large", "packed"});
     return std::make_unique<StaticInt8>(std::move(options));
 }
 

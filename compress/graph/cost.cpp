@@ -111,6 +111,8 @@ const std::set<std::string>& free_operators() {  // views, shapes, constants, co
                                                  "aten::broadcast_tensors",
                                                  "aten::_make_per_tensor_quantized_tensor",
                                                  "aten::int_repr",
+                                                 "aten::_empty_affine_quantized",
+                                                 "aten::set_",
                                                  "aten::quantize_per_tensor",
                                                  "aten::dequantize",
                                                  "aten::swapaxes",

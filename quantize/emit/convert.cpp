@@ -61,7 +61,7 @@ public:
     Model run() {
         const bool fused = plan_.options.linear == "fused";
         for (const auto* unit : fused ? fused_linear(plan_) : islands_of(plan_)) islands_.insert(unit->node);
-        if (plan_.options.conv == "fused") fused_convs_ = fused_convolutions(plan_);
+        if (plan_.options.conv != "packed" && plan_.options.conv != "auto") fused_convs_ = fused_convolutions(plan_);
         for (const auto& [node, conv] : fused_convs_) {
             if (conv.add) inside_.emplace(conv.add->node, &conv);
             if (conv.last != conv.unit->nodes.back() && !conv.add) inside_.emplace(conv.last, nullptr);
@@ -282,14 +282,38 @@ private:
         return reader->owningBlock() == add->owningBlock() && reader->isBefore(add);
     }
 
+    /// Whether what an int8 unit gives may be the memory of what it reads, as a view is.
+    static bool may_share_memory(const Unit& unit) {
+        if (unit.kind != UnitKind::kSame && unit.kind != UnitKind::kSplit) return false;
+        return std::string(unit.node->kind().toUnqualString()).find("_pool") == std::string::npos;
+    }
+
+    /// Whether an int8 tensor has memory of its own, and not that of what it was made from.
+    bool owns_memory(const Value* old) const {
+        for (const auto& unit : plan_.units)
+            if (unit.int8 && std::find(unit.outputs.begin(), unit.outputs.end(), old) != unit.outputs.end())
+                return !may_share_memory(unit);
+        return true;  // it was rounded from float
+    }
+
+    /// Whether nothing reads an int8 tensor once `add` has run. Behind a view of it anything may.
+    bool read_before(const Value* old, const Node* add) const {
+        const auto& uses = old->uses();
+        return std::all_of(uses.begin(), uses.end(), [&](const Use& use) {
+            if (use.user == add || reads_no_values(use.user)) return true;
+            const auto reader = std::find_if(plan_.units.begin(), plan_.units.end(), [&](const Unit& unit) {
+                return std::find(unit.nodes.begin(), unit.nodes.end(), use.user) != unit.nodes.end();
+            });
+            // A float operator reads a copy, which is made at once.
+            if (reader == plan_.units.end() || (!reader->int8 && !reader->island)) return true;
+            return !may_share_memory(*reader) && reads_before(use.user, add);
+        });
+    }
+
     /// The integers of a residual, which the addition overwrites.
     Value* overwritten(const Value* old, const Node* add) {
-        const auto found = integers_.find(old);
-        if (found == integers_.end()) return emit_.integers(as_int8(old));
-        const auto& uses = old->uses();
-        const bool last = std::all_of(uses.begin(), uses.end(),
-                                      [&](const Use& use) { return use.user == add || reads_before(use.user, add); });
-        return last ? found->second : graph_->insert(aten::clone, {found->second});
+        Value* integers = as_integers(old);
+        return owns_memory(old) && read_before(old, add) ? integers : graph_->insert(aten::clone, {integers});
     }
 
     void emit_fused_conv(const FusedConv& conv) {
@@ -412,13 +436,13 @@ private:
 std::vector<Kernels> kernels_for(const StaticPlan& plan) {
     const auto& options = plan.impl().options;
     const bool islands = !islands_of(plan.impl()).empty();
-    const auto kinds = [](const std::string& option, bool fusing) -> std::vector<std::string> {
+    const auto kinds = [](const std::string& option, bool fusing, const char* fused) -> std::vector<std::string> {
         if (option != "auto") return {option};
         if (!fusing || !exact_int8_products()) return {"packed"};
-        return {"packed", "fused"};
+        return {"packed", fused};
     };
-    const auto linear = kinds(options.linear, worth_fusing(plan.impl()));
-    const auto conv = kinds(options.conv, !fused_convolutions(plan.impl()).empty());
+    const auto linear = kinds(options.linear, worth_fusing(plan.impl()), "fused");
+    const auto conv = kinds(options.conv, !fused_convolutions(plan.impl()).empty(), "fused_large");
     std::vector<Kernels> all;
     for (const auto& engine : options.engine == "auto" ? engines() : std::vector<std::string>{options.engine}) {
         if (options.engine == "auto" && engine == "qnnpack") continue;  // its kernels are for ARM

@@ -8,28 +8,26 @@ namespace {
 
 class Search {
 public:
-    explicit Search(const StaticPlan::Impl& plan) : plan_(plan) {
+    explicit Search(const StaticPlan::Impl& plan) : plan_(plan), all_(plan.options.conv == "fused") {
         for (const auto& unit : plan.units)
             for (const auto* node : unit.nodes) unit_of_[node] = &unit;
     }
 
     std::unordered_map<const Node*, FusedConv> run() {
+        std::unordered_map<const Node*, FusedConv> chosen;
         // From the end: of two convolutions that meet in a sum, the later one adds.
         for (auto unit = plan_.units.rbegin(); unit != plan_.units.rend(); ++unit) {
             if (!unit->int8 || unit->kind != UnitKind::kConv || as_conv(unit->node)->dims != 2) continue;
-            const auto& conv = all_.emplace(unit->node, fused(*unit)).first->second;
-            makers_[conv.last->output()] = unit->node;
-            if (conv.saves()) chosen_.insert(unit->node);
+            const auto conv = fused(*unit);
+            const double saved_ns = saved_ns_per_element(conv);
+            if (saved_ns == 0) continue;
+            const auto elements = static_cast<double>(c10::multiply_integers(plan_.facts.shape(conv.last->output())));
+            if (all_ || saved_ns * elements / at::get_num_threads() > kCallNs)
+                chosen.emplace(unit->node, conv);
+            else if (conv.add)
+                adders_.erase(conv.add->node);  // the other convolution has the same size, but may save more
         }
-        for (bool more = !chosen_.empty(); more;) {
-            more = false;
-            for (const auto& [node, conv] : all_)
-                if (!chosen_.count(node) && (reads_integers(conv) || only_integers_wanted(conv)))
-                    more = chosen_.insert(node).second;
-        }
-        std::unordered_map<const Node*, FusedConv> result;
-        for (const auto* node : chosen_) result.emplace(node, all_.at(node));
-        return result;
+        return chosen;
     }
 
 private:
@@ -49,16 +47,13 @@ private:
         }
         const auto found = unit_of_.find(reader);
         if (found == unit_of_.end()) return conv;
-        // Integers of another operator's quantized tensor are a copy that takes as long as the convolution.
-        const auto maker = unit_of_.find(unit.inputs[0]->node());
-        if (maker == unit_of_.end() || !maker->second->int8 || maker->second->kind != UnitKind::kConv) return conv;
         const Unit& add = *found->second;
         if (add.kind != UnitKind::kAdd || !add.int8 || adders_.count(add.node) || add.inputs[0] == add.inputs[1])
             return conv;
         const bool first = add.inputs[0] == unit.node->output();
         const auto* other = add.inputs[first ? 1 : 0];
         if (plan_.facts.shape(other) != plan_.facts.shape(unit.node->output())) return conv;
-        adders_[add.node] = unit.node;
+        adders_.insert(add.node);
         conv.add = &add;
         conv.added = other;
         conv.last = add.nodes.back();
@@ -66,30 +61,28 @@ private:
         return conv;
     }
 
-    bool reads_integers(const FusedConv& conv) const {
-        const auto maker = makers_.find(conv.unit->inputs[0]);
-        return maker != makers_.end() && chosen_.count(maker->second) && plan_.parameters.count(maker->first);
+    /// What oneDNN's operator saves over quantized::conv2d and what stands behind it, on one thread; 0: nothing. These
+    /// and kCallNs are fitted to tests/bench/results/quantize_peers.md.
+    double saved_ns_per_element(const FusedConv& conv) const {
+        if (conv.activation.name == "swish") return 0.78;
+        if (conv.activation.name == "hardswish") return 0.23;
+        return (conv.add ? 0.18 : 0) + (depthwise(*conv.unit) ? 0.11 : 0);
     }
 
-    bool only_integers_wanted(const FusedConv& conv) const {
-        bool any = false;
-        for (const auto& use : conv.last->output()->uses()) {
-            if (reads_no_values(use.user)) continue;
-            const bool conv_reads = chosen_.count(use.user) && use.offset == anchor_inputs(use.user).tensor;
-            const auto adder = adders_.find(use.user);
-            const bool adds = adder != adders_.end() && all_.at(adder->second).added == conv.last->output();
-            if (!conv_reads && !adds) return false;
-            any = true;
-        }
-        return any;
+    /// Whether engine x86 would take FBGEMM's kernel, which is slower than oneDNN's.
+    bool depthwise(const Unit& unit) const {
+        const auto& weight = plan_.weights.at(unit.node);
+        const auto groups = as_conv(unit.node)->groups;
+        return groups > kOnednnGroups && fbgemm_depthwise(weight.sizes(), groups);
     }
+
+    /// What a call costs more, with a view of a quantized tensor in front of it and one behind.
+    static constexpr double kCallNs = 16e3;
 
     const StaticPlan::Impl& plan_;
+    const bool all_;
     std::unordered_map<const Node*, const Unit*> unit_of_;
-    std::unordered_map<const Node*, FusedConv> all_;
-    std::unordered_map<const Value*, const Node*> makers_;  ///< convolutions by what comes out
-    std::unordered_map<const Node*, const Node*> adders_;   ///< convolutions by the addition inside
-    std::set<const Node*> chosen_;
+    std::set<const Node*> adders_;  ///< additions inside a convolution
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Which convolutions oneDNN's operator with plain integers takes: onednn::qconv2d_pointwise, which applies an
-// activation or adds a residual before it rounds. Other int8 operators of LibTorch read quantized tensors; going from
-// one to the other is a copy, so that convolutions between them follow.
+// activation or adds a residual before it rounds, and has the better kernel where quantized::conv2d has FBGEMM's for
+// depthwise convolutions. Other int8 operators of LibTorch read quantized tensors, over the same memory (Emitter).
 #pragma once
 
 #include "emit/operators.h"
@@ -14,11 +14,10 @@ struct FusedConv {
     FusedActivation activation;
     const Unit* add = nullptr;  ///< residual addition inside
     const torch::jit::Value* added = nullptr;
-    /// Whether it does more than the packed operator.
-    bool saves() const { return add || (activation.name != "none" && activation.name != "relu"); }
 };
 
-/// By convolution; empty where none saves anything.
+/// By convolution: those that save something, whatever a call costs more (`conv: fused`), or those whose tensors are so
+/// large on the example that more is saved than that.
 std::unordered_map<const torch::jit::Node*, FusedConv> fused_convolutions(const StaticPlan::Impl& plan);
 
 }  // namespace coppice::quantize

@@ -366,12 +366,25 @@ std::optional<FusedActivation> fused_activation(const Node* node) {
     return std::nullopt;
 }
 
+Value* Emitter::over_memory_of(Value* tensor, Value* empty) {
+    const std::vector<int64_t> none{0}, one{1};
+    // Only its storage and where it begins count, and the operator below wants that to be contiguous.
+    Value* start = call("aten::as_strided", {tensor, none, one});
+    return call("aten::set_",
+                {empty, start, int64_t{0}, call("aten::size", {tensor}), call("aten::stride", {tensor})});
+}
+
 Value* Emitter::integers(Value* int8) {
-    return call("aten::int_repr", {int8});
+    Value* empty = graph_.insert(aten::empty, {std::vector<int64_t>{0}},
+                                 {NamedValue("dtype", static_cast<int64_t>(at::kByte))});
+    return over_memory_of(int8, empty);
 }
 
 Value* Emitter::from_integers(Value* integers, const Affine& p) {
-    return call("aten::_make_per_tensor_quantized_tensor", {integers, p.scale, p.zero_point});
+    Value* empty = graph_.insert(aten::_empty_affine_quantized, {std::vector<int64_t>{0}},
+                                 {NamedValue("dtype", static_cast<int64_t>(at::kQUInt8)), NamedValue("scale", p.scale),
+                                  NamedValue("zero_point", p.zero_point)});
+    return over_memory_of(integers, empty);
 }
 
 namespace {

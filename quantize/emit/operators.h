@@ -73,9 +73,10 @@ public:
     /// Float in, float out: rounds the input by `input_parameters`, multiplies in int8.
     torch::jit::Value* linear_float(torch::jit::Value* input, torch::jit::Value* packed, const Affine& input_parameters,
                                     bool relu);
-    /// The integers of an int8 tensor, as oneDNN's operators take them.
+    /// The integers of an int8 tensor, as oneDNN's operators take them, in the same memory: LibTorch's own operators
+    /// between the two, int_repr and _make_per_tensor_quantized_tensor, are copies, the first one an integer at a time.
     torch::jit::Value* integers(torch::jit::Value* int8);
-    /// A quantized tensor of integers; a copy.
+    /// A quantized tensor of integers, in the same memory.
     torch::jit::Value* from_integers(torch::jit::Value* integers, const Affine& parameters);
     /// Weights of linear_fused() and conv_fused().
     struct FusedWeights {
@@ -114,6 +115,8 @@ public:
 
 private:
     torch::jit::Value* call(const char* name, at::ArrayRef<torch::jit::NamedValue> arguments);
+    /// Lets `empty` have the memory, sizes and strides of `tensor`, whose type may be another one of as many bytes.
+    torch::jit::Value* over_memory_of(torch::jit::Value* tensor, torch::jit::Value* empty);
     torch::jit::Graph& graph_;
 };
 

@@ -99,9 +99,9 @@ struct Kernels {
     std::string engine, linear, conv;
     std::string name() const { return engine + suffix(); }
     std::string suffix() const {
-        return std::string(linear == "fused" ? ", linear fused" : "") + (conv == "fused" ? ", conv fused" : "");
+        return std::string(linear == "packed" ? "" : ", linear " + linear) + (conv == "packed" ? "" : ", conv " + conv);
     }
-    bool fused() const { return linear == "fused" || conv == "fused"; }
+    bool fused() const { return linear != "packed" || conv != "packed"; }
 };
 /// Those that can run the plan, of what its options leave open.
 std::vector<Kernels> kernels_for(const StaticPlan& plan);

@@ -518,7 +518,7 @@ TEST(Convert, FusedLinearBetweenFloatTensorsIsThePackedOne) {
         const auto packed = convert(plan_of(model, data, options));
         options.linear = "fused";
         const auto fused = convert(plan_of(model, data, options));
-        EXPECT_EQ(operators_of(fused).at("aten::int_repr"), 1);  // both read the same integers
+        EXPECT_EQ(operators_of(fused).at("aten::set_"), 1);  // both read the same integers
         const auto left = all_tensors(packed.forward(data[1])), right = all_tensors(fused.forward(data[1]));
         for (size_t i = 0; i < left.size(); ++i)
             EXPECT_LE(max_difference(left[i], right[i]), 1e-5) << i;  // sums of integers are exact, scales float32
@@ -650,14 +650,16 @@ TEST(Convert, FusedConvolutionsApplyTheActivationOrAddTheResidualBeforeTheyRound
     const std::vector<std::pair<std::string, at::Tensor>> weights = {{"a.weight", sine({8, 8, 3, 3}, 0.2)},
                                                                      {"a.bias", sine({8})},
                                                                      {"d.weight", sine({8, 1, 3, 3}, 0.4)},
-                                                                     {"b.weight", sine({8, 8, 1, 1}, 0.4)}};
+                                                                     {"b.weight", sine({8, 8, 1, 1}, 0.4)},
+                                                                     {"l.weight", sine({4, 512}, 0.4)}};
     struct Case {
         std::string body;
         std::map<std::string, int> operators;
-        int conversions;  ///< copies from or to quantized tensors
+        int conversions;  ///< views from or to quantized tensors
+        int copies = 0;   ///< of residuals that are read once more
     };
     const std::string a = "torch.conv2d(x, self.a.weight, self.a.bias, [1, 1], [1, 1])";
-    for (const auto& [body, operators, conversions] : std::vector<Case>{
+    for (const auto& [body, operators, conversions, copies] : std::vector<Case>{
              // A chain of SiLUs stays in plain integers; the last one is read as float.
              {"    y = torch.silu(" + a +
                   ")\n    y = torch.silu_(torch.conv2d(y, self.d.weight, None, [1, 1], [1, 1], "
@@ -703,6 +705,25 @@ TEST(Convert, FusedConvolutionsApplyTheActivationOrAddTheResidualBeforeTheyRound
                   "    return torch.conv2d(z, self.head.weight), y.size(1)\n",
               {{"relu", 1}, {"swish", 1}},
               2},
+             // What pooling gives is memory of its own.
+             {"    y = torch.max_pool2d(torch.conv2d(x, self.b.weight), [2, 2])\n"
+              "    z = torch.relu(y + torch.conv2d(y, self.b.weight))\n"
+              "    return torch.conv2d(z, self.head.weight)\n",
+              {{"sum", 1}},
+              -2},
+             // A view of the residual is read behind the sum.
+             {"    y = torch.relu(" + a +
+                  ")\n    v = torch.flatten(y, 1)\n    z = y + torch.conv2d(x, self.b.weight)\n"
+                  "    return torch.conv2d(z, self.head.weight), torch.linear(v, self.l.weight)\n",
+              {{"sum", 1}},
+              -2},
+             // And this residual is a view of what is read behind the sum.
+             {"    y = torch.relu(" + a +
+                  ")\n    v = torch.reshape(y, [2, 8, 4, 16])\n    w = torch.reshape(x, [2, 8, 4, 16])\n"
+                  "    z = v + torch.conv2d(w, self.b.weight)\n"
+                  "    return torch.conv2d(z, self.head.weight), torch.conv2d(y, self.head.weight)\n",
+              {{"sum", 1}},
+              -2},
              // A sum that broadcasts stays an operator of its own.
              {"    y = torch.silu(" + a +
                   ")\n    z = torch.mean(y, [2, 3], True) + torch.conv2d(y, self.b.weight)\n"
@@ -720,8 +741,9 @@ TEST(Convert, FusedConvolutionsApplyTheActivationOrAddTheResidualBeforeTheyRound
         const auto count = operators_of(int8);
         const auto of = [&](const char* op) { return count.count(op) ? count.at(op) : 0; };
         if (conversions >= 0) {
-            EXPECT_EQ(of("aten::_make_per_tensor_quantized_tensor") + of("aten::int_repr"), conversions);
+            EXPECT_EQ(of("aten::set_"), conversions);
         }
+        EXPECT_EQ(of("aten::clone"), copies);
         EXPECT_EQ(of("quantized::add"), conversions < 0 ? 1 : 0);
         expect_like_simulation(plan, int8, data[1], 4);
         // The same file in stock LibTorch, frozen too; a second run sees nothing of what the first overwrote.
@@ -741,6 +763,51 @@ TEST(Convert, FusedConvolutionsApplyTheActivationOrAddTheResidualBeforeTheyRound
         const auto costs = cost(int8, data[0]);
         EXPECT_EQ(costs.macs, cost(model, data[0]).macs);
         EXPECT_EQ(costs.unknown_operators, std::vector<std::string>());
+    }
+}
+
+TEST(Convert, FusedDepthwiseConvolutionsOfManyChannelsKeepEightBits) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused convolutions need VNNI";
+    const auto model = build_model({{"a.weight", sine({104, 3, 1, 1}, 0.5)}, {"d.weight", sine({104, 1, 3, 3}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.relu(torch.conv2d(x, self.a.weight))\n"
+                                   "    return torch.conv2d(y, self.d.weight, None, [1, 1], [1, 1], [1, 1], 104)\n");
+    const auto data = images(3);
+    StaticOptions options;
+    for (const std::string conv : {"packed", "fused"}) {
+        options.conv = conv;
+        const auto plan = plan_of(model, data, options);
+        for (const auto& unit : plan.impl().units)
+            if (unit.kind == UnitKind::kConv)
+                EXPECT_EQ(plan.impl().weights.at(unit.node).int_repr().abs().max().item<int64_t>(),
+                          conv == "packed" && as_conv(unit.node)->groups == 104 ? 63 : 127);
+        const auto int8 = convert(plan);
+        EXPECT_EQ(operators_of(int8).count("onednn::qconv2d_pointwise"), conv == "fused" ? 1u : 0u);
+        if (conv == "fused") {
+            EXPECT_EQ(check_fused_convolutions(int8, data[0]), (std::map<std::string, int>{{"none", 1}}));
+        }
+    }
+}
+
+TEST(Convert, OnlyLargeConvolutionsAreFusedWhereThatIsAskedFor) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused convolutions need VNNI";
+    const auto model =
+        around("    y = torch.silu(torch.conv2d(x, self.a.weight))\n    return torch.conv2d(y, self.head.weight)\n",
+               {{"a.weight", sine({8, 8, 1, 1}, 0.4)}});
+    StaticOptions options;
+    for (const int64_t side : {8, 256}) {
+        const auto data = images(2, {2, 3, side, side});
+        for (const std::string conv : {"packed", "fused_large", "fused"}) {
+            options.conv = conv;
+            const auto count = operators_of(convert(plan_of(model, data, options)));
+            EXPECT_EQ(count.count("onednn::qconv2d_pointwise"),
+                      conv == "fused" || (conv == "fused_large" && side == 256) ? 1u : 0u)
+                << conv << side;
+        }
+        options.conv = "auto";
+        const auto kinds = kernels_for(plan_of(model, data, options));
+        ASSERT_EQ(kinds.size(), side == 256 ? 2u : 1u);
+        EXPECT_EQ(kinds.back().conv, side == 256 ? "fused_large" : "packed");
     }
 }
 
