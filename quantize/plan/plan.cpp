@@ -544,6 +544,7 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     settle_training(copy);
     fold_batch_norm(copy, example, folded);
     drop_dropout(copy);
+    settle_dictionaries(copy);
     settle_lists(copy);
     // Networks add and rectify in place; the int8 operators do not.
     RemoveTensorMutation(copy.graph());

@@ -85,6 +85,9 @@ Range ends_of(const Affine& parameters, int64_t levels);
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
 
+/// Gives readers of dictionaries of tensors the tensors themselves, where keys are constants.
+void settle_dictionaries(Model& model);
+
 /// Gives each reader of a list of tensors that grows a list of its own.
 void settle_lists(Model& model);
 
