@@ -2,6 +2,7 @@
 
 #include <coppice/stage.h>
 
+#include "equalize/pairs.h"
 #include "plan/units.h"
 
 namespace coppice::quantize {
@@ -21,6 +22,8 @@ struct StaticPlan::Impl {
     std::set<const torch::jit::Node*> cats_with_one_scale;
     std::vector<LayerPlan> layers;
     std::vector<LayerChange> folded;
+    Equalized equalized;
+    Smoothed smoothed;
 };
 
 /// Where the tensor and the weight of a convolution or linear layer enter its operator.
