@@ -12,7 +12,6 @@ import sys
 import torch
 
 torch.set_num_threads(1)
-torch.manual_seed(0)
 
 
 def ranks(x):

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru light_ts gcn
-# and minilm_l6_smooth: static with and without SmoothQuant; resnet20_bits: few bits by every rounding; resnet20_in_turn: layers in turn, and AdaRound with more steps; resnet20_no_data: calibrated on inputs made from batch norms
+# and minilm_l6_smooth: static with and without SmoothQuant (see output_noise.py, too); resnet20_bits: few bits by every rounding; resnet20_in_turn: layers in turn, and AdaRound with more steps; resnet20_no_data: calibrated on inputs made from batch norms
 # PROFILE=off leaves time out; TEST=FILE judges resnet20 on other images.
 # Prints one line per stage; runs and their reports stay in OUT.
 set -u
