@@ -185,7 +185,15 @@ const std::vector<Entry<Stage>>& stages() {
                  o.boolean("bias_correction", options.bias_correction, "the mean error of weights goes into the bias");
              options.equalize =
                  o.boolean("equalize", options.equalize, "equal ranges across neighbouring layers (arXiv 1906.04721)");
+             options.equalize_relu6 =
+                 o.choice("equalize_relu6", options.equalize_relu6, {"calibrated", "keep", "relu"},
+                          "ReLU6 between two layers: keep leaves the pair; relu replaces it, which "
+                          "changes the function; calibrated leaves the calibration data's outputs");
              options.smooth = o.number("smooth", options.smooth, "SmoothQuant's alpha (arXiv 2211.10438); 0: off");
+             options.smooth_norms = o.choice("smooth_norms", options.smooth_norms, {"all", "free", "gain"},
+                                             "gain: layer norms behind which noise falls, by 1 dB where something else "
+                                             "reads them and is multiplied back; free: those that only linear layers "
+                                             "read; or all");
              options.synthetic.examples = o.integer("synthetic_examples", options.synthetic.examples, 1, INT64_MAX,
                                                     "made from batch norms where there are no data (arXiv 2001.00281)");
              options.synthetic.steps =

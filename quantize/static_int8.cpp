@@ -85,6 +85,8 @@ public:
                 std::to_string(narrow) +
                 " depthwise convolutions get weights of 7 bits: FBGEMM, which LibTorch runs them by, adds "
                 "two products in 16 bits");
+        if (options.equalize) tell_equalized(plan.impl().equalized, *context.log);
+        if (options.smooth > 0) tell_smoothed(plan.impl().smoothed, *context.log);
         Json seconds = Json::object();
         auto kernels = fastest_kernels(plan, context.example, seconds);
         if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
@@ -120,6 +122,35 @@ private:
         });
     }
 
+    void tell_equalized(const Equalized& equalized, Log& log) const {
+        const auto pairs = std::to_string(equalized.pairs) + (equalized.pairs == 1 ? " pair" : " pairs") + " of layers";
+        if (options_.equalize_relu6 == "relu" && equalized.bounded > 0)
+            log.warning(std::string(kWhere) + ": equalize replaced ReLU6 by ReLU in " +
+                        std::to_string(equalized.bounded) + " of " + pairs +
+                        ", which changes the function where values exceed the bound: at most " +
+                        formatted("%.3g", 100 * equalized.beyond_ratio) + " % of a layer's calibration values.");
+        else if (options_.equalize_relu6 == "keep" && equalized.bounded > 0)
+            log.warning(std::string(kWhere) + ": equalize treats " + pairs + " and leaves " +
+                        std::to_string(equalized.bounded) +
+                        " with a ReLU6 between them. equalize_relu6: calibrated or relu treats them, for a function "
+                        "that is no longer the same on all inputs.");
+        else
+            log.info("equalize treats " + pairs);
+    }
+
+    static void tell_smoothed(const Smoothed& smoothed, Log& log) {
+        const auto of_all = std::to_string(smoothed.norms) + " of " + std::to_string(smoothed.of) + " layer norms";
+        if (smoothed.norms == 0)
+            log.warning(std::string(kWhere) + ": smooth did nothing: it treats " + of_all +
+                        ". The changes of the stage give the reason for each.");
+        else
+            log.info("smooth treats " + of_all +
+                     (smoothed.multiplied == 0
+                          ? ""
+                          : ", " + std::to_string(smoothed.multiplied) +
+                                " of them with a multiplication for what reads them besides linear layers"));
+    }
+
     void record(const StaticPlan& plan, Context& context, const Calibration& calibration) const {
         for (const auto& change : plan.impl().folded) context.record(change);
         int64_t int8_layers = 0, float_layers = 0, int8_weights = 0, float_weights = 0;
@@ -148,6 +179,15 @@ private:
         facts["int8_weights"] = int8_weights;
         facts["float_weights"] = float_weights;
         if (std::isfinite(worst)) facts["worst_layer_sqnr_db"] = worst;
+        if (options_.equalize) {
+            facts["equalized_pairs"] = plan.impl().equalized.pairs;
+            facts["pairs_around_relu6"] = plan.impl().equalized.bounded;
+        }
+        if (options_.smooth > 0) {
+            facts["smoothed_norms"] = plan.impl().smoothed.norms;
+            facts["smoothed_norms_multiplied_back"] = plan.impl().smoothed.multiplied;
+            facts["norms"] = plan.impl().smoothed.of;
+        }
         facts["calibration_batches"] = calibration.size();
         facts["exact_int8_products"] = exact_int8_products();
         facts["batch_norms_folded"] =
@@ -177,6 +217,8 @@ std::unique_ptr<Stage> static_int8(StaticOptions options) {
     if (!(options.smooth >= 0 && options.smooth <= 1))
         throw InvalidArgument(kWhere, "smooth is " + std::to_string(options.smooth) + ", must be in [0, 1]",
                               "Use 0.5, or 0 to leave it out.");
+    check_smooth_norms(kWhere, options.smooth_norms);
+    check_relu6(kWhere, "equalize_relu6", options.equalize_relu6);
     if (options.rounding && options.rounding->moves_offsets())
         throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
                               "Use gptq or adaround, or hqq in quantize.weight_only.");

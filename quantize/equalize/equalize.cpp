@@ -6,9 +6,24 @@
 // with r1_i = max |W1[i]| and r2_i = max |W2[:, i]|: both ranges become sqrt(r1_i r2_i). Repeated over all pairs until
 // nothing moves. It fires where the second layer is the only reader of the first, directly or through relu, leaky relu,
 // dropout or pooling, and no other operator reads their weights. A channel of zeros on either side keeps its scale.
+//
+// ReLU6 is no such f: relu6(z) = s relu6(z / s) only while neither side is cut. The exact form is a clamp with a bound
+// per channel, 6 / s_i, which no int8 operator of LibTorch takes in, so pairs around a ReLU6 are left unless
+// EqualizeOptions::relu6 says
+//
+//     relu        relu6 becomes relu (the paper): another function where values exceed 6
+//     calibrated  relu6 stays, and scales are held where it cuts none of the calibration data anew: s_i = 1 where
+//                 m_i = max z_i >= 6, else s_i >= m_i / 6. On these data the function is the same.
+#include <algorithm>
+#include <cmath>
+
+#include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include "calibration/calibration.h"
+#include "emit/operators.h"
 #include "equalize/pairs.h"
+#include "layers/layers.h"
 #include "plan/units.h"
 
 namespace coppice::quantize {
@@ -26,8 +41,18 @@ struct Side {
     std::vector<int64_t> channel_first;  ///< permutation that brings the shared channels to dimension 0
 };
 
+/// A clamp from 0 to a bound between two layers.
+struct Bound {
+    Node* node;
+    double high;
+    double beyond = 0, values = 0;  ///< how many of its inputs exceed the bound, of how many
+};
+
 struct Pair {
     Side first, second;
+    std::vector<Bound> bounds;
+    at::Tensor largest;  ///< of each output channel of the first layer, float64; where there are bounds
+    at::Tensor scale;    ///< of the first layer's output by now: it was divided by so much
 };
 
 std::vector<int64_t> swap_first(int64_t dims, int64_t with) {
@@ -84,43 +109,138 @@ void scale_channels(Model& model, const Side& side, const at::Tensor& factor) {
     set_tensor(model, side.bias, (bias * factor.reshape(bias.sizes())).to(at::kFloat));
 }
 
+/// Runs the calibration data for what pairs with bounds have to know.
+void observe(const Model& model, const Calibration& calibration, const Progress& progress, std::vector<Pair>& pairs) {
+    std::unordered_map<const Node*, Pair*> firsts;
+    std::unordered_map<const Node*, Bound*> bounds;
+    for (auto& pair : pairs) {
+        if (pair.bounds.empty()) continue;
+        firsts[pair.first.node] = &pair;
+        for (auto& bound : pair.bounds) bounds[bound.node] = &bound;
+    }
+    if (firsts.empty()) return;
+    NodeHooks hooks;
+    hooks.before = [&](const Node* node, std::vector<c10::IValue>& inputs) {
+        const auto found = bounds.find(node);
+        if (found == bounds.end()) return;
+        found->second->beyond += (inputs[0].toTensor() > found->second->high).sum().item<double>();
+        found->second->values += static_cast<double>(inputs[0].toTensor().numel());
+    };
+    hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+        const auto found = firsts.find(node);
+        if (found == firsts.end()) return;
+        const auto output = outputs[0].toTensor();
+        if (output.numel() == 0) return;
+        const auto conv = as_conv(found->second->first.node);
+        const int64_t channel = output.dim() - 1 - (conv ? conv->dims : 0);
+        const auto seen = output.movedim(channel, 0).reshape({output.size(channel), -1}).amax(1).to(at::kDouble);
+        auto& largest = found->second->largest;
+        largest = largest.defined() ? at::maximum(largest, seen) : seen;
+    };
+    run_batches(model, calibration, hooks, "equalizing", progress);
+}
+
+/// The factor nearest to `factor` that cuts no calibration data.
+at::Tensor within_bounds(const Pair& pair, const at::Tensor& factor) {
+    auto high = pair.bounds.front().high;
+    for (const auto& bound : pair.bounds) high = std::min(high, bound.high);
+    const auto scale = at::maximum(pair.scale * factor, pair.largest / high);
+    return at::where(pair.largest < high, scale, at::ones_like(scale)) / pair.scale;
+}
+
 }  // namespace
 
 int equalize(Model& model, const Inputs&, std::vector<LayerChange>* changes) {
+    return equalize(model, Calibration(std::vector<Inputs>()), {}, changes).pairs;
+}
+
+int equalize(Model& model, const Inputs&, const Calibration& calibration, const EqualizeOptions& options,
+             std::vector<LayerChange>* changes) {
+    return equalize(model, calibration, options, changes).pairs;
+}
+
+Equalized equalize(Model& model, const Calibration& calibration, const EqualizeOptions& options,
+                   std::vector<LayerChange>* changes) {
+    check_relu6("quantize.equalize", "relu6", options.relu6);
+    const bool keep = options.relu6 == "keep";
+    if (!keep && calibration.size() == 0)
+        throw InvalidArgument("quantize.equalize", "there is no calibration data for relu6: " + options.relu6,
+                              "Give at least one batch, or relu6: keep.");
     torch::NoGradGuard no_grad;
     const SoleReaders readers(model);
     std::vector<Pair> pairs;
+    Equalized result;
     for (Node* node : all_nodes(*model.graph())) {
         const auto first = as_side(model, node, true, readers);
         if (!first) continue;
+        std::vector<Bound> bounds;
         Node* next = only_reader(node->output());
-        while (next && homogeneous(next)) next = only_reader(next->output());
+        for (; next; next = only_reader(next->output())) {
+            const auto clamp = clamp_of(next);
+            if (clamp && clamp->low == 0 && std::isfinite(clamp->high) && clamp->high > 0)
+                bounds.push_back({next, clamp->high});
+            else if (!homogeneous(next) && !(clamp && clamp->low == 0 && clamp->high > 0))
+                break;
+        }
         if (!next || (as_conv(next).has_value() != as_conv(node).has_value())) continue;
         const auto second = as_side(model, next, false, readers);
         if (!second) continue;
-        if (channels(model, *first).size(0) != channels(model, *second).size(0)) continue;
-        pairs.push_back({*first, *second});
+        const auto count = channels(model, *first).size(0);
+        if (count != channels(model, *second).size(0)) continue;
+        if (keep && !bounds.empty())
+            ++result.bounded;
+        else
+            pairs.push_back({*first, *second, bounds, at::Tensor(), at::ones({count}, at::kDouble)});
     }
+    observe(model, calibration, options.progress, pairs);
+    if (options.relu6 == "calibrated")  // what no batch reaches is not known
+        std::erase_if(pairs, [](const Pair& pair) { return !pair.bounds.empty() && !pair.largest.defined(); });
     for (int sweep = 0; sweep < kSweeps; ++sweep) {
         double moved = 0;
-        for (const auto& [first, second] : pairs) {
-            const auto r1 = channels(model, first).abs().amax(1).to(at::kDouble);
-            const auto r2 = channels(model, second).abs().amax(1).to(at::kDouble);
+        for (auto& pair : pairs) {
+            const auto r1 = channels(model, pair.first).abs().amax(1).to(at::kDouble);
+            const auto r2 = channels(model, pair.second).abs().amax(1).to(at::kDouble);
             const auto alive = (r1 > 0) & (r2 > 0);
             const auto s = at::where(alive, (r1 / r2).sqrt(), at::ones_like(r1));
-            const auto usable = at::where(s.isfinite() & (s > 0), s, at::ones_like(s));
+            auto usable = at::where(s.isfinite() & (s > 0), s, at::ones_like(s));
+            if (!pair.bounds.empty() && options.relu6 == "calibrated") usable = within_bounds(pair, usable);
             moved = std::max(moved, usable.log().abs().max().item<double>());
-            scale_channels(model, first, usable.reciprocal());
-            scale_channels(model, second, usable);
+            pair.scale = pair.scale * usable;
+            scale_channels(model, pair.first, usable.reciprocal());
+            scale_channels(model, pair.second, usable);
         }
         if (moved < kSettled) break;
     }
-    if (changes) {
-        const LayerNames names(model);
-        for (const auto& pair : pairs)
-            changes->push_back({names.of(pair.first.node), "equalized", "", "with " + names.of(pair.second.node), ""});
+    const LayerNames names(model);
+    for (const auto& pair : pairs) {
+        ++result.pairs;
+        const auto second = names.of(pair.second.node);
+        if (changes) changes->push_back({names.of(pair.first.node), "equalized", "", "with " + second, ""});
+        if (pair.bounds.empty()) continue;
+        ++result.bounded;
+        for (const auto& bound : pair.bounds) {
+            const double share = bound.values > 0 ? bound.beyond / bound.values : 0;
+            result.beyond_ratio = std::max(result.beyond_ratio, share);
+            if (options.relu6 != "relu") continue;
+            if (changes)
+                changes->push_back({names.of(pair.first.node), "replaced", "clamp at " + formatted("%g", bound.high),
+                                    "relu",
+                                    formatted("%.3g", 100 * share) +
+                                        " % of its calibration values lie beyond: the function changes there"});
+            WithInsertPoint guard(bound.node);
+            Value* relu = model.graph()->insert(aten::relu, {bound.node->input(0)});
+            relu->setType(bound.node->output()->type());
+            bound.node->output()->replaceAllUsesWith(relu);
+            bound.node->destroy();
+        }
     }
-    return static_cast<int>(pairs.size());
+    if (options.relu6 == "relu") model.refresh();
+    return result;
+}
+
+void check_relu6(const char* where, const char* option, const std::string& relu6) {
+    const std::vector<std::string> known = {"calibrated", "keep", "relu"};
+    if (std::find(known.begin(), known.end(), relu6) == known.end()) throw_unknown(where, option, relu6, known);
 }
 
 }  // namespace coppice::quantize

@@ -6,9 +6,29 @@
 
 namespace coppice::quantize {
 
-/// smooth() that tells how far it is.
-int smooth(Model& model, const Calibration& calibration, double alpha, std::vector<LayerChange>* changes,
-           const Progress& progress);
+/// What equalize() did.
+struct Equalized {
+    int pairs = 0;            ///< of layers treated
+    int bounded = 0;          ///< pairs around a clamp such as ReLU6: of these, or with relu6: keep besides these
+    double beyond_ratio = 0;  ///< largest share of the calibration values of such a clamp that exceed its bound
+};
+Equalized equalize(Model& model, const Calibration& calibration, const EqualizeOptions& options,
+                   std::vector<LayerChange>* changes);
+
+/// @throws InvalidArgument when `relu6` is none of EqualizeOptions::relu6; `option` is what the caller calls it
+void check_relu6(const char* where, const char* option, const std::string& relu6);
+
+/// What smooth() did with layer norms and rms norms over the last dimension.
+struct Smoothed {
+    int norms = 0;       ///< smoothed
+    int multiplied = 0;  ///< of these: with a multiplication for what else reads them
+    int of = 0;          ///< all that there are
+};
+Smoothed smooth(Model& model, const Calibration& calibration, const SmoothOptions& options,
+                std::vector<LayerChange>* changes);
+
+/// @throws InvalidArgument when `norms` is none of SmoothOptions::norms
+void check_smooth_norms(const char* where, const std::string& norms);
 
 /// Names of attributes that exactly one operator reads: scaling one for a layer changes no other.
 class SoleReaders {

@@ -15,7 +15,6 @@
 
 #include "calibration/calibration.h"
 #include "emit/operators.h"
-#include "equalize/pairs.h"
 #include "layers/layers.h"
 #include "plan/blocks.h"
 #include "plan/in_turn.h"
@@ -547,6 +546,7 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     settle_training(copy);
     fold_batch_norm(copy, example, folded);
     drop_dropout(copy);
+    settle_dictionaries(copy);
     settle_lists(copy);
     // Networks add and rectify in place; the int8 operators do not.
     RemoveTensorMutation(copy.graph());
@@ -625,8 +625,19 @@ StaticPlan plan_static(const Model& model, const Inputs& example, const Calibrat
     auto plan = std::make_shared<StaticPlan::Impl>();
     plan->options = options;
     plan->model = prepare(model, example, &plan->folded);
-    if (options.equalize) equalize(plan->model, example, &plan->folded);
-    if (options.smooth > 0) smooth(plan->model, calibration, options.smooth, &plan->folded, options.progress);
+    if (options.equalize)
+        plan->equalized = equalize(plan->model, calibration, {options.equalize_relu6, options.progress}, &plan->folded);
+    if (options.smooth > 0) {
+        SmoothOptions smoothing;
+        smoothing.alpha = options.smooth;
+        smoothing.norms = options.smooth_norms;
+        smoothing.observer = options.observer;
+        smoothing.weight_bits = std::min(options.weight_bits, widest_weight(options.reduce_range));
+        smoothing.per_channel = options.per_channel;
+        smoothing.fit_weights = options.fit_weights;
+        smoothing.progress = options.progress;
+        plan->smoothed = smooth(plan->model, calibration, smoothing, &plan->folded);
+    }
     plan->facts = Facts::observe(plan->model, example);
     Planner(*plan, calibration).run();
     return StaticPlan(plan);

@@ -2,6 +2,7 @@
 
 #include <coppice/stage.h>
 
+#include "equalize/pairs.h"
 #include "plan/units.h"
 
 namespace coppice::quantize {
@@ -21,6 +22,8 @@ struct StaticPlan::Impl {
     std::set<const torch::jit::Node*> cats_with_one_scale;
     std::vector<LayerPlan> layers;
     std::vector<LayerChange> folded;
+    Equalized equalized;
+    Smoothed smoothed;
 };
 
 /// Where the tensor and the weight of a convolution or linear layer enter its operator.
@@ -84,6 +87,9 @@ Range ends_of(const Affine& parameters, int64_t levels);
 
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
 Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
+
+/// Gives readers of dictionaries of tensors the tensors themselves, where keys are constants.
+void settle_dictionaries(Model& model);
 
 /// Gives each reader of a list of tensors that grows a list of its own.
 void settle_lists(Model& model);

@@ -423,7 +423,7 @@ std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) cons
         const auto& quantizer = impl_->of(unit.inputs[0]);
         return std::make_pair(quantizer->affine(), quantizer->levels());
     };
-    measure_noise(impl_->model, anchors, batches, rounding);
+    measure_noise(impl_->model, anchors, batches, rounding, impl_->options.progress);
     auto layers =
         layer_plans(impl_->model, plan.facts, units, [this](const Unit& unit) { return impl_->input_range(unit); });
     impl_->name_precisions(layers);
@@ -436,6 +436,7 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     StaticOptions planning;
     planning.per_channel = options.per_channel;
     planning.ignore = options.ignore;
+    planning.progress = options.progress;
     planning.reduce_range = "off";  // these weights are replaced by trained ones
     auto impl = std::make_shared<QatModel::Impl>();
     impl->plan = plan_static(model, example, calibration, planning);

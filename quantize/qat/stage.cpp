@@ -2,6 +2,7 @@
 #include <coppice/error.h>
 #include <coppice/training_task.h>
 
+#include "calibration/calibration.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
 #include "qat/rounding.h"
@@ -47,6 +48,7 @@ public:
         if (calibration.empty())
             throw InvalidArgument(kWhere, "there is no calibration data", "Give data a calibration or train split.");
         auto options = options_;
+        options.progress = progress_of(context, kWhere);
         const auto batch = task_.options().batch_size, size = context.data.train->size();
         const auto steps = task_.options().drop_last ? size / batch : (size + batch - 1) / batch;
         const auto batches_until = [&](double epoch) -> int64_t {

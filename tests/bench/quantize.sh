@@ -1,7 +1,7 @@
 #!/bin/bash
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru light_ts gcn
-# and resnet20_bits: few bits by every rounding; resnet20_in_turn: layers in turn, and AdaRound with more steps; resnet20_no_data: calibrated on inputs made from batch norms
+# and minilm_l6_smooth: static with and without SmoothQuant (see output_noise.py, too); resnet20_bits: few bits by every rounding; resnet20_in_turn: layers in turn, and AdaRound with more steps; resnet20_no_data: calibrated on inputs made from batch norms
 # PROFILE=off leaves time out; TEST=FILE judges resnet20 on other images.
 # Prints one line per stage; runs and their reports stay in OUT.
 set -u
@@ -61,6 +61,13 @@ for model in "$@"; do
             'quantize.weight_only: {type: int4, group: 32}' 'quantize.weight_only: {type: int4, group: 32, rounding: gptq}' \
             'quantize.weight_only: {type: int4, group: 64, rounding: hqq}' 'quantize.weight_only: {type: bf16}' 'quantize.auto: {}'; do
             run "$model" "$minilm_l6_head" "$stage"
+        done ;;
+    minilm_l6_smooth)
+        for bits in '' 'weight_bits: 4' 'weight_bits: 4, rounding: gptq'; do
+            for smooth in '' 'smooth: 0.5' 'smooth: 0.5, smooth_norms: all'; do
+                both="$bits${bits:+${smooth:+, }}$smooth"
+                run minilm_l6 "$minilm_l6_head" "quantize.static: {$both}"
+            done
         done ;;
     resnet20)
         for stage in 'quantize.static: {}' 'quantize.static: {equalize: true, bias_correction: true}' \

@@ -52,6 +52,28 @@ TEST(RealModels, ResNet20IsInt8ThroughoutAndAgreesWithItsSimulation) {
     EXPECT_GE(rounded.eq(labels).sum().item<int64_t>(), exact.eq(labels).sum().item<int64_t>() - 5);  // of 300
 }
 
+TEST(RealModels, SmoothingMiniLMsPostNormsLeavesItsFunction) {
+    SKIP_WITHOUT_DATA("stsb/minilm_l6.pt");
+    torch::NoGradGuard no_grad;
+    torch::set_num_threads(kThreads);
+    const auto model = Model::load(data_path("stsb/minilm_l6.pt"));
+    const auto ids = at::arange(4 * 12).reshape({4, 12}).remainder(90) + 5;
+    const Inputs inputs{ids, at::ones_like(ids)};
+    auto smoothed = model.clone();
+    std::vector<LayerChange> changes;
+    // Of 13 norms all but the last, which no linear layer reads; a residual sum reads each of them.
+    EXPECT_EQ(smooth(smoothed, inputs, std::vector<Inputs>{inputs}, SmoothOptions{}, &changes), 12);
+    ASSERT_EQ(changes.size(), 13u);
+    for (const auto& change : changes)
+        EXPECT_THAT(change.reason,
+                    ::testing::HasSubstr(change.action == "kept" ? "no linear layer" : "multiplied back"));
+    const auto exact = first_tensor(model.forward(inputs));  // unit vectors
+    EXPECT_LE(max_difference(first_tensor(smoothed.forward(inputs)), exact), 1e-5);
+    EXPECT_GT(max_difference(get_attribute(smoothed, "norm.weight").toTensor(),
+                             get_attribute(model, "norm.weight").toTensor()),
+              0.01);
+}
+
 TEST(RealModels, EveryOneIsQuantizedAsFarAsItGoesAndStillRuns) {
     torch::set_num_threads(kThreads);
     const auto ids = at::arange(2 * 12).reshape({2, 12}).remainder(90) + 5;

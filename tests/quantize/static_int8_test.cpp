@@ -340,6 +340,53 @@ TEST(StaticInt8, AgreesWithItsSimulationWithEveryRoundingAndFewerBits) {
     EXPECT_ERROR(from_recipe({{"rounding", "hqq"}}), InvalidArgument, "hqq in quantize.weight_only");
     EXPECT_ERROR(from_recipe({{"weight_bits", "9"}}), InvalidArgument, "weight_bits");
     EXPECT_ERROR(from_recipe({{"smooth", "2"}}), InvalidArgument, "smooth");
+    EXPECT_ERROR(from_recipe({{"smooth_norms", "some"}}), InvalidArgument, "smooth_norms");
+    EXPECT_ERROR(from_recipe({{"equalize_relu6", "relu7"}}), InvalidArgument, "equalize_relu6");
+}
+
+/// Everything that is logged.
+class Lines final : public Log {
+public:
+    void write(const std::string& level, const std::string& message) override { text += level + ": " + message + "\n"; }
+    std::string text;
+};
+
+TEST(StaticInt8, TellsWhatWasSmoothedAndWhatEqualizingDidWithReLU6) {
+    const auto log_of = [](const Model& model, const at::Tensor& x, const StaticOptions& options, Context& context) {
+        Lines log;
+        context.example = {x};
+        context.data.calibration = tensor_dataset({x}, at::zeros({x.size(0)}, at::kLong), "sine");
+        context.log = &log;
+        static_int8(options)->apply(model, context);
+        context.log = &null_log();
+        return log.text;
+    };
+    const auto post_norm =
+        build_model({{"n.weight", at::tensor({1.f, 1.f, 60.f, 1.f})}, {"q.weight", sine({4, 4}, 0.3)}},
+                    "def forward(self, x):\n    y = torch.layer_norm(x, [4], self.n.weight)\n"
+                    "    return y + torch.linear(y, self.q.weight)\n");
+    StaticOptions options;
+    options.smooth = 0.5;
+    options.min_sqnr_db = -100;
+    Context context;
+    EXPECT_THAT(log_of(post_norm, sine({32, 4}, 2), options, context),
+                ::testing::HasSubstr("info: smooth treats 1 of 1 layer norms, 1 of them with a multiplication"));
+    EXPECT_EQ(context.facts["smoothed_norms_multiplied_back"], 1);
+    options.smooth_norms = "free";
+    EXPECT_THAT(log_of(post_norm, sine({32, 4}, 2), options, context),
+                ::testing::HasSubstr("warning: quantize.static: smooth did nothing: it treats 0 of 1"));
+    const auto with_relu6 =
+        build_model({{"a.weight", sine({4, 3, 1, 1}, 5)}, {"b.weight", sine({2, 4, 1, 1}, 0.3)}},
+                    "def forward(self, x):\n    y = torch.hardtanh(torch.conv2d(x, self.a.weight), 0., 6.)\n"
+                    "    return torch.conv2d(y, self.b.weight)\n");
+    StaticOptions equal;
+    equal.equalize = true;
+    EXPECT_THAT(log_of(with_relu6, sine({4, 3, 6, 6}, 2), equal, context),
+                ::testing::HasSubstr("warning: quantize.static: equalize treats 0 pairs of layers and leaves 1"));
+    equal.equalize_relu6 = "relu";
+    EXPECT_THAT(log_of(with_relu6, sine({4, 3, 6, 6}, 2), equal, context),
+                ::testing::HasSubstr("replaced ReLU6 by ReLU in 1 of 1 pair of layers, which changes the function"));
+    EXPECT_EQ(context.facts["equalized_pairs"], 1);
 }
 
 TEST(StaticInt8, BiasCorrectionKeepsEachChannelsMeanOutput) {

@@ -143,6 +143,7 @@ struct QatOptions {
     bool train_norms = false;
     int64_t norm_batches = 0;         ///< training batches normalised so, later ones by the running statistics; 0: all
     std::vector<std::string> ignore;  ///< as in StaticOptions
+    Progress progress;                ///< as in StaticOptions, and while layers() measures
 };
 
 /// A model in training whose tensors are rounded at exactly the borders that plan_static() chooses. Copies share.

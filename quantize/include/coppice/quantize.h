@@ -201,18 +201,45 @@ private:
     uint64_t seed_ = 0;
 };
 
+struct EqualizeOptions {
+    /// Pairs of layers with a ReLU6 (a clamp from zero to any bound) between them.
+    /// keep: are left, and the float function stays exactly. relu: the clamp becomes a ReLU, as in the paper; the
+    /// function changes where values exceed the bound. calibrated: the clamp stays, and channels are scaled only so far
+    /// that it cuts no calibration data that it did not cut; on other data the function may change.
+    std::string relu6 = "keep";
+    Progress progress;
+};
+
 /// Cross-layer equalisation (Nagel et al., arXiv 1906.04721): output channels of a layer and input channels of the
-/// next, linear or through relu, are scaled to equal ranges. The float function stays. @return pairs of layers treated
+/// next, linear or through relu, are scaled to equal ranges. The float function stays, but for options.relu6.
+/// @return pairs of layers treated
+/// @throws InvalidArgument when options.relu6 is none of the above, or needs calibration data and there are none
 int equalize(Model& model, const Inputs& example, std::vector<LayerChange>* changes = nullptr);
+int equalize(Model& model, const Inputs& example, const Calibration& calibration, const EqualizeOptions& options,
+             std::vector<LayerChange>* changes = nullptr);
+
+struct SmoothOptions {
+    double alpha = 0.5;  ///< (0, 1]: how much of the range moves into the weights
+    /// gain: norms behind which rounding noise falls, measured on rows of the calibration data; by at least 1 dB where
+    /// something else reads the norm too, which costs a multiplication. free: all that only linear layers read. all.
+    std::string norms = "gain";
+    // How noise is measured: as quantize.static rounds, weights to the nearest.
+    std::shared_ptr<const Observer> observer;  ///< of inputs; null: histogram()
+    int64_t weight_bits = 8;
+    bool per_channel = true, fit_weights = false;
+    Progress progress;
+};
 
 /// SmoothQuant (Xiao et al., arXiv 2211.10438): moves outliers from the input of linear layers into their weights, by
-/// factors max|x|^alpha / max|w|^(1-alpha) per channel that go into the layer norm before them. The float function
-/// stays.
+/// factors max|x|^alpha / max|w|^(1-alpha) per channel that go into the layer norm before them. What else reads the
+/// norm (the residual sum of post-norm transformers) gets its output times these factors (as arXiv 2209.13325 moves a
+/// norm's weight behind it). The float function stays.
 /// @return layer norms treated
-int smooth(Model& model, const Inputs& example, const Calibration& calibration, double alpha = 0.5,
+/// @throws InvalidArgument when alpha or norms is none of the above, or there is no calibration data
+int smooth(Model& model, const Inputs& example, const Calibration& calibration, const SmoothOptions& options = {},
            std::vector<LayerChange>* changes = nullptr);
-int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calibration, double alpha = 0.5,
-           std::vector<LayerChange>* changes = nullptr);
+int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calibration,
+           const SmoothOptions& options = {}, std::vector<LayerChange>* changes = nullptr);
 
 // --------------------------------------------------------------------------------------------------------------- plan
 
@@ -282,9 +309,11 @@ struct StaticOptions {
     bool in_turn = false;
     /// The mean error of rounded weights goes into the bias (arXiv 1906.04721); products without one get one.
     bool bias_correction = false;
-    bool equalize = false;       ///< equalize() before
-    double smooth = 0;           ///< alpha of smooth() before; 0: off
-    SyntheticOptions synthetic;  ///< for the stage, where there are no data
+    bool equalize = false;                ///< equalize() before
+    std::string equalize_relu6 = "keep";  ///< EqualizeOptions::relu6
+    double smooth = 0;                    ///< alpha of smooth() before; 0: off
+    std::string smooth_norms = "gain";    ///< SmoothOptions::norms
+    SyntheticOptions synthetic;           ///< for the stage, where there are no data
     /// Called again and again while the model runs on calibration batches and while blocks are reconstructed, which
     /// takes minutes; what it throws ends the planning.
     Progress progress;

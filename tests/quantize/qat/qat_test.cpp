@@ -620,6 +620,40 @@ TEST(QatStage, WarnsOfATrainingThatDidHarm) {
                                                                       ::testing::HasSubstr("mostly noise")}));
 }
 
+/// Counts the reports of every task.
+class Reports final : public Log {
+public:
+    void write(const std::string&, const std::string&) override {}
+    void progress(const std::string& task, double, double, const std::string&) override {
+        ++of[task];
+        ++all;
+    }
+    std::map<std::string, int> of;
+    int all = 0;
+};
+
+TEST(QatStage, CalibrationShowsItsProgressAndEndsWhenAsked) {
+    const auto apply = [](Context& context) {
+        Options options("quantize.qat",
+                        std::vector<std::pair<std::string, std::string>>{{"epochs", "1"}, {"batch_size", "16"}});
+        training_stages(builtin_losses()).front().make(options)->apply(residual_model(), context);
+    };
+    auto context = small_context(small_data());
+    Reports log;
+    context.log = &log;
+    apply(context);
+    const int ranges = log.of["observing ranges"];
+    EXPECT_GT(ranges, 5);                          // an operator of a batch each
+    EXPECT_GT(log.of["measuring noise"], ranges);  // before training, and again behind it
+    for (const int patience : {1, ranges}) {
+        Reports again;
+        context.log = &again;
+        context.interrupted = [&] { return again.all > patience; };
+        EXPECT_THROW(apply(context), Interrupted) << patience;
+        EXPECT_EQ(again.all, patience + 1);  // at once, and not when the first epoch begins
+    }
+}
+
 TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
     for (const auto& [quantizer, bn] :
          {std::pair<std::string, std::string>{"lsq_plus", "trained"}, {"minmax", "folded"}}) {
