@@ -33,11 +33,13 @@ public:
         if (!options_.timer) options_.timer = fastest_seconds;
     }
 
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+    void check(const Model& model, const Context& context) const override {
+        check_layers(model, context, options_.fallback, kWhere);
+    }
 
     Model apply(const Model& model, Context& context) const override {
         torch::NoGradGuard no_grad;
-        refuse_other_methods(model, kWhere);
+        refuse_unusable(model, kWhere);
         const auto forms = make_forms();
         const auto batches = batches_of(context, options_.batches, options_.batch_size, kWhere);
         context.facts["measured_on"] = batches.empty() ? "the example input" : "calibration data";

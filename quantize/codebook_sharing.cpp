@@ -16,7 +16,9 @@ public:
         if (!options_.init) options_.init = linear_init();
     }
 
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+    void check(const Model& model, const Context& context) const override {
+        check_layers(model, context, options_.fallback, kWhere);
+    }
 
     Model apply(const Model& model, Context& context) const override {
         const auto form = codebook_form(options_, context.seed);

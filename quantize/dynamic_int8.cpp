@@ -13,7 +13,9 @@ class DynamicInt8 final : public Stage {
 public:
     explicit DynamicInt8(DynamicOptions options) : options_(std::move(options)) {}
 
-    void check(const Model& model, const Context&) const override { refuse_other_methods(model, kWhere); }
+    void check(const Model& model, const Context& context) const override {
+        check_layers(model, context, options_.fallback, kWhere);
+    }
 
     Model apply(const Model& model, Context& context) const override {
         const auto form = dynamic_form(options_);

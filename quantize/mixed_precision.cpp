@@ -31,12 +31,12 @@ public:
     Needs needs() const override { return options_.sensitivity->needs(); }
 
     void check(const Model& model, const Context& context) const override {
-        refuse_other_methods(model, kWhere);
+        check_layers(model, context, options_.fallback, kWhere);
         if (calibrates()) check_calibration(model, context, kWhere);
     }
 
     Model apply(const Model& model, Context& context) const override {
-        refuse_other_methods(model, kWhere);
+        refuse_unusable(model, kWhere);
         PrecisionTable table(model,
                              {kWhere, options_.precisions, options_.rounding, options_.ignore, options_.min_sqnr_db,
                               options_.batches, options_.batch_size, options_.examples, calibrates()},
@@ -53,6 +53,15 @@ public:
             float_cost += options[0].cost;
         }
         torch::NoGradGuard no_grad;
+        if (const double least = sum_of(layers, cheapest(layers)).cost;
+            !timed && options_.ratio > 0 && options_.ratio * float_cost < least)
+            throw InvalidArgument(
+                kWhere,
+                c10::str("ratio ", options_.ratio, " leaves ", std::llround(options_.ratio * float_cost),
+                         options_.budget == "size" ? " bytes" : " bit operations", "; the cheapest precisions cost ",
+                         std::llround(least)),
+                c10::str("Use a ratio of at least ", std::ceil(1000 * least / float_cost) / 1000,
+                         ", 0 for the cheapest, or allow precisions that cost less."));
         auto chosen =
             timed ? within_time(table, layers, float_cost, context) : within(layers, options_.ratio * float_cost);
         const auto front = upgrades(layers, cheapest(layers), std::numeric_limits<double>::infinity());

@@ -61,7 +61,7 @@ public:
     explicit StaticInt8(StaticOptions options) : options_(std::move(options)) {}
 
     void check(const Model& model, const Context& context) const override {
-        refuse_other_methods(model, kWhere);
+        check_layers(model, context, options_.fallback, kWhere);
         check_calibration(model, context, kWhere);
     }
 
@@ -201,36 +201,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Stage> static_int8(StaticOptions options) {
-    const auto positive = [](const char* name, int64_t value) {
-        if (value < 1)
-            throw InvalidArgument(kWhere, std::string(name) + " is " + std::to_string(value) + ", must be at least 1",
-                                  "");
-    };
-    positive("batches", options.batches);
-    positive("batch_size", options.batch_size);
-    if (options.weight_bits < 2 || options.weight_bits > 8)
-        throw InvalidArgument(kWhere, "weight_bits is " + std::to_string(options.weight_bits) + ", must be in [2, 8]",
-                              "Use 8, or 4.");
-    if (options.rounding && options.rounding->scales_inputs())
-        throw InvalidArgument(kWhere, "rounding awq scales a layer's input, which int8 inputs cannot follow",
-                              "Use gptq or adaround, or awq in quantize.weight_only.");
-    if (!(options.smooth >= 0 && options.smooth <= 1))
-        throw InvalidArgument(kWhere, "smooth is " + std::to_string(options.smooth) + ", must be in [0, 1]",
-                              "Use 0.5, or 0 to leave it out.");
-    check_smooth_norms(kWhere, options.smooth_norms);
-    check_relu6(kWhere, "equalize_relu6", options.equalize_relu6);
-    if (options.rounding && options.rounding->moves_offsets())
-        throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
-                              "Use gptq or adaround, or hqq in quantize.weight_only.");
-    widest_weight(options.reduce_range);
-    const auto known = engines();
-    if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
-        throw_unknown(kWhere, "engine", options.engine, known);
-    const auto one_of = [](const char* name, const std::string& kind, const std::vector<std::string>& kinds) {
-        if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) throw_unknown(kWhere, name, kind, kinds);
-    };
-    one_of("linear", options.linear, {"auto", "fused", "packed"});
-    one_of("conv", options.conv, {"auto", "fused", "fused_large", "packed"});
+    check_options(options);
     return std::make_unique<StaticInt8>(std::move(options));
 }
 

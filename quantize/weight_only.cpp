@@ -15,7 +15,7 @@ public:
     explicit WeightOnly(WeightOnlyOptions options) : options_(std::move(options)) {}
 
     void check(const Model& model, const Context& context) const override {
-        refuse_other_methods(model, kWhere);
+        check_layers(model, context, options_.fallback, kWhere);
         if (options_.rounding && options_.rounding->needs_moments()) check_calibration(model, context, kWhere);
     }
 

@@ -128,14 +128,13 @@ int run_compress(const Arguments& arguments) {
     eval::StageMeter meter(recipe.measure);
     context.spent = [&meter] { return meter.spent(); };
     const auto judged = data.validation ? data.validation : data.test;
-    context.evaluate = [&, judged](const Model& candidate) {
-        if (!judged)
-            throw InvalidArgument("recipe", "there are no data to judge the model by", "Add data with a test split.");
-        return eval::evaluate(candidate, *judged, {recipe.metric}, recipe.task, recipe.measure.eval_batch, nullptr,
-                              interrupted)
-            .metrics.front()
-            .points;
-    };
+    if (judged)
+        context.evaluate = [&, judged](const Model& candidate) {
+            return eval::evaluate(candidate, *judged, {recipe.metric}, recipe.task, recipe.measure.eval_batch, nullptr,
+                                  interrupted)
+                .metrics.front()
+                .points;
+        };
     if (recipe.pipeline.gate.max_drop && !judged)
         throw InvalidArgument(files[0],
                               "the gate needs labelled data, and there is neither a validation nor a test split",

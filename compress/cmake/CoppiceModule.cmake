@@ -14,6 +14,7 @@ function(coppice_module name)
   foreach(dependency IN LISTS ARG_PRIVATE_DEPENDS)
     target_link_libraries(${target} PRIVATE ${dependency})
   endforeach()
+  target_compile_features(${target} INTERFACE cxx_std_20)  # the headers need it, whatever the user's project asks for
   set_target_properties(${target} PROPERTIES EXPORT_NAME ${name} VERIFY_INTERFACE_HEADER_SETS ON)
   coppice_target(${target})
   set_property(GLOBAL APPEND PROPERTY COPPICE_MODULES ${name})

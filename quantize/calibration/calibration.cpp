@@ -9,6 +9,7 @@ Calibration::Calibration(std::vector<Inputs> batches)
 
 Calibration::Calibration(std::shared_ptr<const Dataset> data, int64_t batches, int64_t batch_size, uint64_t seed)
     : data_(std::move(data)), batch_size_(batch_size), seed_(seed) {
+    if (!data_) throw InvalidArgument("quantize.calibration", "there is no dataset", "Give one, or batches.");
     size_ = std::min(batches, BatchIterator(*data_, batch_size_, /*shuffle=*/true, seed_).batches());
 }
 

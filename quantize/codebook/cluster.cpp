@@ -44,6 +44,8 @@ Codebook cluster(const at::Tensor& weight, int64_t count, const CentroidInit& in
         throw InvalidArgument("quantize.codebook", "a codebook of " + std::to_string(count) + " entries",
                               "An index has 1 to 8 bits: use 2 to 256.");
     if (weight.numel() == 0) throw InvalidArgument("quantize.codebook", "a weight without elements", "");
+    if (!weight.isfinite().all().item<bool>())
+        throw UnsupportedModel("quantize.codebook", "a weight holds NaN or infinity", "Check the checkpoint.");
     const auto flat = weight.detach().to(at::kDouble).contiguous().view({-1});
     const auto* values = flat.data_ptr<double>();
     std::vector<double> all(values, values + flat.numel());

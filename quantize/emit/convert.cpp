@@ -1,4 +1,6 @@
 // From plan to int8 model: every int8 unit becomes int8 operators, tensors are converted where the two sides meet.
+#include <cmath>
+
 #include <coppice/error.h>
 
 #include "emit/fused_conv.h"
@@ -176,7 +178,6 @@ private:
             std::swap(inputs[0], inputs[1]);
         const auto& output = plan_.parameters.at(unit.outputs[0]);
         const auto bounds = unit.activation ? clamp_of(unit.activation) : std::nullopt;
-        // A clamp's other bounds need no operator: the output's range, observed behind it, ends there.
         const bool relu = bounds && bounds->low == 0;
         WithInsertPoint guard(before);
         std::vector<Value*> results;
@@ -225,9 +226,31 @@ private:
                 break;
             }
         }
+        if (bounds)
+            if (const auto inside = integers_within(*bounds, output, relu)) {
+                const auto end = [&](int64_t q) { return output.scale * static_cast<double>(q - output.zero_point); };
+                results[0] = emit_.clamp(results[0], Range{end(inside->first), end(inside->second)});
+            }
         if (unit.activation) forward_shape_questions(unit.node->output(), results[0]);
         for (size_t i = 0; i < unit.outputs.size(); ++i) int8_[unit.outputs[i]] = results[i];
         for (const auto* value : unit.outputs) made_int8_.push_back(value);
+    }
+
+    /// The integers that a clamp inside a layer leaves, where the output's range reaches beyond its bounds. Mostly it
+    /// does not, having been observed behind the clamp: then it is the clamp. But concatenations join ranges, and
+    /// training moves them.
+    /// @param rectified  the layer's operator does the lower bound
+    static std::optional<std::pair<int64_t, int64_t>> integers_within(const Range& bounds, const Affine& output,
+                                                                      bool rectified) {
+        const auto nearest = [&](double bound, int64_t otherwise) -> int64_t {
+            if (!std::isfinite(bound)) return otherwise;
+            const double q = std::nearbyint(bound / output.scale) + static_cast<double>(output.zero_point);
+            return static_cast<int64_t>(std::clamp(q, 0.0, static_cast<double>(kActivationLevels - 1)));
+        };
+        const auto low = rectified ? int64_t{0} : nearest(bounds.low, 0);
+        const auto high = nearest(bounds.high, kActivationLevels - 1);
+        if (low == 0 && high == kActivationLevels - 1) return std::nullopt;
+        return std::pair{low, high};
     }
 
     /// What asks for the size in front of an activation that is now inside asks behind it.
@@ -253,6 +276,21 @@ private:
         values_[last->output()] = result;
     }
 
+    /// Once for a layer that runs several times.
+    Value* packed_at_load(const Unit& unit, const at::Tensor& integers, const std::string& name,
+                          const std::optional<ConvGeometry>& geometry, Node* before) {
+        const auto& shape = plan_.facts.shape(unit.inputs[0]);
+        std::string key = name;
+        if (geometry)
+            key += c10::str(" ", at::IntArrayRef(geometry->stride), at::IntArrayRef(geometry->padding),
+                            at::IntArrayRef(geometry->dilation), geometry->groups, at::IntArrayRef(shape));
+        for (const auto& [known, attribute] : packed_at_load_[key])
+            if (at::equal(known, integers)) return read_attribute(model_, attribute, before);
+        Value* made = store_packed_at_load(model_, integers, name, before, geometry ? &*geometry : nullptr, shape);
+        packed_at_load_[key].emplace_back(integers, *attribute_name(made));
+        return made;
+    }
+
     Emitter::FusedWeights fused_weights(const Unit& unit, Node* before) {
         const auto& weight = plan_.weights.at(unit.node);
         const auto conv = as_conv(unit.node);
@@ -263,8 +301,7 @@ private:
                                 ? weight.q_per_channel_scales().to(at::kFloat)
                                 : at::full({weight.size(0)}, weight.q_scale(), at::TensorOptions().dtype(at::kFloat));
         Emitter::FusedWeights made{};
-        made.packed = store_packed_at_load(model_, weight.int_repr().contiguous(), name, before,
-                                           geometry ? &*geometry : nullptr, plan_.facts.shape(unit.inputs[0]));
+        made.packed = packed_at_load(unit, weight.int_repr().contiguous(), name, geometry, before);
         made.scales = store(model_, scales, name, "scales", before, Role::kBuffer);
         made.zero_points =
             store(model_, at::zeros({weight.size(0)}, at::kLong), name, "zero_points", before, Role::kBuffer);
@@ -337,6 +374,10 @@ private:
             emit_.conv_fused(integers, plan_.parameters.at(unit.inputs[0]), weights, geometry, conv.activation,
                              residual ? &*residual : nullptr,
                              rounded == plan_.parameters.end() ? std::nullopt : std::optional<Affine>(rounded->second));
+        const auto* activation = conv.add ? conv.add->activation : unit.activation;
+        if (const auto bounds = activation ? clamp_of(activation) : std::nullopt)
+            if (const auto inside = integers_within(*bounds, rounded->second, conv.activation.name == "relu"))
+                result = graph_->insert(aten::clamp, {result, inside->first, inside->second});
         const Value* sum = conv.add ? conv.add->node->output() : output;
         for (const Value* inner : {static_cast<const Value*>(unit.node->output()), sum})
             if (inner != output) forward_shape_questions(inner, result);
@@ -427,6 +468,8 @@ private:
     std::unordered_map<const Node*, const FusedConv*>
         inside_;  ///< operators that a convolution takes in; of sums, which
     std::unordered_map<const Value*, Value*> values_, int8_, integers_;
+    std::map<std::string, std::vector<std::pair<at::Tensor, std::string>>>
+        packed_at_load_;  ///< integers and where they are, by weight and geometry
     std::vector<const Value*> made_int8_;
     std::vector<Node*> dead_;
 };

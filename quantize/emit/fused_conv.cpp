@@ -34,7 +34,7 @@ private:
     FusedConv fused(const Unit& unit) {
         FusedConv conv{&unit, unit.activation ? unit.activation : unit.node, {}, nullptr, nullptr};
         if (unit.activation) {
-            // Other bounds need no operator: the output's range, observed behind them, ends there.
+            // Other bounds follow behind it where the output's range does not end there.
             if (clamp_of(unit.activation)->low == 0) conv.activation.name = "relu";
             return conv;
         }

@@ -35,6 +35,7 @@ std::optional<c10::IValue> Site::constant(const std::string& name) const {
 namespace {
 
 constexpr const char* kComputedWeight = "its weight is computed while running";
+constexpr const char* kEmptyWeight = "its weight has no elements";
 
 std::string anything(const Site&) {
     return {};
@@ -47,6 +48,7 @@ std::string refuse_conv(const Site& site) {
     if (!weight) return kComputedWeight;
     if (view->has_bias && !parameter_of(site.model, view->bias)) return "its bias is computed while running";
     if (weight->scalar_type() != at::kFloat) return "its weight is not float32";
+    if (weight->numel() == 0) return kEmptyWeight;
     if (static_cast<int64_t>(site.shape(view->input)->size()) != view->dims + 2)
         return "its input has no batch dimension";
     if (view->transposed) {
@@ -63,6 +65,7 @@ std::string refuse_linear(const Site& site) {
     const auto weight = parameter_of(site.model, view->weight);
     if (!weight) return kComputedWeight;
     if (weight->scalar_type() != at::kFloat || weight->dim() != 2) return "its weight is no float32 matrix";
+    if (weight->numel() == 0) return kEmptyWeight;
     if (view->has_bias) {
         const auto bias = parameter_of(site.model, view->bias);
         if (!bias) return "its bias is computed while running";
@@ -82,6 +85,10 @@ std::string refuse_binary(const Site& site) {
         if (attribute_name(input) || toIValue(input)) return "one operand is a parameter";
         if (site.shape(input)->empty()) return "one operand is a single number";
     }
+    // LibTorch makes the result as large as the first operand, and grows it with a warning in each call.
+    const auto* result = site.shape(site.node->output());
+    if (result && *site.shape(site.node->input(0)) != *result && *site.shape(site.node->input(1)) != *result)
+        return "neither operand has the shape of the result";
     if (site.argument("alpha")) {
         const auto alpha = site.constant("alpha");
         if (!alpha || !alpha->isScalar() || alpha->toScalar().toDouble() != 1) return "the second operand is scaled";

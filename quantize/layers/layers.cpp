@@ -19,6 +19,8 @@ using namespace torch::jit;
 namespace {
 
 constexpr const char* kInput = "layer_input";
+constexpr const char* kNothingToJudgeBy = "max_drop needs labelled validation data to judge by";
+constexpr const char* kGiveLabels = "Give `data:` a `validation` or `test` split, or leave max_drop out.";
 
 /// Attribute names below a value that is made of parameters alone: an attribute, its transpose, a list of such.
 bool made_of_parameters(const Value* value) {
@@ -277,10 +279,40 @@ int64_t stored_bytes(const Model& isolated) {
     return sum;
 }
 
+bool same_content(const c10::IValue& a, const c10::IValue& b) {
+    if (a.tagKind() != b.tagKind()) return false;
+    const auto all = [](const auto& left, const auto& right) {
+        return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin(), same_content);
+    };
+    if (a.isTensor()) {
+        const auto left = a.toTensor(), right = b.toTensor();
+        if (!left.defined() || !right.defined()) return left.defined() == right.defined();
+        return left.scalar_type() == right.scalar_type() && left.layout() == right.layout() &&
+               left.sizes() == right.sizes() && at::equal(left, right);
+    }
+    if (a.isTuple()) return all(a.toTupleRef().elements(), b.toTupleRef().elements());
+    if (a.isList()) return all(a.toListRef(), b.toListRef());
+    if (a.isCustomClass()) {
+        const auto type = a.toObjectRef().type();
+        if (type != b.toObjectRef().type()) return false;
+        const auto state = [&](const c10::IValue& value) { return type->getMethod("__getstate__")({value}); };
+        return same_content(state(a), state(b));
+    }
+    return a == b;
+}
+
 Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name, Node* before,
              Role role) {
     const auto dot = beside.rfind('.');
     const auto prefix = dot == std::string::npos ? std::string() : beside.substr(0, dot + 1);
+    // A layer that runs several times is stored once. Parameters may train apart, and do not share.
+    if (role != Role::kParameter && !prefix.empty()) {
+        std::string known = prefix + name;
+        for (int number = 2; has_attribute(model, known); ++number) {
+            if (same_content(get_attribute(model, known), content)) return read_attribute(model, known, before);
+            known = prefix + name + "_" + std::to_string(number);
+        }
+    }
     return read_attribute(model, add_attribute(model, prefix + name, content, role), before);
 }
 
@@ -307,6 +339,15 @@ std::unordered_map<const Node*, std::vector<InputMoments>> collect_moments(
         }
     };
     run_batches(model, batches, hooks, "collecting moments", progress);
+    for (const Node* node : all_nodes(*model.graph())) {
+        const auto found = moments.find(node);
+        if (found == moments.end()) continue;
+        for (const auto& sum : found->second)
+            if (!sum.second.isfinite().all().item<bool>())
+                throw UnsupportedModel("quantize at the input of " + LayerNames(model).of(node),
+                                       "it is NaN or infinite, or its square is, on the calibration data",
+                                       "Check the calibration data, or use rounding: nearest.");
+    }
     for (auto& [node, all] : moments)
         for (auto& sum : all) {
             const auto rows = static_cast<double>(std::max<int64_t>(sum.rows, 1));
@@ -315,6 +356,51 @@ std::unordered_map<const Node*, std::vector<InputMoments>> collect_moments(
             sum.magnitude /= rows;
         }
     return moments;
+}
+
+void refuse_unusable(const Model& model, const std::string& where) {
+    if (!model.defined()) throw InvalidArgument(where, "the model is empty", "Load one by Model::load(), or trace().");
+    refuse_other_methods(model, where);
+    for (Node* node : all_nodes(*model.graph())) {
+        std::vector<const Value*> values;
+        for (const auto* value : weight_values(node)) values.push_back(value);
+        if (const auto conv = as_conv(node); conv && conv->has_bias) values.push_back(conv->bias);
+        if (const auto linear = as_linear(node); linear && linear->has_bias) values.push_back(linear->bias);
+        if (const auto recurrent = as_recurrent(node)) values = {recurrent->weights.begin(), recurrent->weights.end()};
+        for (const auto* value : values) {
+            const auto tensor = parameter_of(model, value);
+            if (!tensor || !tensor->is_floating_point() || tensor->isfinite().all().item<bool>()) continue;
+            throw UnsupportedModel(where + " at " + attribute_name(value).value_or(LayerNames(model).of(node)),
+                                   "it holds NaN or infinity", "Check the checkpoint.");
+        }
+    }
+}
+
+void check_layers(const Model& model, const Context& context, const Fallback& fallback, const std::string& where) {
+    refuse_unusable(model, where);
+    if (fallback.on() && !context.evaluate) throw InvalidArgument(where, kNothingToJudgeBy, kGiveLabels);
+}
+
+std::pair<std::string, std::string> why_no_layer(const Model& model) {
+    int64_t quantized = 0;
+    std::string name;
+    std::optional<at::ScalarType> other;
+    for (Node* node : all_nodes(*model.graph())) {
+        const std::string op = node->kind().toQualString();
+        if (op.rfind("quantized::", 0) == 0 || op.rfind("onednn::", 0) == 0) {
+            if (quantized++ == 0) name = op;
+            continue;
+        }
+        for (const auto* value : weight_values(node))
+            if (const auto weight = parameter_of(model, value); weight && weight->scalar_type() != at::kFloat)
+                other = weight->scalar_type();
+    }
+    if (quantized)
+        return {"; the model is quantized already: operators such as " + name, "Begin with the model before that."};
+    if (other)
+        return {std::string("; weights are of type ") + c10::toString(*other),
+                "Save the model in float32 (model.float()) first."};
+    return {"", ""};
 }
 
 std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t batch_size, const char* where) {
@@ -380,9 +466,7 @@ Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::v
 std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
                                    const Fallback& fallback, Context& context, const char* where, const char* counted) {
     if (!fallback.on()) return {build(0), 0};
-    if (!context.evaluate)
-        throw InvalidArgument(where, "max_drop needs labelled validation data to judge by",
-                              "Give `data:` a `validation` or `test` split, or leave max_drop out.");
+    if (!context.evaluate) throw InvalidArgument(where, kNothingToJudgeBy, kGiveLabels);
     const auto start = std::chrono::steady_clock::now();
     const double before = context.evaluate(baseline);
     Json history = Json::array();
@@ -497,7 +581,7 @@ void record_layers(Context& context, const std::vector<Layer>& layers, const std
 
 Model apply_form(const Model& model, Context& context, const Form& form, const LayerStageOptions& options) {
     torch::NoGradGuard no_grad;
-    refuse_other_methods(model, options.where);
+    refuse_unusable(model, options.where);
     std::vector<LayerChange> folded;
     const auto prepared = prepare(model, context.example, &folded);
     const auto facts = Facts::observe(prepared, context.example);
@@ -519,9 +603,9 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
         for (const auto& layer : layers)
             if (++shown <= 5) reasons += "; " + layer.facts.name + ": " + layer.reason;
         if (shown > 5) reasons += "; and " + std::to_string(shown - 5) + " more";
-        throw UnsupportedModel(
-            options.where,
-            "nothing can be treated" + (shown ? reasons : ": the model has no layer with weights of its own"), "");
+        const auto [hint, fix] = why_no_layer(prepared);
+        if (!shown && hint.empty()) reasons = "; the model has no layer with weights of its own";
+        throw UnsupportedModel(options.where, "nothing can be treated" + reasons + hint, fix);
     };
     require_one();
     const auto batches =
@@ -542,11 +626,16 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
         const auto found = open.find(node);
         if (found == open.end() || found->second->sqnr_db != 0) return;
         auto& layer = *found->second;
+        layer.range = input_range(node, stack);
+        if (!std::isfinite(layer.range.low) || !std::isfinite(layer.range.high)) {
+            layer.reason = "its input is NaN or infinite on " + context.facts["measured_on"].get<std::string>();
+            open.erase(found);
+            return;
+        }
         auto copy = stack;
         node->getOperation()(copy);
         layer.sqnr_db =
             sqnr_db(first_tensor(copy[0]), run_isolated(isolated(prepared, node, stack, form, layer.facts)));
-        layer.range = input_range(node, stack);
         context.log->progress(options.where, static_cast<double>(found->second - layers.data()),
                               static_cast<double>(layers.size()), layer.facts.name);
         if (context.interrupted()) throw Interrupted(options.where, "stopped while measuring layers", "");

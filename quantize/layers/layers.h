@@ -87,7 +87,10 @@ double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
 /// A figure in a message. @param format  printf's, for one double
 std::string formatted(const char* format, double value);
 
-/// Stores `content` beside attribute `beside` and reads it before `before`.
+/// Whether two values hold the same numbers: tensors, packed weights, lists of them.
+bool same_content(const c10::IValue& a, const c10::IValue& b);
+
+/// Stores `content` beside attribute `beside` and reads it before `before`. What is there already is taken again.
 torch::jit::Value* store(Model& model, const c10::IValue& content, const std::string& beside, const std::string& name,
                          torch::jit::Node* before, Role role = Role::kAttribute);
 
@@ -98,6 +101,15 @@ std::vector<at::Tensor> rows_of(const Model& model, const torch::jit::Node* node
 std::unordered_map<const torch::jit::Node*, std::vector<InputMoments>> collect_moments(
     const Model& model, const Calibration& batches, const std::function<bool(const torch::jit::Node*)>& wanted,
     const Progress& progress);
+
+/// Refuses what no stage can treat: a model with other methods, a layer whose weights or biases are NaN or infinite.
+void refuse_unusable(const Model& model, const std::string& where);
+
+/// Before any work: the same, and a `max_drop` without labelled data to judge by.
+void check_layers(const Model& model, const Context& context, const Fallback& fallback, const std::string& where);
+
+/// What a message adds where no layer can be treated, "" if there is nothing to add, and what to do about it.
+std::pair<std::string, std::string> why_no_layer(const Model& model);
 
 /// Calibration batches of the context; empty when it has no data.
 std::vector<Inputs> batches_of(const Context& context, int64_t batches, int64_t batch_size, const char* where);

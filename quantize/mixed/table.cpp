@@ -102,15 +102,16 @@ void PrecisionTable::find_precisions(Context& context) {
     std::unordered_map<const Node*, double> macs;
     for (const auto& layer : cost(prepared_, example_).layers) macs[layer.node] = layer.macs;
     std::set<const Node*> treated;
-    for (auto& layer : layers)
-        if (layer.reason.empty()) treated.insert(layer.node);
-    for (const auto& [name, form] : forms_) {
-        if (!form->needs_moments()) continue;
+    for (const auto& [name, form] : forms_)
+        for (auto& layer : layers)
+            if (form->needs_moments() && layer.reason.empty() &&
+                form->refuse(Site{prepared_, facts, layer.node}).empty())
+                treated.insert(layer.node);
+    if (!treated.empty()) {
         auto moments = collect_moments(
             prepared_, calibration_, [&](const Node* node) { return treated.count(node) > 0; },
             static_options_.progress);
         for (auto& layer : layers) layer.facts.moments = std::move(moments[layer.node]);
-        break;
     }
     for (auto& layer : layers) {
         TableRow row;

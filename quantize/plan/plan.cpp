@@ -26,6 +26,7 @@ using namespace torch::jit;
 namespace {
 
 constexpr const char* kWhere = "quantize.static";
+constexpr const char* kInsideBlock = "it runs inside a branch or a loop";
 constexpr int64_t kNoiseBatches = 2;  // calibration batches on which each layer's noise is measured
 
 /// Same-scale concatenation costs at most one bit of the narrowest part.
@@ -156,10 +157,15 @@ private:
             if (unit.refusal.empty()) return;
             if (++shown <= 5) reasons += "; " + plan_.unit_names[i] + ": " + unit.refusal;
         }
+        const LayerNames names(plan_.model);
+        for (Node* node : all_nodes(*plan_.model.graph()))
+            if (node->owningBlock() != plan_.model.graph()->block() && (as_conv(node) || as_linear(node)) &&
+                ++shown <= 5)
+                reasons += "; " + names.of(node) + ": " + kInsideBlock;
         if (shown > 5) reasons += "; and " + std::to_string(shown - 5) + " more";
-        throw UnsupportedModel(
-            kWhere, "nothing can run in int8" + (shown ? reasons : ": the model has no convolution or linear layer"),
-            "");
+        const auto [hint, fix] = why_no_layer(plan_.model);
+        if (!shown) reasons = hint.empty() ? "; the model has no convolution or linear layer" : "";
+        throw UnsupportedModel(kWhere, "nothing can run in int8" + reasons + hint, fix);
     }
 
     std::vector<const Value*> needed_values() const {
@@ -187,7 +193,15 @@ private:
         }
         const auto see = [&](const Value* value, const c10::IValue& content) {
             const auto found = fresh.find(value);
-            if (found != fresh.end() && content.isTensor()) found->second->observe(content.toTensor());
+            if (found == fresh.end() || !content.isTensor()) return;
+            try {
+                found->second->observe(content.toTensor());
+            } catch (const UnsupportedModel& error) {
+                const auto* maker = value->node();
+                const auto place = maker->kind() == prim::Param ? "input " + value->debugName()
+                                                                : "the output of " + LayerNames(plan_.model).of(maker);
+                throw UnsupportedModel(std::string(kWhere) + " at " + place, error.problem(), error.fix());
+            }
         };
         NodeHooks hooks;
         hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
@@ -415,8 +429,10 @@ bool worth_a_word(Node* node, const Facts& facts) {
         const auto* fact = facts.find(value);
         return fact && fact->is_tensor && fact->dtype == at::kFloat && fact->shape.size() > 1;
     };
+    // The transpose of a weight is no work of its own.
     return is_float_matrix(node->output(0)) &&
-           std::any_of(node->inputs().begin(), node->inputs().end(), is_float_matrix);
+           std::any_of(node->inputs().begin(), node->inputs().end(),
+                       [&](const Value* input) { return is_float_matrix(input) && !attribute_name(input); });
 }
 
 }  // namespace
@@ -585,11 +601,8 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
         LayerPlan layer;
         layer.layer = names.of(node);
         layer.op = node->kind().toQualString();
-        if (const auto conv = as_conv(node)) {
-            if (const auto weight = parameter_of(model, conv->weight)) layer.parameters = weight->numel();
-        } else if (const auto linear = as_linear(node)) {
-            if (const auto weight = parameter_of(model, linear->weight)) layer.parameters = weight->numel();
-        }
+        for (const auto* value : weight_values(node))
+            if (const auto weight = parameter_of(model, value)) layer.parameters += weight->numel();
         if (found != unit_of.end()) {
             const auto& unit = *found->second;
             if (node != unit.node) continue;
@@ -603,7 +616,7 @@ std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const
         } else {
             if (!worth_a_word(node, facts)) continue;
             if (node->owningBlock() != model.graph()->block() && find_row(node))
-                layer.reason = "it runs inside a branch or a loop";
+                layer.reason = kInsideBlock;
             else
                 layer.reason = why_no_unit(node);
         }
@@ -617,11 +630,46 @@ StaticPlan plan_static(const Model& model, const Inputs& example, const std::vec
     return plan_static(model, example, Calibration(calibration), options);
 }
 
+void check_options(const StaticOptions& options) {
+    const auto positive = [](const char* name, int64_t value) {
+        if (value < 1)
+            throw InvalidArgument(kWhere, std::string(name) + " is " + std::to_string(value) + ", must be at least 1",
+                                  "");
+    };
+    positive("batches", options.batches);
+    positive("batch_size", options.batch_size);
+    if (options.weight_bits < 2 || options.weight_bits > 8)
+        throw InvalidArgument(kWhere, "weight_bits is " + std::to_string(options.weight_bits) + ", must be in [2, 8]",
+                              "Use 8, or 4.");
+    if (std::isnan(options.min_sqnr_db)) throw InvalidArgument(kWhere, "min_sqnr_db is no number", "Use 10.");
+    if (options.rounding && options.rounding->scales_inputs())
+        throw InvalidArgument(kWhere, "rounding awq scales a layer's input, which int8 inputs cannot follow",
+                              "Use gptq or adaround, or awq in quantize.weight_only.");
+    if (!(options.smooth >= 0 && options.smooth <= 1))
+        throw InvalidArgument(kWhere, "smooth is " + std::to_string(options.smooth) + ", must be in [0, 1]",
+                              "Use 0.5, or 0 to leave it out.");
+    check_smooth_norms(kWhere, options.smooth_norms);
+    check_relu6(kWhere, "equalize_relu6", options.equalize_relu6);
+    if (options.rounding && options.rounding->moves_offsets())
+        throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
+                              "Use gptq or adaround, or hqq in quantize.weight_only.");
+    widest_weight(options.reduce_range);
+    const auto known = engines();
+    if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
+        throw_unknown(kWhere, "engine", options.engine, known);
+    const auto one_of = [](const char* name, const std::string& kind, const std::vector<std::string>& kinds) {
+        if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) throw_unknown(kWhere, name, kind, kinds);
+    };
+    one_of("linear", options.linear, {"auto", "fused", "packed"});
+    one_of("conv", options.conv, {"auto", "fused", "fused_large", "packed"});
+}
+
 StaticPlan plan_static(const Model& model, const Inputs& example, const Calibration& calibration,
                        const StaticOptions& options) {
+    check_options(options);
     if (calibration.size() == 0)
         throw InvalidArgument(kWhere, "there is no calibration data", "Give at least one batch of the model's inputs.");
-    refuse_other_methods(model, kWhere);
+    refuse_unusable(model, kWhere);
     auto plan = std::make_shared<StaticPlan::Impl>();
     plan->options = options;
     plan->model = prepare(model, example, &plan->folded);

@@ -100,6 +100,9 @@ void fold_hard_sigmoid(Model& model);
 /// Makes transposed convolutions (float32, no dilation) convolutions with interleaved outputs.
 void split_transposed_convolutions(Model& model, const Inputs& example);
 
+/// @throws InvalidArgument naming an option out of its range, or roundings that int8 kernels cannot follow
+void check_options(const StaticOptions& options);
+
 /// What runs a plan: engine, linear and conv of StaticOptions.
 struct Kernels {
     std::string engine, linear, conv;

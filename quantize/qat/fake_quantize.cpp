@@ -57,12 +57,15 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
             kWhere,
             "dimension " + std::to_string(options_.channel) + " is not of size " + std::to_string(options_.channels),
             "Give channel and channels of the values.");
+    // What starts a scale stays in it: one NaN would make every later output NaN.
+    if (values.numel() == 0) throw InvalidArgument(kWhere, "it cannot start with an empty tensor", "Give it values.");
+    if (!values.isfinite().all().item<bool>())
+        throw InvalidArgument(kWhere, "the first values hold NaN or infinity", "Check the data and the weights.");
     torch::NoGradGuard no_grad;
     observer_ = nullptr;
     std::optional<Range> range;
     if (options_.observer) range = observe(values.detach());
-    const bool below_zero =
-        range ? range->low < 0 : options_.symmetric && values.numel() > 0 && values.min().item<double>() < 0;
+    const bool below_zero = range ? range->low < 0 : options_.symmetric && values.min().item<double>() < 0;
     const int64_t half = int64_t{1} << (options_.bits - 1);
     int64_t lowest = 0, highest = 2 * half - 1;
     if (options_.symmetric && options_.weight) {
@@ -105,6 +108,7 @@ at::Tensor FakeQuantizeImpl::forward(const at::Tensor& given) {
         throw InvalidArgument(kWhere, "the values are on " + given.device().str(), "Train on the CPU.");
     const auto values = given.to(at::kFloat);  // autocast gives bfloat16
     const bool first = !started();
+    if (first && values.numel() == 0) return values;
     if (first) start(values);
     auto now = state();
     auto* counts = counts_.mutable_data_ptr<int64_t>();
@@ -123,16 +127,24 @@ void FakeQuantizeImpl::freeze() {
     counts_[kFrozen] = 1;
 }
 
+void FakeQuantizeImpl::require_start() const {
+    if (!started())
+        throw InvalidArgument(kWhere, "it has seen no values yet", "Run forward() once, or start() it with some.");
+}
+
 at::Tensor FakeQuantizeImpl::scale() const {
+    require_start();
     return options_.quantizer->scale(state());
 }
 
 int64_t FakeQuantizeImpl::levels() const {
+    require_start();
     const auto now = state();
     return now.highest - now.lowest + 1;
 }
 
 Affine FakeQuantizeImpl::affine() const {
+    require_start();
     if (options_.channel >= 0) throw InvalidArgument(kWhere, "there is a scale per channel", "Use scale().");
     const auto now = state();
     const auto factor = options_.quantizer->scale(now);
@@ -140,8 +152,10 @@ Affine FakeQuantizeImpl::affine() const {
 }
 
 at::Tensor FakeQuantizeImpl::integers(const at::Tensor& values) const {
+    require_start();
     const auto now = state();
-    if (now.affine) throw InvalidArgument(kWhere, "integers with an offset are no int8 weight", "Use symmetric.");
+    if (now.affine || !now.weight)
+        throw InvalidArgument(kWhere, "only integers of symmetric weights are int8", "Use weights_of().");
     torch::NoGradGuard no_grad;
     const auto factor = options_.quantizer->scale(now);
     const auto rounded = rounded_values(now, factor, zero_point(now, factor), values.detach());

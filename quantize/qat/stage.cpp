@@ -40,7 +40,10 @@ public:
         return needs;
     }
 
-    void check(const Model& model, const Context& context) const override { task_.check(model, context); }
+    void check(const Model& model, const Context& context) const override {
+        refuse_unusable(model, kWhere);
+        task_.check(model, context);
+    }
 
     Model apply(const Model& model, Context& context) const override {
         if (!context.data.train) throw InvalidArgument(kWhere, "there is no training data", "Give data a train split.");

@@ -13,6 +13,8 @@ Affine affine(Range range, int64_t levels) {
     if (levels < 2 || levels > 256)
         throw InvalidArgument("quantize.affine", "levels is " + std::to_string(levels) + ", must be in [2, 256]",
                               "Use 256.");
+    if (!std::isfinite(range.low) || !std::isfinite(range.high))
+        throw InvalidArgument("quantize.affine", "the range is not finite", "Give it numbers.");
     const double low = std::min(range.low, 0.0), high = std::max(range.high, 0.0);
     Affine parameters;
     // Scales pass through float32 in LibTorch's kernels; below its normal numbers a quotient overflows.
@@ -34,6 +36,8 @@ at::Tensor quantize_weight(const at::Tensor& weight, bool per_channel) {
     if (weight.dim() < 1 || weight.scalar_type() != at::kFloat)
         throw InvalidArgument("quantize.weight", "the weight is no float32 tensor with channels",
                               "Convert it to float32.");
+    if (weight.numel() == 0)
+        throw InvalidArgument("quantize.weight", "the weight has no elements", "Leave the layer in float.");
     if (!weight.isfinite().all().item<bool>())
         throw UnsupportedModel("quantize.weight", "it holds NaN or infinity", "Check the checkpoint.");
     const auto plain = weight.detach().contiguous();

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "prune/groups/random_graph.h"
+#include "prune/groups/cut_graph.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace coppice::testing;

@@ -68,6 +68,33 @@ TEST(StaticInt8, EveryLayerHasItsTimeBeforeAndAfter) {
     }
 }
 
+TEST(StaticInt8, WeightsThatStayInFloatCountWhateverTheLayerIs) {
+    const auto model = build_model(
+        {{"e.weight", sine({50, 8})},
+         {"g.w_ih", sine({24, 8}, 0.3)},
+         {"g.w_hh", sine({24, 8}, 0.3)},
+         {"g.b_ih", sine({24}, 0.1)},
+         {"g.b_hh", sine({24}, 0.1)},
+         {"f.weight", sine({5, 8}, 0.4)}},
+        "def forward(self, x):\n"
+        "    y = torch.embedding(self.e.weight, x)\n"
+        "    y, h = torch.gru(y, torch.zeros([1, y.size(0), 8]), [self.g.w_ih, self.g.w_hh, self.g.b_ih, self.g.b_hh], "
+        "True, 1, 0.0, False, False, True)\n"
+        "    return torch.linear(y, self.f.weight)\n");
+    Context context;
+    const auto indices = at::arange(24).remainder(50).reshape({4, 6});
+    context.example = {indices};
+    context.data.calibration = tensor_dataset({indices}, at::zeros({4}, at::kLong), "indices");
+    static_int8(small_batches())->apply(model, context);
+    EXPECT_EQ(context.facts["int8_layers"], 1);
+    EXPECT_EQ(context.facts["float_layers"], 2);
+    EXPECT_EQ(context.facts["int8_weights"], 40);
+    EXPECT_EQ(context.facts["float_weights"], 50 * 8 + 2 * 24 * 8);
+    int reasons = 0;
+    for (const auto& row : context.facts["layers"]) reasons += row.contains("reason");
+    EXPECT_EQ(reasons, 2);
+}
+
 TEST(LayerSeconds, CountAllThatRunsUntilTheNextLayerAndLeaveOutLayersThatOneModelLacks) {
     // Behind the first layer runs a product that takes a thousand times as long as either layer.
     const std::string source =

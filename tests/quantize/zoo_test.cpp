@@ -126,7 +126,8 @@ Int8Coverage coverage_of(const ZooModel& spec) {
     Int8Coverage coverage;
     std::map<std::string, double> reasons;
     for (const auto& layer : explain(Model::load(zoo_path(spec)), zoo_inputs(spec))) {
-        if (layer.parameters == 0) continue;
+        static const std::set<std::string> kOthers = {"aten::embedding", "aten::gru", "aten::lstm"};
+        if (layer.parameters == 0 || kOthers.count(layer.op)) continue;
         const auto weights = static_cast<double>(layer.parameters);
         ++coverage.layers;
         coverage.int8_layers += layer.int8;

@@ -108,21 +108,23 @@ public:
     explicit FakeQuantizeImpl(FakeQuantizeOptions options = {});
     /// @param values  float32 @throws InvalidArgument when dimension `channel` is not of size `channels`
     at::Tensor forward(const at::Tensor& values);
+    /// @throws InvalidArgument for an empty tensor, NaN or infinity, and as forward()
     void start(const at::Tensor& values);
     bool started() const;
     /// Ranges do not follow the values any more.
     void freeze();
-    /// float32 [channels or 1].
+    /// float32 [channels or 1]. @throws InvalidArgument, as the next three do, before started()
     at::Tensor scale() const;
     /// Of the unsigned integers 0 ... levels() - 1; one scale only.
     Affine affine() const;
     int64_t levels() const;
-    /// int8, symmetric weights: what convert() packs.
+    /// int8: what convert() packs. @throws InvalidArgument for other than symmetric weights
     at::Tensor integers(const at::Tensor& values) const;
     const FakeQuantizeOptions& options() const { return options_; }
 
 private:
     QuantizerState state() const;
+    void require_start() const;
     Range observe(const at::Tensor& values);
     FakeQuantizeOptions options_;
     std::shared_ptr<Observer> observer_;

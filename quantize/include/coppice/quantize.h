@@ -79,7 +79,7 @@ struct Affine {
 };
 
 /// Parameters by which `range`, widened to hold zero, covers the integers 0 ... levels - 1. Zero is always exact. A
-/// range of width zero gets scale 1.
+/// range of width zero gets scale 1. @throws InvalidArgument when `range` is not finite
 Affine affine(Range range, int64_t levels = 256);
 
 /// The values that the integers stand for, as float: what fake quantization does to an activation.
@@ -186,7 +186,7 @@ public:
     /// Batches in memory.
     Calibration(std::vector<Inputs> batches);
     /// At most `batches` batches of `batch_size` examples drawn from `data` by `seed`: read in every pass anew, so that
-    /// one at a time is in memory.
+    /// one at a time is in memory. @throws InvalidArgument without data, or for a batch_size below 1
     Calibration(std::shared_ptr<const Dataset> data, int64_t batches, int64_t batch_size, uint64_t seed);
     int64_t size() const { return size_; }
     /// Calls `see` with the first `most` batches in order.
@@ -317,7 +317,7 @@ struct StaticOptions {
     /// Called again and again while the model runs on calibration batches and while blocks are reconstructed, which
     /// takes minutes; what it throws ends the planning.
     Progress progress;
-    Fallback fallback;
+    Fallback fallback;  ///< for the stage: a plan has nothing to judge by
 };
 
 /// What quantization does with one layer, and why.
@@ -352,7 +352,8 @@ private:
 
 /// Folds batch norms, chooses what runs in int8 and observes ranges over `calibration`, a list of forward's arguments.
 /// @throws UnsupportedModel with the reasons when nothing can run in int8
-/// @throws InvalidArgument when `calibration` is empty, or an `ignore` is no regular expression or matches no layer
+/// @throws InvalidArgument when `calibration` is empty, an option is out of its range, or an `ignore` is no regular
+///         expression or matches no layer
 StaticPlan plan_static(const Model& model, const Inputs& example, const Calibration& calibration,
                        const StaticOptions& options = {});
 StaticPlan plan_static(const Model& model, const Inputs& example, const std::vector<Inputs>& calibration,

@@ -1,25 +1,16 @@
 // Blocks composed at random: whatever the groups are, a cut equals masking. COPPICE_FUZZ=1000 draws that many graphs;
 // the fuzz target of tests/fuzz lets libFuzzer choose them.
-#include "prune/groups/random_graph.h"
-
-#include <random>
+#include "prune/groups/cut_graph.h"
 
 namespace coppice::testing {
 namespace {
-
-std::vector<uint8_t> bytes_of(uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::vector<uint8_t> bytes(256);  // more than any graph decides
-    for (auto& byte : bytes) byte = static_cast<uint8_t>(random());
-    return bytes;
-}
 
 TEST(PruneRandomGraphs, CutEqualsMasked) {
     const char* wanted = std::getenv("COPPICE_FUZZ");
     const uint64_t graphs = wanted ? std::strtoull(wanted, nullptr, 10) : 60;
     int64_t channels = 0;
     for (uint64_t seed = 1; seed <= graphs; ++seed) {
-        const RandomGraph graph(bytes_of(seed));
+        const RandomGraph graph(decisions_of(seed));
         SCOPED_TRACE("seed " + std::to_string(seed) + "\n" + graph.source());
         try {
             const auto check = check_cut_of(graph, seed);

@@ -164,6 +164,58 @@ TEST(Convert, ClampedActivationsEndTheRangeInsteadOfCostingAnOperator) {
     expect_like_simulation(plan, int8, data[0], 3);
 }
 
+TEST(Convert, OperandsThatBothGrowAreAddedInFloat) {
+    // LibTorch's int8 addition makes its result as large as the first operand, and warns in each call where it is not.
+    const auto model = around(
+        "    a = torch.conv2d(x, self.row.weight)\n"
+        "    b = torch.conv2d(x, self.column.weight)\n"
+        "    return torch.conv2d(torch.relu(a + b) * (a * b), self.head.weight)\n",
+        {{"row.weight", sine({8, 8, 1, 8}, 0.2)}, {"column.weight", sine({8, 8, 8, 1}, 0.2)}});
+    const auto data = images(2);
+    const auto plan = plan_of(model, data);
+    int refused = 0;
+    for (const auto& layer : plan.layers()) refused += layer.reason == "neither operand has the shape of the result";
+    EXPECT_EQ(refused, 2);
+    const auto int8 = convert(plan);
+    EXPECT_EQ(operators_of(int8).count("quantized::add") + operators_of(int8).count("quantized::add_relu"), 0u);
+    expect_like_simulation(plan, int8, data[1], 4);
+}
+
+TEST(Convert, ALayerThatRunsSeveralTimesIsStoredOnce) {
+    const auto model = build_model(
+        {{"c.weight", sine({64, 64, 3, 3}, 0.03)}, {"f.weight", sine({256, 256}, 0.05)}, {"f.bias", sine({256}, 0.1)}},
+        "def forward(self, x):\n"
+        "    y = torch.silu(torch.conv2d(x, self.c.weight, None, [1, 1], [1, 1]))\n"
+        "    y = torch.silu(torch.conv2d(y, self.c.weight, None, [1, 1], [1, 1]))\n"
+        "    y = torch.silu(torch.conv2d(y, self.c.weight, None, [1, 1], [1, 1]))\n"
+        "    y = y.flatten(1)\n"
+        "    y = torch.gelu(torch.linear(y, self.f.weight, self.f.bias))\n"
+        "    y = torch.gelu(torch.linear(y, self.f.weight, self.f.bias))\n"
+        "    return torch.gelu(torch.linear(y, self.f.weight, self.f.bias))\n");
+    const Inputs x{sine({2, 64, 2, 2})};
+    const double bytes = 64 * 64 * 9 + 256 * 256;  // of int8 weights
+    const auto stored = [&](const Model& result) {
+        TemporaryFolder folder;
+        result.save(folder / "model.pt");
+        auto loaded = torch::jit::load((folder / "model.pt").string());
+        EXPECT_TRUE(at::equal(loaded.forward(x).toTensor(), result.forward(x).toTensor()));
+        return stored_bytes(result);
+    };
+    StaticOptions options;
+    for (const std::string kind : {"packed", "fused"}) {
+        if (kind == "fused" && !exact_int8_products()) continue;
+        options.conv = options.linear = kind;
+        const auto int8 = convert(plan_of(model, {x}, options));
+        EXPECT_EQ(operators_of(int8).count("aten::conv2d") + operators_of(int8).count("aten::linear"), 0u) << kind;
+        // Beside the weights scales and biases; oneDNN's layout is a second copy, in memory alone.
+        EXPECT_LT(static_cast<double>(stored(int8)), kind == "fused" ? 2.2 * bytes : 1.2 * bytes) << kind;
+    }
+    Context context;
+    context.example = x;
+    EXPECT_LT(static_cast<double>(stored(dynamic_int8()->apply(model, context))), 4 * 64 * 64 * 9 + 1.2 * 256 * 256);
+    EXPECT_LT(static_cast<double>(stored(weight_only()->apply(model, context))), 1.2 * bytes);
+}
+
 TEST(Convert, ZeroPaddedShortcutIsAConvolutionWithTheSameBits) {
     const auto model = build_model(
         {{"stem.weight", sine({8, 3, 3, 3}, 0.3)},

@@ -221,6 +221,30 @@ struct Net : torch::nn::Module {
     }
 };
 
+TEST(FakeQuantize, StartsWithNumbersAndSaysSoBefore) {
+    for (const auto& row : quantizers()) {
+        SCOPED_TRACE(row.name);
+        Options none(row.name, std::vector<std::pair<std::string, std::string>>{});
+        FakeQuantizeOptions options;
+        options.quantizer = row.make(none);
+        FakeQuantize values(options);
+        EXPECT_ERROR(values->scale(), InvalidArgument, "it has seen no values yet");
+        EXPECT_ERROR(values->affine(), InvalidArgument, "it has seen no values yet");
+        EXPECT_ERROR(values->levels(), InvalidArgument, "it has seen no values yet");
+        // An empty batch gives an empty batch, and starts nothing.
+        EXPECT_EQ(values->forward(at::empty({0, 3})).sizes(), at::IntArrayRef({0, 3}));
+        EXPECT_FALSE(values->started());
+        EXPECT_ERROR(values->start(at::empty({0})), InvalidArgument, "empty tensor");
+        EXPECT_ERROR(values->forward(at::full({3}, std::nan(""))), InvalidArgument, "NaN or infinity");
+        EXPECT_FALSE(values->started());
+        const auto x = values_of({40});
+        const auto rounded = values->forward(x);
+        EXPECT_TRUE(values->started());
+        EXPECT_LT(max_difference(rounded, x), 0.1);
+        EXPECT_ERROR(values->integers(x), InvalidArgument, "only integers of symmetric weights are int8");
+    }
+}
+
 TEST(FakeQuantize, ATorchNnModuleLearnsWithIt) {
     torch::manual_seed(3);
     auto net = std::make_shared<Net>();
@@ -331,6 +355,19 @@ TEST_P(QatOf, AnInt8NetworkGivesTheFakeQuantizedOutputUpToAFewSteps) {
     // Each of five layers and the sum may be a step off at a tie, which the layers behind pass on.
     EXPECT_LE(most, 3.01);
     EXPECT_LT(share, 0.25);
+}
+
+TEST_P(QatOf, ARangeThatTrainingWidensDoesNotUndoAClamp) {
+    // LSQ begins at a multiple of the mean: far beyond the bound that most values lie at here.
+    const auto model = build_model({{"a.weight", sine({8, 3, 3, 3}, 9)}, {"b.weight", sine({4, 8, 3, 3}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    x = torch.relu6(torch.conv2d(x, self.a.weight))\n"
+                                   "    return torch.hardtanh(torch.conv2d(x, self.b.weight), -0.5, 0.5).flatten(1)\n");
+    const auto images = small_data()->batch({0, 1, 2, 3, 4, 5, 6, 7}).inputs;
+    const auto training = prepare(model, {sine({2, 3, 8, 8})}, std::vector<Inputs>(1, images), options(8));
+    const auto [most, share] = output_quanta(training, {sine({4, 3, 8, 8}, 1.1)});
+    EXPECT_LE(most, 2.01);  // a layer before may be a step off at a tie
+    EXPECT_LT(share, 0.1);
 }
 
 TEST_P(QatOf, WeightsOfFewBitsInAnInt8ModelAreCalledSimulated) {

@@ -1,16 +1,25 @@
 /// Models of blocks composed at random: residual, dense, split, grouped, gated, recurrent, attention. Made from a
-/// string of bytes, so that the property test and the fuzz target draw from the same ones.
+/// string of bytes, so that property tests and fuzz targets draw from the same ones.
 #pragma once
 
-#include "prune/masking.h"
+#include <random>
+
+#include "support/support.h"
 
 namespace coppice::testing {
 
-/// Writes the source of a model block by block. Images are [2, C, 8, 8] at first, tokens [2, L, C].
+/// What graphs are made of.
+enum class Blocks {
+    kPrunable,  ///< what channels can be followed through
+    kAll,       ///< operators in place, layers called twice, pooling, transposed convolutions, several outputs too
+};
+
+/// Writes the source of a model block by block. Images are [N, 3, 8, 8] at first, tokens [N, L, C].
 class RandomGraph {
 public:
     /// @param decisions  one byte each, in order; where they end the first choice is taken
-    explicit RandomGraph(std::vector<uint8_t> decisions) : decisions_(std::move(decisions)) {
+    explicit RandomGraph(std::vector<uint8_t> decisions, Blocks blocks_from = Blocks::kPrunable)
+        : all_(blocks_from == Blocks::kAll), decisions_(std::move(decisions)) {
         const int blocks = pick(2, 4);
         for (int i = 0; i < blocks; ++i) image_block();
         if (pick(0, 2) == 0) {
@@ -23,7 +32,11 @@ public:
         }
     }
 
-    Model model() const { return build_model(tensors_, "def forward(self, x):\n" + source_ + "    return x\n"); }
+    Model model() const {
+        std::string result = "x";
+        for (const auto& name : outputs_) result += ", " + name;
+        return build_model(tensors_, "def forward(self, x):\n" + source_ + "    return " + result + "\n");
+    }
     const std::string& source() const { return source_; }
 
 private:
@@ -68,8 +81,11 @@ private:
     }
 
     std::string activation(const std::string& x) {
-        static const char* const kNames[] = {"relu", "sigmoid", "tanh", "hardtanh"};
-        return std::string("torch.") + kNames[pick(0, 3)] + "(" + x + ")";
+        static const char* const kNames[] = {"relu",       "sigmoid", "tanh",      "hardtanh",   "relu6",
+                                             "relu_",      "silu",    "hardswish", "leaky_relu", "hardtanh_",
+                                             "hardswish_", "gelu",    "clamp",     "hardsigmoid"};
+        const std::string name = kNames[pick(0, all_ ? 13 : 3)];
+        return "torch." + name + "(" + x + (name == "clamp" ? ", -0.4, 0.7)" : ")");
     }
 
     void widen(int64_t out) {
@@ -79,7 +95,15 @@ private:
 
     void image_block() {
         const int64_t width = 4 * pick(2, 4);
-        switch (pick(0, 8)) {
+        switch (pick(0, all_ ? 15 : 8)) {
+            case 9:
+            case 10:
+            case 11:
+            case 12:
+            case 13:
+            case 14:
+            case 15:
+                return block_beyond_pruning(width);
             case 0:
                 return widen(width);
             case 1: {  // residual, with a projection where the width changes
@@ -153,6 +177,75 @@ private:
         }
     }
 
+    void block_beyond_pruning(int64_t width) {
+        switch (pick(0, 7)) {
+            case 0:  // sums and a rectifier that write over what they read
+                widen(width);
+                line("y = " + conv("x", width, width));
+                line("y += x");
+                line("y.relu_()");
+                if (pick(0, 1)) line("y.mul_(" + conv("x", width, width, 1) + ")");
+                line("x = y");
+                return;
+            case 1: {  // the same layer three times
+                widen(width);
+                const auto layer = conv("x", width, width);
+                for (int i = 0; i < 3; ++i) line("x = torch.relu(" + layer + ")" + (pick(0, 1) ? " * 0.5 + x" : ""));
+                return;
+            }
+            case 2: {  // pooling
+                widen(width);
+                static const char* const kPools[] = {
+                    "torch.avg_pool2d(x, [3, 3], [1, 1], [1, 1])",
+                    "torch.avg_pool2d(x, [3, 3], [1, 1], [1, 1], False, False)",
+                    "torch.max_pool2d(x, [3, 3], [1, 1], [1, 1])",
+                    "torch.max_pool2d(torch.upsample_nearest2d(x, [16, 16]), [2, 2])",
+                    "torch.avg_pool2d(torch.upsample_bilinear2d(x, [16, 16], False), [2, 2])",
+                    "torch.adaptive_avg_pool2d(x, [8, 8])",
+                };
+                line(std::string("x = ") + kPools[pick(0, 5)]);
+                return;
+            }
+            case 3: {  // up by a transposed convolution, down by a strided one
+                widen(width);
+                const int64_t groups = pick(0, 1) ? 1 : 4;
+                const auto name = fresh("up");
+                const auto weight = tensor(name + ".weight", {width, 8 / groups, 4, 4},
+                                           1.2 / std::sqrt(static_cast<double>(4 * width / groups)));
+                line("y = " + activation("torch.conv_transpose2d(x, " + weight + ", None, [2, 2], [1, 1], [0, 0], " +
+                                         std::to_string(groups) + ")"));
+                line("x = torch.conv2d(y, " +
+                     tensor(fresh("down") + ".weight", {width, 8, 2, 2}, 1.2 / std::sqrt(32.0)) + ", None, [2, 2])");
+                return;
+            }
+            case 4:  // a tensor that parts of the batch and of the channels are written into
+                widen(width);
+                line("y = x.clone()");
+                line("y[:, 0:2] = " + conv("x", width, 2, 1));
+                line("x = " + conv("y", width, width) + " + x");
+                return;
+            case 5:  // operands of other shapes
+                widen(width);
+                line("s = " + conv("x.mean([2], True)", width, width, 1));
+                line("t = " + conv("x.mean([3], True)", width, width, 1));
+                line(pick(0, 1) ? "x = torch.relu(s + t) + x" : "x = x + s * t");
+                return;
+            case 6:  // parts with bounds of their own, put together again
+                widen(width);
+                for (const char* name : {"a", "b"}) line(std::string(name) + " = " + activation(conv("x", width, 8)));
+                channels_ = pick(0, 1) ? 16 : 20;
+                line(channels_ == 16 ? "x = torch.cat([a, b], 1)" : "x = torch.cat([a, x[:, 0:4], b], 1)");
+                return;
+            default: {  // an output of its own
+                widen(width);
+                const auto name = fresh("out");
+                line(name + " = " + (pick(0, 1) ? "x" : activation(conv("x", width, 4))));
+                outputs_.push_back(name);
+                line("x = " + conv("x", width, width) + " - x.mean()");
+            }
+        }
+    }
+
     void to_tokens() {
         if (pick(0, 1)) {
             line("x = torch.flatten(x, 2).transpose(1, 2)");
@@ -215,19 +308,22 @@ private:
         }
     }
 
+    const bool all_;
     std::vector<uint8_t> decisions_;
     size_t next_ = 0;
+    std::vector<std::string> outputs_;
     std::vector<std::pair<std::string, at::Tensor>> tensors_;
     std::string source_;
     int64_t channels_ = 3;
     int count_ = 0;
 };
 
-/// Cuts random channels of the graph's model and compares with masking. Throws what the cut throws.
-inline CutCheck check_cut_of(const RandomGraph& graph, uint64_t seed) {
-    return check_cut(graph.model(), {sine({2, 3, 8, 8}).add(0.1)}, 0.4, seed);
+/// Decisions drawn by `seed`, more than any graph takes.
+inline std::vector<uint8_t> decisions_of(uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::vector<uint8_t> bytes(256);
+    for (auto& byte : bytes) byte = static_cast<uint8_t>(random());
+    return bytes;
 }
-
-constexpr double kGraphTolerance = 1e-4;  ///< float32 sums in another order
 
 }  // namespace coppice::testing
