@@ -44,6 +44,7 @@ FakeQuantizeImpl::FakeQuantizeImpl(FakeQuantizeOptions options) : options_(std::
     learned_ = make("learned", options_.quantizer->learns());
     offset_ = make("offset", options_.quantizer->learns() && !options_.symmetric);
     counts_ = register_buffer("counts", at::zeros({kCounts}, at::kLong));
+    if (options_.observer) observed_ = register_buffer("observed", options_.observer->fresh()->state());
 }
 
 bool FakeQuantizeImpl::started() const {
@@ -58,9 +59,11 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
             "dimension " + std::to_string(options_.channel) + " is not of size " + std::to_string(options_.channels),
             "Give channel and channels of the values.");
     torch::NoGradGuard no_grad;
-    observer_ = nullptr;
     std::optional<Range> range;
-    if (options_.observer) range = observe(values.detach());
+    if (options_.observer) {
+        observed_.copy_(options_.observer->fresh()->state());
+        range = observe(values.detach());
+    }
     const bool below_zero =
         range ? range->low < 0 : options_.symmetric && values.numel() > 0 && values.min().item<double>() < 0;
     const int64_t half = int64_t{1} << (options_.bits - 1);
@@ -82,9 +85,12 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
 }
 
 Range FakeQuantizeImpl::observe(const at::Tensor& values) {
-    if (!observer_) observer_ = options_.observer->fresh();
-    observer_->observe(values.to(at::kFloat));
-    return observer_->range(int64_t{1} << options_.bits);
+    // The buffer is all there is of it between batches: whoever reads a checkpoint into it moves the observer, too.
+    const auto observer = options_.observer->fresh();
+    observer->set_state(observed_);
+    observer->observe(values.to(at::kFloat));
+    observed_.copy_(observer->state());
+    return observer->range(int64_t{1} << options_.bits);
 }
 
 QuantizerState FakeQuantizeImpl::state() const {
