@@ -7,6 +7,7 @@
 #include <regex>
 
 #include <coppice/error.h>
+#include <coppice/judging.h>
 
 #include "calibration/calibration.h"
 #include "emit/operators.h"
@@ -383,6 +384,7 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
     if (!context.evaluate)
         throw InvalidArgument(where, "max_drop needs labelled validation data to judge by",
                               "Give `data:` a `validation` or `test` split, or leave max_drop out.");
+    note_choice_by_evaluation(where, "the layers' precisions", context);
     const auto start = std::chrono::steady_clock::now();
     const double before = context.evaluate(baseline);
     Json history = Json::array();
