@@ -10,6 +10,7 @@
 #include <set>
 
 #include <coppice/error.h>
+#include <coppice/judging.h>
 #include <coppice/quantize.h>
 
 #include "calibration/calibration.h"
@@ -79,6 +80,10 @@ public:
                 if (judged) options.fallback = options_.fallback;
                 auto planning = context;  // with facts of its own
                 planning.facts = Json::object();
+                if (judged) {
+                    note_choice_by_evaluation(kWhere, "the layers' precisions", context);
+                    if (context.facts.contains("chosen_on")) planning.facts["chosen_on"] = context.facts["chosen_on"];
+                }
                 plan = plan_within(model, planning, calibration, options, kWhere);
                 if (judged) static_fallback = planning.facts.at("fallback");
                 if (judged && !static_fallback.at("holds").get<bool>())

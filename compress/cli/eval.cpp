@@ -67,6 +67,17 @@ std::vector<std::string> names_of(const std::vector<fs::path>& files) {
     return names;
 }
 
+// Some sums saturate on every CPU, others where it lacks VNNI: files of other machines and tools are looked at, too.
+void warn_of_saturation(const fs::path& file, Log& log) {
+    try {
+        for (const auto& warning : quantize::int8_warnings(Model::load(file)))
+            log.warning(file.string() + ": " + warning);
+    } catch (const Error& error) {
+        // The Measurer says why such a file is not analysed.
+        log.info(file.string() + ": not looked at for sums that saturate: " + message_of(error));
+    }
+}
+
 // The folder that `coppice report` reads: the models stand side by side, none is the result of another.
 void write_run(RunDirectory& run, const std::vector<fs::path>& files, const std::vector<Json>& measurements) {
     const auto names = names_of(files);
@@ -145,10 +156,7 @@ int run_eval(const Arguments& arguments) {
     const std::string split = data.test ? "test" : data.validation ? "validation" : "train";
     // The baseline in canonical form: a clear error for what is no TorchScript, or does not run on this input.
     load_checked(files[0], example, files[0].string());
-    if (!quantize::exact_int8_products())
-        for (const auto& model : files)
-            for (const auto& warning : quantize::int8_warnings(Model::load(model)))
-                log.warning(model.string() + ": " + warning);
+    for (const auto& model : files) warn_of_saturation(model, log);
     std::optional<RunDirectory> run;
     if (line.given("out")) {
         Json manifest = run_manifest(recipe, data, files[0]);

@@ -7,6 +7,7 @@
 #include <regex>
 
 #include <coppice/error.h>
+#include <coppice/judging.h>
 
 #include "calibration/calibration.h"
 #include "emit/operators.h"
@@ -467,6 +468,7 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
                                    const Fallback& fallback, Context& context, const char* where, const char* counted) {
     if (!fallback.on()) return {build(0), 0};
     if (!context.evaluate) throw InvalidArgument(where, kNothingToJudgeBy, kGiveLabels);
+    note_choice_by_evaluation(where, "the layers' precisions", context);
     const auto start = std::chrono::steady_clock::now();
     const double before = context.evaluate(baseline);
     Json history = Json::array();

@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <mutex>
@@ -31,6 +32,25 @@ public:
     double width() const { return width_; }
     double zeros() const { return zeros_; }
     int64_t size() const { return static_cast<int64_t>(counts_.size()); }
+
+    /// float64 [kRangeState + 3 + bins]: what was seen, where the bins lie, zeros, counts.
+    at::Tensor state() const {
+        std::vector<double> all;
+        for (const double value : range_state(seen_)) all.push_back(value);
+        all.insert(all.end(), {low_, width_, zeros_});
+        all.insert(all.end(), counts_.begin(), counts_.end());
+        return at::tensor(all, at::kDouble);
+    }
+
+    void set_state(const at::Tensor& given) {
+        const auto state = checked_state(given, kRangeState + 3 + size());
+        const auto* values = state.const_data_ptr<double>();
+        seen_ = range_from(values);
+        low_ = values[kRangeState];
+        width_ = values[kRangeState + 1];
+        zeros_ = values[kRangeState + 2];
+        std::copy_n(values + kRangeState + 3, counts_.size(), counts_.begin());
+    }
 
     /// The best range that `error` finds: either end shrinks on a grid of steps, alternately, until none is better.
     template <typename Error>

@@ -3,6 +3,7 @@
 #include <coppice/error.h>
 #include <coppice/quantize.h>
 
+#include <array>
 #include <cmath>
 #include <optional>
 
@@ -27,6 +28,27 @@ inline std::optional<Range> extremes(const at::Tensor& values) {
         throw UnsupportedModel("quantize", "an activation is NaN or infinite on the calibration data",
                                "Check the calibration data and the model's weights.");
     return range;
+}
+
+/// Checkpoints of observers: whether anything was seen, and its ends.
+inline constexpr int64_t kRangeState = 3;
+
+inline std::array<double, kRangeState> range_state(const std::optional<Range>& range) {
+    return range ? std::array<double, kRangeState>{1, range->low, range->high} : std::array<double, kRangeState>{};
+}
+
+inline std::optional<Range> range_from(const double* state) {
+    return state[0] != 0 ? std::optional<Range>(Range{state[1], state[2]}) : std::nullopt;
+}
+
+/// `state` as float64 in order. @throws InvalidArgument unless it holds `size` numbers
+inline at::Tensor checked_state(const at::Tensor& state, int64_t size) {
+    if (state.numel() != size)
+        throw InvalidArgument(
+            "quantize.observer",
+            "a state of " + std::to_string(state.numel()) + " numbers, must be " + std::to_string(size),
+            "Give the state of an observer of the same kind and settings.");
+    return state.detach().to(at::kCPU, at::kDouble).contiguous();
 }
 
 }  // namespace coppice::quantize

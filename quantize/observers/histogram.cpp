@@ -18,6 +18,8 @@ public:
     std::unique_ptr<Observer> fresh() const override { return std::make_unique<Histogram>(bins_.size()); }
 
     void observe(const at::Tensor& values) override { bins_.observe(values); }
+    at::Tensor state() const override { return bins_.state(); }
+    void set_state(const at::Tensor& state) override { bins_.set_state(state); }
 
     Range range(int64_t levels) const override {
         if (!bins_.seen()) return {};

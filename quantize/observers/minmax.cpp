@@ -18,6 +18,12 @@ public:
 
     Range range(int64_t) const override { return range_.value_or(Range{}); }
 
+    at::Tensor state() const override { return at::tensor(at::ArrayRef<double>(range_state(range_)), at::kDouble); }
+
+    void set_state(const at::Tensor& state) override {
+        range_ = range_from(checked_state(state, kRangeState).const_data_ptr<double>());
+    }
+
 private:
     std::optional<Range> range_;
 };

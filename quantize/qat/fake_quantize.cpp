@@ -44,6 +44,7 @@ FakeQuantizeImpl::FakeQuantizeImpl(FakeQuantizeOptions options) : options_(std::
     learned_ = make("learned", options_.quantizer->learns());
     offset_ = make("offset", options_.quantizer->learns() && !options_.symmetric);
     counts_ = register_buffer("counts", at::zeros({kCounts}, at::kLong));
+    if (options_.observer) observed_ = register_buffer("observed", options_.observer->fresh()->state());
 }
 
 bool FakeQuantizeImpl::started() const {
@@ -62,9 +63,11 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
     if (!values.isfinite().all().item<bool>())
         throw InvalidArgument(kWhere, "the first values hold NaN or infinity", "Check the data and the weights.");
     torch::NoGradGuard no_grad;
-    observer_ = nullptr;
     std::optional<Range> range;
-    if (options_.observer) range = observe(values.detach());
+    if (options_.observer) {
+        observed_.copy_(options_.observer->fresh()->state());
+        range = observe(values.detach());
+    }
     const bool below_zero = range ? range->low < 0 : options_.symmetric && values.min().item<double>() < 0;
     const int64_t half = int64_t{1} << (options_.bits - 1);
     int64_t lowest = 0, highest = 2 * half - 1;
@@ -85,9 +88,12 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
 }
 
 Range FakeQuantizeImpl::observe(const at::Tensor& values) {
-    if (!observer_) observer_ = options_.observer->fresh();
-    observer_->observe(values.to(at::kFloat));
-    return observer_->range(int64_t{1} << options_.bits);
+    // The buffer is all there is of it between batches: whoever reads a checkpoint into it moves the observer, too.
+    const auto observer = options_.observer->fresh();
+    observer->set_state(observed_);
+    observer->observe(values.to(at::kFloat));
+    observed_.copy_(observer->state());
+    return observer->range(int64_t{1} << options_.bits);
 }
 
 QuantizerState FakeQuantizeImpl::state() const {

@@ -2,8 +2,10 @@
 #include <coppice/error.h>
 
 #include "emit/operators.h"
+#include "layers/layers.h"
 #include "plan/plan.h"
 #include "qat/batch_norm.h"
+#include "qat/converting.h"
 #include "qat/rounding.h"
 
 namespace coppice::quantize {
@@ -458,7 +460,26 @@ QatModel prepare(const std::shared_ptr<torch::nn::Module>& module,
     return prepare(trace(module, forward, example, tracing), example, calibration, options);
 }
 
+void refuse_diverged(const QatModel& model) {
+    const auto refuse = [](const std::string& where, const std::string& problem) {
+        throw Error("quantize.qat at " + where, problem + ": training diverged, or the data are that large",
+                    "Lower lr, set clip_norm: 1 or a longer warmup_epochs, or keep: best with data to judge by.");
+    };
+    for (const auto& [name, tensor] : model.trainable()->parameters())
+        if (!tensor.isfinite().all().item<bool>()) refuse(name, "it holds NaN or infinity");
+    for (const auto& [name, quantizer] : model.quantizers()) {
+        const double scale = quantizer->scale().max().item<double>();
+        if (!(scale < kLargestScale))
+            refuse(name, formatted("its scale is %.3g, ", scale) + formatted("must be below %.0e", kLargestScale));
+    }
+}
+
 Model convert(const QatModel& model) {
+    refuse_diverged(model);
+    return converted(model);
+}
+
+Model converted(const QatModel& model) {
     if (!model.simulated()) return convert(model.trained_plan());
     for (auto& [name, quantizer] : model.quantizers()) quantizer->eval();
     model.impl().fold();

@@ -5,6 +5,7 @@
 #include "calibration/calibration.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
+#include "qat/converting.h"
 #include "qat/rounding.h"
 
 namespace coppice::quantize {
@@ -85,12 +86,15 @@ public:
     }
 
 private:
-    /// While it lives, the metric after each epoch is that of the quantized model.
+    /// While it lives, the metric after each epoch is that of the quantized model, diverged or not: a better epoch may
+    /// be kept.
     class EvaluateConverted {
     public:
         EvaluateConverted(Context& context, const QatModel& training) : context_(context), before_(context.evaluate) {
             if (before_)
-                context.evaluate = [evaluate = before_, training](const Model&) { return evaluate(convert(training)); };
+                context.evaluate = [evaluate = before_, training](const Model&) {
+                    return evaluate(converted(training));
+                };
         }
         ~EvaluateConverted() { context_.evaluate = before_; }
         EvaluateConverted(const EvaluateConverted&) = delete;

@@ -1,6 +1,8 @@
 // The program end to end: exit codes, messages and output of every command.
 #include "program.h"
 
+#include <coppice/quantize.h>
+
 #include "support/schema.h"
 
 #include <sys/stat.h>
@@ -12,6 +14,7 @@ namespace {
 
 using namespace coppice::testing;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 class ProgramTest : public ::testing::Test {
@@ -251,6 +254,24 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_THAT(read_text(folder / "side" / "report.svg"), HasSubstr("File size, log scale"));
     EXPECT_THAT(run({"report", "side", "--x", "file_byte"}).err, HasSubstr("Did you mean \"file_bytes\"?"));
     EXPECT_THAT(run({"eval", "runs", "--input", "1,3,8,8"}).err, HasSubstr("runs: the folder holds no model.pt"));
+}
+
+TEST_F(ProgramTest, EvalWarnsOfSumsThatSaturateOnEveryCpu) {
+    // More than 100 groups: FBGEMM's kernel for depthwise convolutions.
+    const auto model = build_model({{"d.weight", at::ones({104, 1, 3, 3})}},
+                                   "def forward(self, x):\n    return torch.conv2d(x, self.d.weight, None, [1, 1], "
+                                   "[1, 1], [1, 1], 104)\n");
+    const Inputs image{at::ones({1, 104, 6, 6})};
+    for (const std::string reduce : {"off", "on"}) {
+        quantize::StaticOptions options;
+        options.reduce_range = reduce;
+        quantize::convert(quantize::plan_static(model, image, std::vector<Inputs>{image}, options))
+            .save(folder / (reduce + ".pt"));
+    }
+    const auto outcome = run({"eval", "off.pt", "on.pt", "--input", "1,104,6,6", "--set", "measure.profile=off"});
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr("off.pt: 8-bit weights of the depthwise convolutions d"));
+    EXPECT_THAT(outcome.err, Not(HasSubstr("on.pt: ")));
 }
 
 TEST_F(ProgramTest, ModelsAreComparedWithoutData) {

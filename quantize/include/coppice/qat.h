@@ -93,7 +93,7 @@ struct FakeQuantizeOptions {
     int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all
     /// Activations with one scale: a fresh one of these, histogram() say, sees the values. Its range is where a
     /// quantizer that learns starts; one that does not, minmax_range() say, takes it from here until frozen. null: each
-    /// quantizer's own way. Checkpoints hold the range and not what it came from: after one is read it begins anew.
+    /// quantizer's own way. What it has seen goes into checkpoints as buffer `observed`.
     std::shared_ptr<const Observer> observer;
 };
 
@@ -127,8 +127,8 @@ private:
     void require_start() const;
     Range observe(const at::Tensor& values);
     FakeQuantizeOptions options_;
-    std::shared_ptr<Observer> observer_;
     at::Tensor learned_, offset_, counts_;  ///< counts: lowest, highest, batches watched, frozen
+    at::Tensor observed_;                   ///< state of the observer; undefined without one
 };
 TORCH_MODULE(FakeQuantize);
 
@@ -200,6 +200,8 @@ QatModel prepare(const torch::nn::ModuleHolder<Contained>& module, const Inputs&
 
 /// 8-bit activations: the int8 model, within a rounding of the fake-quantized one. Fewer: a float model with rounded
 /// weights and stock fake-quantization operators, which is neither smaller nor faster than the float model.
+/// @throws Error naming the tensor when training diverged: one is not finite, or a scale is 1e10 or more, which
+/// LibTorch writes to a file that it does not read
 Model convert(const QatModel& model);
 
 /// Stage quantize.qat. @param losses  what `loss:` may name

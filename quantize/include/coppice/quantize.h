@@ -44,6 +44,11 @@ public:
     virtual void observe(const at::Tensor& values) = 0;
     /// The range to use when it is cut into `levels` integers; {0, 0} when nothing was seen.
     virtual Range range(int64_t levels) const = 0;
+    /// What it has seen, for checkpoints: float64 [n], n the same before and after it has seen anything.
+    virtual at::Tensor state() const = 0;
+    /// Goes on where an observer of the same kind and settings was. @param state  its state()
+    /// @throws InvalidArgument when `state` has another size
+    virtual void set_state(const at::Tensor& state) = 0;
 };
 
 /// Smallest and largest value seen.

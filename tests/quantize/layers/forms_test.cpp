@@ -6,6 +6,7 @@
 #include <coppice/quantize.h>
 
 #include "support/support.h"
+#include "support/warnings.h"
 
 namespace coppice::quantize {
 namespace {
@@ -317,6 +318,34 @@ TEST(Fallback, ReturnsTheNoisiestLayersToFloatUntilTheMetricHolds) {
             EXPECT_LE(row["sqnr_db"].get<double>(), noisiest_left);
             EXPECT_THAT(row["reason"].get<std::string>(), ::testing::HasSubstr("fallback"));
         }
+}
+
+TEST(Fallback, SaysOnceThatItChoosesOnTheTestData) {
+    const auto rows = tensor_dataset({sine({32, 64}, 1.5)}, at::arange(32).remainder(16), "sine");
+    using Settings = std::vector<std::pair<std::string, std::string>>;
+    const std::vector<std::pair<std::string, Settings>> stages = {
+        {"quantize.auto", {}},   {"quantize.dynamic", {}},     {"quantize.mixed", {{"sensitivity", "mse"}}},
+        {"quantize.static", {}}, {"quantize.weight_only", {}}, {"quantize.codebook", {{"bits", "8"}}},
+    };
+    for (const auto& [stage, settings] : stages)
+        for (const bool validation : {false, true})
+            for (const bool falls_back : {false, true}) {
+                SCOPED_TRACE(stage);
+                auto context = context_of({sine({4, 64})});
+                context.data.train = context.data.calibration = context.data.test = rows;
+                if (validation) context.data.validation = rows;
+                context.evaluate = [](const Model&) { return 90.0; };
+                Warnings log;
+                context.log = &log;
+                auto all = settings;
+                if (falls_back) all.emplace_back("max_drop", "0.5");
+                apply(stage, all, two_linear(), context);
+                EXPECT_EQ(context.facts.contains("chosen_on"), falls_back && !validation);
+                const auto said = std::count_if(log.texts.begin(), log.texts.end(), [](const std::string& text) {
+                    return text.find("the layers' precisions are chosen on the test data") != std::string::npos;
+                });
+                EXPECT_EQ(said, falls_back && !validation ? 1 : 0);
+            }
 }
 
 TEST(Fallback, KeepsTheBestWhenNothingHolds) {

@@ -251,6 +251,32 @@ TEST(Observers, OfEveryRowIgnoreEmptyTensorsAndRejectNaN) {
     }
 }
 
+TEST(Observers, OfEveryRowGoOnFromTheStateOfAnother) {
+    for (const auto& row : observers()) {
+        SCOPED_TRACE(row.name);
+        Options options("test");
+        const auto made = row.make(options);
+        const auto whole = made->fresh(), first = made->fresh(), second = made->fresh();
+        second->observe(sine({10}, 9.0));  // is forgotten
+        EXPECT_EQ(first->state().scalar_type(), at::kDouble);
+        second->set_state(first->state());
+        EXPECT_EQ(second->range(256).high, 0);
+        for (const double size : {1.5, 4.0}) {
+            whole->observe(sine({100}, size).relu());
+            first->observe(sine({100}, size).relu());
+        }
+        second->set_state(first->state());
+        whole->observe(sine({300}, 2.5));
+        second->observe(sine({300}, 2.5));
+        for (const int64_t levels : {16, 256}) {
+            EXPECT_EQ(second->range(levels).low, whole->range(levels).low);
+            EXPECT_EQ(second->range(levels).high, whole->range(levels).high);
+        }
+        EXPECT_TRUE(at::equal(second->state(), whole->state()));
+        EXPECT_ERROR(second->set_state(at::zeros({2})), InvalidArgument, "a state of 2 numbers, must be");
+    }
+}
+
 TEST(Observers, OfEveryRowStayWithinWhatWasSeenAndKeepTheirSettingsWhenFresh) {
     for (const auto& row : observers()) {
         Options options("test");

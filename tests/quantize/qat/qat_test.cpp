@@ -691,6 +691,54 @@ TEST(QatStage, CalibrationShowsItsProgressAndEndsWhenAsked) {
     }
 }
 
+TEST_P(QatOf, NoFileIsMadeOfADivergedTraining) {
+    for (const int64_t bits : {8, 4}) {
+        const auto x = values_of({2, 3, 8, 8});
+        const auto prepared = [&] { return prepare(residual_model(), {x}, {{x}}, options(bits)); };
+        torch::NoGradGuard no_grad;
+        // Of the first activation inside: a whole number above 1e10, as one was seen to become, and up to there.
+        const auto with_scale = [&](double scale) {
+            const auto training = prepared();
+            for (const auto& [name, quantizer] : training.quantizers()) {
+                if (quantizer->options().weight || name.find(".output") == std::string::npos) continue;
+                const auto learned = quantizer->named_parameters().contains("learned")
+                                         ? quantizer->named_parameters()["learned"]
+                                         : quantizer->named_buffers()["learned"];
+                learned.mul_(scale / quantizer->scale().item<double>());
+                return std::make_pair(training, name);
+            }
+            throw std::runtime_error("no activation");
+        };
+        const auto [large, name] = with_scale(1.6e11);
+        EXPECT_ERROR(convert(large), Error, "quantize.qat at " + name + ": its scale is 1.6e+11, must be below 1e+10");
+        EXPECT_ERROR(convert(large), Error, "training diverged");
+        const auto some = convert(with_scale(9.9e9).first);
+        TemporaryFolder folder;
+        some.save(folder / "model.pt");
+        auto stock = torch::jit::load((folder / "model.pt").string());
+        EXPECT_TRUE(at::equal(first_tensor(stock.forward({x})), first_tensor(some.forward({x}))));
+
+        const auto broken = prepared();
+        broken.trainable()->parameters().front().second.flatten()[0] = std::nan("");
+        EXPECT_ERROR(convert(broken), Error, "it holds NaN or infinity: training diverged");
+    }
+}
+
+TEST(QatStage, EndsWithAnErrorWhereItDiverged) {
+    // The first step makes weights large, in the second activations grow by them layer after layer, and ranges follow.
+    Setting settings =
+        Setting::map({{"epochs", Setting::scalar("1")},
+                      {"batch_size", Setting::scalar("16")},
+                      {"quantizer", Setting::map({{"minmax", Setting::map({{"momentum", Setting::scalar("1")}})}})},
+                      {"warmup_epochs", Setting::scalar("0")},
+                      {"clip_norm", Setting::scalar("0")},
+                      {"lr", Setting::scalar("1000000")}});
+    Options options("quantize.qat", settings);
+    const auto stages = training_stages(builtin_losses());
+    auto context = small_context(small_data());
+    EXPECT_ERROR(stages.front().make(options)->apply(residual_model(), context), Error, "training diverged");
+}
+
 TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
     for (const auto& [quantizer, bn] :
          {std::pair<std::string, std::string>{"lsq_plus", "trained"}, {"minmax", "folded"}}) {

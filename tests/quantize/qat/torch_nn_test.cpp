@@ -184,6 +184,40 @@ TEST(FakeQuantizeObserver, IsFollowedUntilFrozenWhereNothingIsLearned) {
     EXPECT_NEAR(step_of(-8, 8), 5, 1e-5);
 }
 
+TEST(FakeQuantizeObserver, GoesOnFromACheckpoint) {
+    for (const auto& row : observers()) {
+        SCOPED_TRACE(row.name);
+        Options settings("test");
+        FakeQuantizeOptions options;
+        options.bits = 4;
+        options.symmetric = false;
+        options.quantizer = minmax_range();
+        options.observer = row.make(settings);
+        const auto batch = [](int number) { return sine({500}, 1.0 + 0.5 * number) + 0.3 * number; };
+        const auto step = [](const FakeQuantize& module) {
+            return std::make_pair(module->affine().scale, module->affine().zero_point);
+        };
+        FakeQuantize whole(options), resumed(options), fresh(options);
+        whole->forward(batch(2));
+        whole->forward(batch(1));
+        std::stringstream file;
+        torch::save(whole, file);
+        whole->forward(batch(0));
+        torch::load(resumed, file);
+        resumed->forward(batch(0));
+        EXPECT_EQ(step(resumed), step(whole));
+        // Not what the last batch alone would give; and a module that has gone on can be set back.
+        fresh->forward(batch(0));
+        EXPECT_NE(step(fresh), step(whole));
+        whole->forward(batch(4));
+        EXPECT_NE(step(whole), step(resumed));
+        file.seekg(0);
+        torch::load(whole, file);
+        whole->forward(batch(0));
+        EXPECT_EQ(step(resumed), step(whole));
+    }
+}
+
 TEST(FakeQuantizeObserver, IsRefusedForWeights) {
     auto options = weights_of(8, 4);
     options.observer = minmax();
