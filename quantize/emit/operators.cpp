@@ -377,13 +377,12 @@ Value* Emitter::over_memory_of(Value* tensor, Value* empty) {
     const std::vector<int64_t> none{0}, one{1};
     // Only its storage and where it begins count, and the operator below wants that to be contiguous.
     Value* start = call("aten::as_strided", {tensor, none, one});
-    return call("aten::set_",
-                {empty, start, int64_t{0}, call("aten::size", {tensor}), call("aten::stride", {tensor})});
+    return call("aten::set_", {empty, start, int64_t{0}, call("aten::size", {tensor}), call("aten::stride", {tensor})});
 }
 
 Value* Emitter::integers(Value* int8) {
-    Value* empty = graph_.insert(aten::empty, {std::vector<int64_t>{0}},
-                                 {NamedValue("dtype", static_cast<int64_t>(at::kByte))});
+    Value* empty =
+        graph_.insert(aten::empty, {std::vector<int64_t>{0}}, {NamedValue("dtype", static_cast<int64_t>(at::kByte))});
     return over_memory_of(int8, empty);
 }
 

@@ -499,8 +499,8 @@ bool sums_in_16_bits(const Model& model, Node* node, const std::string& engine) 
 int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
     // oneDNN's operator, which takes all depthwise convolutions of two dimensions then, sums in 32 bits.
     const bool by_onednn = plan.options.conv == "fused" && as_conv(node) && as_conv(node)->dims == 2;
-    const bool narrow = plan.options.reduce_range != "off" && !by_onednn &&
-                        sums_in_16_bits(plan.model, node, plan.options.engine);
+    const bool narrow =
+        plan.options.reduce_range != "off" && !by_onednn && sums_in_16_bits(plan.model, node, plan.options.engine);
     return std::min<int64_t>(plan.weight_bits, narrow ? 7 : 8);
 }
 
