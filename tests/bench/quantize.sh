@@ -2,8 +2,11 @@
 # Quality, size and time of the stages of quantize on real models, each stage alone on the float model.
 #   tests/bench/quantize.sh COPPICE DATA OUT [MODEL ...]     models: minilm_l6 resnet20 cnn_gru light_ts gcn
 # and minilm_l6_smooth: static with and without SmoothQuant (see output_noise.py, too); resnet20_bits: few bits by every rounding; resnet20_in_turn: layers in turn, and AdaRound with more steps; resnet20_no_data: calibrated on inputs made from batch norms
+# resnet20_observers, minilm_l6_observers: ranges of activations by every observer; minilm_l6_int4: 4-bit weights by every rounding
 # PROFILE=off leaves time out; TEST=FILE judges resnet20 on other images.
-# Prints one line per stage; runs and their reports stay in OUT.
+# Prints one line per stage; runs and their reports stay in OUT. Columns: model, stage, metric before and after, their paired difference with its 95 % interval,
+# agreement (of pairs of sentences: correlation of the similarities with the float model's), layers treated / left in float, signal to noise of the noisiest layer and its mean over layers (dB, each layer by itself), file before / after (kB), median ms
+# before and after.
 set -u
 coppice=$1 data=$2 out=$3
 shift 3
@@ -45,10 +48,16 @@ layers = facts.get("quantized_layers", facts.get("int8_layers"))
 kept = facts.get("float_layers")
 quality = [tree["quality"]["value"] for tree in (before, after)]
 size = [tree["figures"]["file_bytes"]["value"] / 1e3 for tree in (before, after)]
-worst = facts.get("worst_layer_sqnr_db")
-agreement = after.get("metrics", {}).get("agreement", {}).get("value")
-print(f"| {model} | `{stage}` | {quality[0]:.4f} | {quality[1]:.4f} | {'-' if agreement is None else f'{agreement:.4f}'} | "
-      f"{layers} / {kept} | {'-' if worst is None else f'{worst:.1f}'} | {size[0]:.0f} / {size[1]:.0f} | "
+noise = [row["sqnr_db"] for row in facts.get("layers", []) if row.get("precision") != "float32" and row.get("sqnr_db")]
+paired = after["quality"].get("paired") or {}
+low, high = paired.get("interval", (None, None))
+difference = f"{paired['difference']:+.4f}" if paired else "-"
+if low is not None:
+    difference += f" ({low:+.4f} to {high:+.4f})"
+metrics = after.get("metrics", {})
+agreement = metrics.get("agreement", metrics.get("baseline_correlation", {})).get("value")
+print(f"| {model} | `{stage}` | {quality[0]:.4f} | {quality[1]:.4f} | {difference} | {'-' if agreement is None else f'{agreement:.4f}'} | "
+      f"{layers} / {kept} | {f'{min(noise):.1f} / {sum(noise) / len(noise):.1f}' if noise else '-'} | {size[0]:.0f} / {size[1]:.0f} | "
       f"{latency(before)} | {latency(after)} |")
 PY
 }
@@ -81,6 +90,24 @@ for model in "$@"; do
             for rest in '' ', rounding: gptq' ', rounding: adaround' ', rounding: {brecq: {steps: 300}}' \
                 ', rounding: {brecq: {steps: 300, loss: mse}}'; do
                 run resnet20 "$resnet20_head" "quantize.static: {weight_bits: $bits$rest, fit_weights: true, min_sqnr_db: -100}"
+            done
+        done ;;
+    resnet20_observers)
+        for rest in '' ', weight_bits: 4, rounding: gptq, bias_correction: true'; do
+            for observer in minmax moving_average percentile histogram entropy; do
+                run resnet20 "$resnet20_head" "quantize.static: {observer: $observer$rest}"
+            done
+        done ;;
+    minilm_l6_observers)
+        for observer in minmax moving_average percentile histogram entropy; do
+            run minilm_l6 "$minilm_l6_head" "quantize.static: {observer: $observer}"
+        done ;;
+    minilm_l6_int4)
+        for rest in '' ', embeddings: false'; do
+            for group in 32 128; do
+                for rounding in nearest gptq awq hqq; do
+                    run minilm_l6 "$minilm_l6_head" "quantize.weight_only: {type: int4, group: $group, rounding: $rounding$rest}"
+                done
             done
         done ;;
     resnet20_in_turn)

@@ -2,23 +2,26 @@
 
 Needs a Python environment with torch 2.15, openvino, nncf, onnx and onnxruntime; nothing of Coppice needs this script.
 
-usage: [PRELOAD=LIBRARY] quantize_peers.py COPPICE DATA WORK [THREADS [NAME ...]]
+usage: [PRELOAD=LIBRARY] [TIMES=no] quantize_peers.py COPPICE DATA WORK [THREADS [NAME ...]]
        COPPICE the program, DATA the folder of the development data, WORK a folder for the models (kept: a second run only
        measures), NAME one or several of resnet18 resnet50 mobilenet_v2 resnet20 minilm. LIBRARY a memory allocator (tcmalloc,
-       jemalloc) for the processes of LibTorch and ONNX Runtime; OpenVINO brings its own and does not run with another
+       jemalloc) for the processes of LibTorch and ONNX Runtime; OpenVINO brings its own and does not run with another. TIMES=no
+       measures quality alone
 
-Coppice: quantize.static (convolutional networks), merged query, key and value and quantize.auto (the encoder; forms are timed at 8 x 128 tokens),
-then deploy; the file is loaded by torch.jit.load and run as it is. OpenVINO: nncf.quantize of the converted file, latency hint. ONNX Runtime: the exported file, QDQ with per-channel
+Coppice: quantize.static (convolutional networks), merged query, key and value and quantize.auto (the encoder),
+then deploy, a file for each batch size, on which forms and kernels are timed; the file is loaded by torch.jit.load and run as it is. OpenVINO: nncf.quantize of the converted file, latency hint. ONNX Runtime: the exported file, QDQ with per-channel
 int8 weights (convolutional networks), dynamic int8 (the encoder), all graph optimisations. Every runtime gets THREADS threads
 (2). Calibration: the same examples for all, 512 of CIFAR-10, 256 random images for the zoo, 256 sentence pairs.
 
 Times: each runtime lives in a process of its own, a new one for each batch size: NNCF changes torch where it is imported, OpenVINO compiles
 for a shape, and LibTorch's oneDNN convolutions lay their int8 weights out for the shape of the first call. Rounds in which each has one block of
 calls, in random order, with a pause and unmeasured calls before, so that nobody's threads still spin while another is measured; a figure is the median over rounds, a ratio the median of the rounds'
-ratios. Quality: top-1 of the 10,000 CIFAR-10 test images, Spearman of the 750 pairs of STS-B.
+ratios. Quality: top-1 of the 10,000 CIFAR-10 test images, Spearman of the 750 pairs of STS-B. Differences of two models' quality with their 95 %
+intervals: bootstrap over examples, both models on the same ones, as `coppice eval` has it (block_bootstrap in eval/metrics/statistics.cpp).
 """
 import functools
 import importlib.metadata as metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -43,9 +46,9 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 class Workload:
     """File, examples for calibration (a list of tuples of arrays), names of inputs, and how quality is judged."""
 
-    def __init__(self, name, file, calibration, recipe, dynamic, example=""):
+    def __init__(self, name, file, calibration, recipe, dynamic):
         self.name, self.file, self.calibration, self.recipe, self.dynamic = name, file, calibration, recipe, dynamic
-        self.example = example
+        self.judged = name in ("resnet20", "minilm")  # the zoo's weights mean nothing
 
     def inputs(self, batch):
         rng = np.random.default_rng(1)
@@ -55,12 +58,10 @@ class Workload:
         return (np.concatenate([self.calibration[i % len(self.calibration)][0] for i in range(batch)])[:batch].astype(one.dtype),)
 
     def quality(self, run, data):
+        """A figure of each example, and what they are held against: see score()."""
         if self.name == "resnet20":
             images, labels = cifar(data / "cifar10/test.bin")
-            hits = 0
-            for i in range(0, len(images), 100):
-                hits += int((run((images[i:i + 100],)).argmax(1) == labels[i:i + 100]).sum())
-            return f"{100 * hits / len(images):.2f} %"
+            return np.concatenate([run((images[i:i + 100],)).argmax(1) for i in range(0, len(images), 100)]), labels
         if self.name == "minilm":
             held = torch.load(data / "stsb/test.pt")
             ids = held["ids"].long().numpy()
@@ -69,8 +70,27 @@ class Workload:
                 part = ids[i:i + 50].reshape(-1, ids.shape[2])
                 vectors = run((part, (part > 0).astype(np.int64))).reshape(-1, 2, 384)
                 similarity += list((vectors[:, 0] * vectors[:, 1]).sum(1))
-            return f"{spearman(similarity, held['score'].numpy()):.4f}"
-        return ""
+            return np.array(similarity), held["score"].numpy()
+        raise ValueError(f"{self.name} has no labels")
+
+    def score(self, figures, target):
+        return spearman(figures, target) if self.dynamic else 100 * np.mean(figures == target)
+
+    def text(self, value):
+        return f"{value:.4f}" if self.dynamic else f"{value:.2f} %"
+
+
+def paired_interval(score, ours, theirs, target, resamples=1000):
+    """95 % of score(ours) - score(theirs), as block_bootstrap() with blocks of one example and Spearman::paired()."""
+    rng, count = np.random.default_rng(0), len(target)
+    drawn = []
+    for _ in range(resamples):
+        rows = rng.integers(count, size=count)
+        drawn.append(score(ours[rows], target[rows]) - score(theirs[rows], target[rows]))
+    z = statistics.NormalDist().inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * (count - 1))  # Student's, of so many degrees of freedom
+    tail = statistics.NormalDist().cdf(-t * (count / (count - 1)) ** 0.5)
+    return np.quantile(drawn, [tail, 1 - tail])
 
 
 def ranks(values):
@@ -104,7 +124,7 @@ def workload(name, data, work):
         recipe = (f"data: {{format: tensors, inputs: ids, mask: ids, pairs: true, target: score, train: {data}/stsb/train.pt, "
                   f"test: {data}/stsb/test.pt, calibration: 256}}\ntask: {{type: similarity, metric: spearman}}\n"
                   "stages:\n  - deploy: {form: merged}\n  - quantize.auto: {}\n")
-        return Workload(name, data / "stsb/minilm_l6.pt", calibration, recipe, True, ", input: ['int64<2309:8,128', 'int64<2:8,128']")
+        return Workload(name, data / "stsb/minilm_l6.pt", calibration, recipe, True)
     torch.manual_seed(0)
     small = torch.rand(256, 3, 14, 14)
     images = torch.nn.functional.interpolate(small, size=224, mode="bicubic").sub_(0.5).mul_(4)
@@ -116,12 +136,25 @@ def workload(name, data, work):
     return Workload(name, data / "zoo" / ZOO[name], [(row[None].numpy(),) for row in images], recipe, False)
 
 
+def float32(load, work, threads):
+    """The file itself."""
+    model = torch.jit.load(load.file).eval()
+
+    def call(inputs):
+        with torch.inference_mode():
+            return model(*[torch.from_numpy(array) for array in inputs]).numpy()
+
+    return call, 0
+
+
 def coppice(program, load, work, threads):
-    run = work / f"coppice-{load.name}"
+    run = work / f"coppice-{load.name}-{load.batch}"
     if not (run / "model.pt").exists():
         subprocess.run(["rm", "-rf", run], check=True)
-        recipe = work / f"{load.name}.yaml"
-        recipe.write_text(f"model: {{path: {load.file}{load.example}}}\nthreads: {threads}\n{load.recipe}measure: {{profile: off}}\n")
+        recipe = work / f"{load.name}-{load.batch}.yaml"
+        example = ["int64<2309:{},128", "int64<2:{},128"] if load.dynamic else ["{},3,32,32" if load.name == "resnet20" else "{},3,224,224"]
+        shapes = [shape.format(load.batch) for shape in example]
+        recipe.write_text(f"model: {{path: {load.file}, input: {shapes}}}\nthreads: {threads}\n{load.recipe}measure: {{profile: off}}\n")
         subprocess.run([program, "compress", recipe, "--out", run, "--quiet"], check=True)
     stage = json.loads(sorted(run.glob("*-quantize.*/stage.json"))[0].read_text())
     model = torch.jit.load(run / "model.pt")
@@ -222,10 +255,11 @@ def block(call, inputs):
     return (time.perf_counter() - start) / calls
 
 
-def serve(pipe, make, name, data, work, threads):
+def serve(pipe, make, name, data, work, threads, batch):
     """Answers ("made",), ("quality",) and ("block", batch) until the other end closes."""
     torch.set_num_threads(threads)
     load = workload(name, data, work)
+    load.batch = batch
     call, seconds = make(load, work, threads)
     answers = {"made": lambda: seconds, "quality": lambda: load.quality(call, data)}
     while True:
@@ -249,17 +283,18 @@ def main():
     print("| model | batch | Coppice | OpenVINO | ONNX Runtime | Coppice / OpenVINO | Coppice / ONNX Runtime | quality: Coppice, OpenVINO, "
           "ONNX Runtime | quantizing: Coppice, NNCF, ONNX Runtime |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    timed, differences = os.environ.get("TIMES") != "no", []
     ratios = {"convolutional / OpenVINO": [], "encoder / OpenVINO": [], "all / ONNX Runtime": []}
     for name in names:
         workload(name, data, work)  # writes what the program reads
         makers = (functools.partial(coppice, program), openvino, onnxruntime)
 
-        def started():
+        def started(makers=makers, batch=1):
             """A process for each runtime, one after the other: making models is timed as well."""
             pipes = []
             for make in makers:
                 near, far = spawn.Pipe()
-                process = spawn.Process(target=serve, args=(far, make, name, data, work, threads), daemon=True)
+                process = spawn.Process(target=serve, args=(far, make, name, data, work, threads, batch), daemon=True)
                 if allocator and make is not openvino:
                     os.environ["LD_PRELOAD"] = allocator
                 process.start()
@@ -271,11 +306,25 @@ def main():
 
         pipes = started()
         took = ", ".join(f"{ask(pipe, 'made'):.1f} s" for pipe in pipes)
-        quality = ", ".join(ask(pipe, "quality") for pipe in pipes).strip(", ")
-        for batch in (1, 8):
+        quality, load = "", workload(name, data, work)
+        if load.judged:
+            reference = started([float32])
+            figures = {}
+            for who, pipe in zip(("Coppice", "OpenVINO", "ONNX Runtime", "float"), pipes + reference):
+                figures[who], target = ask(pipe, "quality")
+            reference[0].close()
+            quality = ", ".join(load.text(load.score(figures[who], target)) for who in list(figures)[:3])
+            for ours, theirs in itertools.combinations(figures, 2):
+                low, high = paired_interval(load.score, figures[ours], figures[theirs], target)
+                differences.append(f"| {name} | {ours} - {theirs} | "
+                                   f"{load.score(figures[ours], target) - load.score(figures[theirs], target):+.4f} | "
+                                   f"{low:+.4f} to {high:+.4f} |")
+        if not timed:
+            print(f"| {name} | | | | | | | {quality} | {took} |", flush=True)
+        for batch in (1, 8) if timed else ():
             for pipe in pipes:
                 pipe.close()
-            pipes = started()
+            pipes = started(batch=batch)
             times = [[] for _ in pipes]
             for _ in range(ROUNDS):
                 for i in random.sample(range(len(pipes)), len(pipes)):
@@ -288,6 +337,8 @@ def main():
                   f"{took if batch == 1 else ''} |", flush=True)
         for pipe in pipes:
             pipe.close()
+    if differences:
+        print("\n| model | difference of quality | value | 95 % interval, paired |\n|---|---|---|---|", *differences, sep="\n")
     print()
     for title, of in ratios.items():
         if of:
