@@ -1,6 +1,6 @@
 """What a convolution by onednn::qconv2d_pointwise saves over quantized::conv2d and the operators behind it, and what its views cost.
 
-Needs a Python environment with torch 2.15; nothing of Coppice needs this script. The constants of quantize/emit/fused_conv.cpp follow from it.
+Needs a Python environment with torch 2.15; nothing of Coppice needs this script. The savings an element in quantize/emit/fused_conv.cpp follow from it.
 
 usage: fused_conv.py [THREADS]
 
