@@ -28,7 +28,7 @@ double measure_call_ns() {
     const auto over = [](const at::Tensor& tensor, const at::Tensor& empty) {
         return at::Tensor(empty).set_(tensor.as_strided({0}, {1}), 0, tensor.sizes(), tensor.strides());
     };
-    const auto plain = [&] { call_operator("quantized::conv2d", {x, packed, 0.1, int64_t{0}}); };
+    const auto plain = [&] { call_operator("quantized::conv2d", {x, packed, 0.1, int64_t{0}}, "new"); };
     const auto fused = [&] {
         const auto y = call_operator(
             "onednn::qconv2d_pointwise",

@@ -300,8 +300,12 @@ bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups) {
     return weight_shape.size() > 3 && weight_shape[1] == 1 && groups > 1 && !pointwise;
 }
 
-c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack) {
-    c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
+c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack, const char* overload) {
+    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, overload);
+    // The dispatcher reads as many as the schema has, whatever there are.
+    if (op.schema().arguments().size() != stack.size())
+        throw InternalError(name, "called with " + std::to_string(stack.size()) + " arguments", "");
+    op.callBoxed(&stack);
     return stack.at(0);
 }
 

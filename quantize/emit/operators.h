@@ -29,8 +29,9 @@ struct ConvGeometry {
 /// nullopt when "same" padding is not the same on both sides.
 std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<int64_t>& weight_shape);
 
-/// Runs an operator that LibTorch's C++ interface does not declare, by name. @return its first result
-c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments);
+/// Runs an operator that LibTorch's C++ interface does not declare, by name. @param arguments  all, defaults included
+/// @return its first result
+c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments, const char* overload = "");
 
 /// Whether FBGEMM has its kernel for depthwise convolutions for such weights, which adds two products in 16 bits
 /// whatever the CPU. Engine x86 takes it for more groups than kOnednnGroups, fbgemm always (LibTorch 2.15).

@@ -222,8 +222,8 @@ TEST(StaticInt8, ChoosesAnEngineByMeasuringAndRestoresTheOneInForce) {
     const auto seconds = context.facts["engine_seconds"];
     ASSERT_TRUE(seconds.contains("x86"));
     EXPECT_EQ(context.facts["linear"], "packed");  // its linear layer is between int8 and the model's end
-    const auto chosen =
-        context.facts["engine"].get<std::string>() + (context.facts["conv"] == "fused" ? ", conv fused" : "");
+    const auto chosen = context.facts["engine"].get<std::string>() +
+                        (context.facts["conv"] == "fused_large" ? ", conv fused_large" : "");
     for (const auto& [name, value] : seconds.items())
         EXPECT_GE(value.get<double>(), 0.97 * 0.97 * 0.97 * seconds[chosen].get<double>()) << name;
 }
@@ -259,21 +259,28 @@ TEST(StaticInt8, ChoosesTheKernelsOfConvolutionsByMeasuring) {
                                    "def forward(self, x):\n"
                                    "    y = torch.silu_(torch.conv2d(x, self.a.weight))\n"
                                    "    return torch.conv2d(y, self.b.weight)\n");
-    for (const char* conv : {"auto", "fused", "packed"}) {
-        auto context = context_of();
-        const auto int8 = from_recipe({{"conv", conv}})->apply(model, context);
-        const auto chosen = context.facts["conv"].get<std::string>();
-        if (std::string(conv) != "auto") {
-            EXPECT_EQ(chosen, conv);
-        } else {
-            const auto seconds = context.facts["engine_seconds"];
-            ASSERT_EQ(seconds.size(), 2u) << seconds;
-            const bool fused = seconds["x86, conv fused"].get<double>() < 0.97 * seconds["x86"].get<double>();
-            EXPECT_EQ(chosen, fused ? "fused" : "packed");
+    for (const std::string conv : {"auto", "fused", "fused_large", "packed"}) {
+        for (const int64_t side : {8, 256}) {
+            auto context = context_of();
+            context.example = {sine({4, 3, side, side})};
+            const auto int8 = from_recipe({{"conv", conv}})->apply(model, context);
+            const auto chosen = context.facts["conv"].get<std::string>();
+            if (conv != "auto") {
+                EXPECT_EQ(chosen, conv);
+            } else if (side == 8) {
+                EXPECT_EQ(chosen, "packed");  // so small that it is not even tried
+                EXPECT_FALSE(context.facts.contains("engine_seconds"));
+            } else {
+                const auto seconds = context.facts["engine_seconds"];
+                ASSERT_EQ(seconds.size(), 2u) << seconds;
+                const bool fused = seconds["x86, conv fused_large"].get<double>() < 0.97 * seconds["x86"].get<double>();
+                EXPECT_EQ(chosen, fused ? "fused_large" : "packed");
+            }
+            const bool fuses = chosen == "fused" || (chosen == "fused_large" && side == 256);
+            torch::jit::testing::FileCheck()
+                .check_count("onednn::qconv2d_pointwise", fuses ? 1 : 0, /*exactly=*/true)
+                ->run(*int8.graph());
         }
-        torch::jit::testing::FileCheck()
-            .check_count(chosen == "fused" ? "onednn::qconv2d_pointwise" : "quantized::conv2d", 2)
-            ->run(*int8.graph());
     }
 }
 
