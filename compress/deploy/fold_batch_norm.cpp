@@ -21,6 +21,9 @@ public:
             if (owners[entry.tensor.unsafeGetTensorImpl()] > 1) shared_.insert(entry.name);
     }
 
+    /// One more attribute, that one operator reads.
+    void add(const std::string& name) { uses_[name] = 1; }
+
     bool only_one(const std::string& name) const {
         const auto found = uses_.find(name);
         return found != uses_.end() && found->second == 1 && !shared_.count(name);
@@ -99,7 +102,7 @@ std::string cannot_fold(const Model& model, const BatchNormView& norm, const Fac
     return {};
 }
 
-void fold(Model& model, const BatchNormView& norm, const Target& target) {
+void fold(Model& model, const BatchNormView& norm, const Target& target, Readers& readers) {
     const auto get = [&](const Value* value) { return parameter_of(model, value)->detach().to(at::kDouble); };
     const auto weight = get(target.weight);  // [out, in/groups, k...], transposed: [in, out/groups, k...]
     const auto mean = get(norm.running_mean), variance = get(norm.running_var);
@@ -133,6 +136,7 @@ void fold(Model& model, const BatchNormView& norm, const Target& target) {
         const auto dot = name.rfind('.');
         const auto owner = dot == std::string::npos ? std::string() : name.substr(0, dot + 1);
         const auto added = add_attribute(model, owner + "bias", bias.to(dtype), Role::kParameter);
+        readers.add(added);
         const auto index = target.node->schema().argumentIndexWithName("bias");
         target.node->replaceInput(static_cast<size_t>(*index), read_attribute(model, added, target.node));
     }
@@ -143,22 +147,24 @@ void fold(Model& model, const BatchNormView& norm, const Target& target) {
 }  // namespace
 
 int fold_batch_norm(Model& model, const Inputs& example, std::vector<LayerChange>* changes) {
-    std::vector<BatchNormView> norms;
+    std::vector<Node*> norms;
     for (Node* node : all_nodes(*model.graph()))
-        if (auto norm = as_batch_norm(node)) norms.push_back(*norm);
+        if (as_batch_norm(node)) norms.push_back(node);
     if (norms.empty()) return 0;
     const LayerNames names(model);
-    const Readers readers(model);
+    Readers readers(model);
     const auto facts = Facts::observe(model, example);
     int folded = 0;
-    for (const auto& norm : norms) {
-        const auto name = names.of(norm.node);
+    for (Node* node : norms) {
+        // Looked at now: a norm in front of it that was folded took its output with it.
+        const auto norm = *as_batch_norm(node);
+        const auto name = names.of(node);
         std::optional<Target> target;
         const auto reason = cannot_fold(model, norm, facts, readers, target);
         if (reason.empty()) {
             if (folded++ == 0) refuse_other_methods(model, "folding batch norms");
             const auto layer = names.of(target->node);
-            fold(model, norm, *target);
+            fold(model, norm, *target, readers);
             if (changes) changes->push_back({name, "folded", "batch norm", "part of " + layer, ""});
         } else if (changes) {
             changes->push_back({name, "kept", "batch norm", "batch norm", reason});

@@ -121,6 +121,30 @@ TEST(FoldBatchNorm, KeepsTheBatchNormWhereFoldingWouldChangeSomethingElse) {
     EXPECT_THAT(changes.at(0).reason, ::testing::HasSubstr("training mode"));
 }
 
+TEST(FoldBatchNorm, FoldsOneBehindAnotherIntoTheSameLayer) {
+    for (const bool has_bias : {false, true}) {
+        SCOPED_TRACE(has_bias);
+        std::vector<std::pair<std::string, at::Tensor>> tensors = {{"c.weight", sine({8, 3, 3, 3}, 0.3)},
+                                                                   {"c.bias", sine({8})}};
+        std::string body =
+            std::string("    x = torch.conv2d(x, self.c.weight, ") + (has_bias ? "self.c.bias" : "None") + ")\n";
+        constexpr int kNorms = 4;
+        for (int i = 0; i < kNorms; ++i) {
+            const auto bn = "n" + std::to_string(i);
+            for (auto& entry : norm(bn, 8)) tensors.push_back(entry);
+            const auto self = "self." + bn;
+            body += "    x = torch.batch_norm(x, " + self + ".weight, " + self + ".bias, " + self + ".running_mean, " +
+                    self + ".running_var, self.training, 0.1, 1e-3, True)\n";
+        }
+        auto model = build_model(tensors, "def forward(self, x):\n" + body + "    return x\n");
+        const Inputs example{sine({2, 3, 6, 6})};
+        const auto before = model.forward(example).toTensor();
+        EXPECT_EQ(fold_batch_norm(model, example, nullptr), kNorms);
+        EXPECT_EQ(count(model, "aten::batch_norm"), 0);
+        EXPECT_LE(max_difference(model.forward(example).toTensor(), before), 1e-5 * before.abs().max().item<double>());
+    }
+}
+
 TEST(FoldBatchNorm, FoldsEveryOneOfAResidualNetwork) {
     auto model = residual_model();
     const Inputs image{sine({2, 3, 8, 8})};
