@@ -147,8 +147,7 @@ std::unique_ptr<Stage> weight_pruning(std::unique_ptr<WeightCriterion> criterion
     if (!(options.sparsity >= 0 && options.sparsity < 1))
         throw InvalidArgument(kWhere, "sparsity is " + text_of(options.sparsity, 4) + ", must be in [0, 1)",
                               "Use 0.5 to set half of the weights to zero.");
-    if (options.scope != "global" && options.scope != "layer" && options.scope != "row")
-        throw_unknown(kWhere, "scope", options.scope, {"global", "layer", "row"});
+    require_known(kWhere, "scope", options.scope, {"global", "layer", "row"});
     if (options.samples < 1 || options.batch_size < 1 || options.min_size < 0)
         throw InvalidArgument(kWhere, "samples and batch_size must be at least 1, min_size at least 0",
                               "The defaults are 128, 32 and 0.");

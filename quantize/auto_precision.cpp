@@ -288,9 +288,8 @@ private:
 }  // namespace
 
 std::unique_ptr<Stage> auto_precision(AutoOptions options) {
-    const std::vector<std::string> known = {"bf16", "dynamic", "fp16", "int4", "int8", "static"};
     for (const auto& form : options.forms)
-        if (std::find(known.begin(), known.end(), form) == known.end()) throw_unknown(kWhere, "form", form, known);
+        require_known(kWhere, "form", form, {"bf16", "dynamic", "fp16", "int4", "int8", "static"});
     if (options.forms.empty()) throw InvalidArgument(kWhere, "forms is empty", "Name at least one, such as dynamic.");
     if (!(options.least_gain >= 0 && options.least_gain < 1))
         throw InvalidArgument(kWhere, "least_gain is " + std::to_string(options.least_gain) + ", must be in [0, 1)",

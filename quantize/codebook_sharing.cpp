@@ -36,9 +36,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Stage> codebook_sharing(CodebookOptions options) {
-    const std::vector<std::string> storages = {"indices", "weights"};
-    if (std::find(storages.begin(), storages.end(), options.storage) == storages.end())
-        throw_unknown(kWhere, "storage", options.storage, storages);
+    require_known(kWhere, "storage", options.storage, {"indices", "weights"});
     if (options.bits < 2 || options.bits > 8)
         throw InvalidArgument(kWhere, "bits is " + std::to_string(options.bits) + ", must be 2 to 8", "Use 4.");
     if (options.iterations < 0 || options.batches < 1 || options.batch_size < 1)

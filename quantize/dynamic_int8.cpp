@@ -33,8 +33,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Stage> dynamic_int8(DynamicOptions options) {
-    if (options.embedding != "float" && options.embedding != "int8" && options.embedding != "int4")
-        throw_unknown(kWhere, "embedding", options.embedding, {"float", "int4", "int8"});
+    require_known(kWhere, "embedding", options.embedding, {"float", "int4", "int8"});
     if (options.batches < 1 || options.batch_size < 1)
         throw InvalidArgument(kWhere, "batches and batch_size must be at least 1", "");
     return std::make_unique<DynamicInt8>(std::move(options));

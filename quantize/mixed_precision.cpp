@@ -214,15 +214,11 @@ private:
 }  // namespace
 
 std::unique_ptr<Stage> mixed_precision(MixedOptions options) {
-    const std::vector<std::string> known = {"bf16", "dynamic", "fp16", "int4", "int8", "static"},
-                                   budgets = {"bops", "latency", "size"};
     for (const auto& precision : options.precisions)
-        if (std::find(known.begin(), known.end(), precision) == known.end())
-            throw_unknown(kWhere, "precision", precision, known);
+        require_known(kWhere, "precision", precision, {"bf16", "dynamic", "fp16", "int4", "int8", "static"});
     if (options.precisions.empty())
         throw InvalidArgument(kWhere, "precisions is empty", "Name at least one beside float, such as static.");
-    if (std::find(budgets.begin(), budgets.end(), options.budget) == budgets.end())
-        throw_unknown(kWhere, "budget", options.budget, budgets);
+    require_known(kWhere, "budget", options.budget, {"bops", "latency", "size"});
     if (!(options.ratio >= 0 && options.ratio <= 1))
         throw InvalidArgument(kWhere, "ratio is " + std::to_string(options.ratio) + ", must be in [0, 1]", "Use 0.3.");
     if (options.rounding && options.rounding->scales_inputs())

@@ -33,11 +33,8 @@ private:
 }  // namespace
 
 std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
-    const std::vector<std::string> types = {"bf16", "fp16", "int4", "int8"}, kernels = {"auto", "packed", "unpacked"};
-    if (std::find(types.begin(), types.end(), options.type) == types.end())
-        throw_unknown(kWhere, "type", options.type, types);
-    if (std::find(kernels.begin(), kernels.end(), options.kernel) == kernels.end())
-        throw_unknown(kWhere, "kernel", options.kernel, kernels);
+    require_known(kWhere, "type", options.type, {"bf16", "fp16", "int4", "int8"});
+    require_known(kWhere, "kernel", options.kernel, {"auto", "packed", "unpacked"});
     if (options.group != 0 && options.group != 32 && options.group != 64 && options.group != 128)
         throw InvalidArgument(kWhere, "group is " + std::to_string(options.group) + ", must be 32, 64, 128 or 0",
                               "Use 64.");

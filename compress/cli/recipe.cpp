@@ -269,8 +269,7 @@ Recipe recipe_from_settings(Setting root, const std::vector<std::string>& overri
                               "It needs at least model: {path: model.pt, input: [...]}.");
     if (root.kind != Setting::Kind::kMap)
         throw InvalidArgument(root.where, "a recipe must be a map of sections", "Begin with model: {path: model.pt}.");
-    for (const auto& [key, value] : root.members)
-        if (std::find(kKeys.begin(), kKeys.end(), key) == kKeys.end()) throw_unknown(value.where, "key", key, kKeys);
+    for (const auto& [key, value] : root.members) require_known(value.where, "key", key, kKeys);
 
     Recipe recipe;
     recipe.file = file;

@@ -109,6 +109,11 @@ void throw_unknown(const std::string& where, const std::string& what, const std:
                           nearest ? "Did you mean \"" + *nearest + "\"?" : "Known: " + one_of(known) + ".");
 }
 
+void require_known(const std::string& where, const std::string& what, const std::string& name,
+                   const std::vector<std::string>& known) {
+    if (std::find(known.begin(), known.end(), name) == known.end()) throw_unknown(where, what, name, known);
+}
+
 std::pair<std::string, Setting> name_and_options(const Setting& setting, const std::string& what) {
     if (setting.kind == Setting::Kind::kScalar && !setting.text.empty()) {
         Setting none;
@@ -320,9 +325,8 @@ void Options::done() const {
     std::vector<std::string> known;
     for (const auto& asked : asked_) known.push_back(asked.name);
     for (const auto& [name, setting] : settings_.members) {
-        if (std::find(known.begin(), known.end(), name) != known.end()) continue;
         const std::string place = setting.where.empty() ? owner_ : setting.where + ", " + owner_;
-        throw_unknown(place, "option", name, known);
+        require_known(place, "option", name, known);
     }
 }
 

@@ -356,9 +356,7 @@ std::vector<std::string> form_names() {
 }  // namespace
 
 std::unique_ptr<Stage> deploy(DeployOptions options) {
-    const auto names = form_names();
-    if (std::find(names.begin(), names.end(), options.form) == names.end())
-        throw_unknown(kWhere, "form", options.form, names);
+    require_known(kWhere, "form", options.form, form_names());
     if (!(options.tolerance >= 0) || !(options.bf16_tolerance >= 0) || !(options.seconds >= 0))
         throw InvalidArgument(kWhere, "a tolerance or the time is negative or NaN", "");
     for (const int64_t size : options.batch)

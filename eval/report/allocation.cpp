@@ -295,9 +295,7 @@ std::string padded(const std::string& text, size_t width, bool right) {
 }  // namespace
 
 Json allocate(const std::vector<fs::path>& sources, const AllocationOptions& options) {
-    static const std::vector<std::string> kinds = {"project", "tag", "user"};
-    if (std::find(kinds.begin(), kinds.end(), options.group_by) == kinds.end())
-        throw_unknown("--group-by", "grouping", options.group_by, kinds);
+    require_known("--group-by", "grouping", options.group_by, {"project", "tag", "user"});
     if (sources.empty())
         throw InvalidArgument("report", "nothing to sum up is given",
                               "Name run directories, files of coppice track --json, or emissions.csv.");

@@ -47,7 +47,11 @@ bool worth_fusing(const StaticPlan::Impl& plan) {
 class Converter {
 public:
     explicit Converter(const StaticPlan::Impl& plan)
-        : plan_(plan), model_(plan.model.clone()), graph_(model_.graph()), emit_(*graph_) {
+        : plan_(plan),
+          unit_of_(units_by_node(plan.units)),
+          model_(plan.model.clone()),
+          graph_(model_.graph()),
+          emit_(*graph_) {
         // A clone has the same nodes in the same order.
         const auto old_nodes = all_nodes(*plan.model.graph()), new_nodes = all_nodes(*graph_);
         if (old_nodes.size() != new_nodes.size()) throw InternalError("quantize.convert", "a copy has other nodes", "");
@@ -325,32 +329,33 @@ private:
         return std::string(unit.node->kind().toUnqualString()).find("_pool") == std::string::npos;
     }
 
+    /// The int8 unit that an operator is part of; null for operators on floats.
+    const Unit* int8_unit(const Node* node) const {
+        const auto found = unit_of_.find(node);
+        return found != unit_of_.end() && (found->second->int8 || found->second->island) ? found->second : nullptr;
+    }
+
     /// Whether an int8 tensor has memory of its own, and not that of what it was made from.
     bool owns_memory(const Value* old) const {
-        for (const auto& unit : plan_.units)
-            if (unit.int8 && std::find(unit.outputs.begin(), unit.outputs.end(), old) != unit.outputs.end())
-                return !may_share_memory(unit);
-        return true;  // it was rounded from float
+        const Unit* maker = int8_unit(old->node());
+        return !maker || !may_share_memory(*maker);  // what no unit made was rounded from float
     }
 
     /// Whether nothing reads an int8 tensor once `add` has run. Behind a view of it anything may.
-    bool read_before(const Value* old, const Node* add) const {
+    bool is_last_reader(const Node* add, const Value* old) const {
         const auto& uses = old->uses();
         return std::all_of(uses.begin(), uses.end(), [&](const Use& use) {
             if (use.user == add || reads_no_values(use.user)) return true;
-            const auto reader = std::find_if(plan_.units.begin(), plan_.units.end(), [&](const Unit& unit) {
-                return std::find(unit.nodes.begin(), unit.nodes.end(), use.user) != unit.nodes.end();
-            });
+            const Unit* reader = int8_unit(use.user);
             // A float operator reads a copy, which is made at once.
-            if (reader == plan_.units.end() || (!reader->int8 && !reader->island)) return true;
-            return !may_share_memory(*reader) && reads_before(use.user, add);
+            return !reader || (!may_share_memory(*reader) && reads_before(use.user, add));
         });
     }
 
     /// The integers of a residual, which the addition overwrites.
     Value* overwritten(const Value* old, const Node* add) {
         Value* integers = as_integers(old);
-        return owns_memory(old) && read_before(old, add) ? integers : graph_->insert(aten::clone, {integers});
+        return owns_memory(old) && is_last_reader(add, old) ? integers : graph_->insert(aten::clone, {integers});
     }
 
     void emit_fused_conv(const FusedConv& conv) {
@@ -459,6 +464,7 @@ private:
     }
 
     const StaticPlan::Impl& plan_;
+    const std::unordered_map<const Node*, const Unit*> unit_of_;
     Model model_;
     std::shared_ptr<Graph> graph_;
     Emitter emit_;

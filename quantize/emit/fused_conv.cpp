@@ -56,10 +56,8 @@ double call_ns() {
 
 class Search {
 public:
-    explicit Search(const StaticPlan::Impl& plan) : plan_(plan), all_(plan.options.conv == "fused") {
-        for (const auto& unit : plan.units)
-            for (const auto* node : unit.nodes) unit_of_[node] = &unit;
-    }
+    explicit Search(const StaticPlan::Impl& plan)
+        : plan_(plan), all_(plan.options.conv == "fused"), unit_of_(units_by_node(plan.units)) {}
 
     std::unordered_map<const Node*, FusedConv> run() {
         std::unordered_map<const Node*, FusedConv> chosen;
@@ -126,7 +124,7 @@ private:
 
     const StaticPlan::Impl& plan_;
     const bool all_;
-    std::unordered_map<const Node*, const Unit*> unit_of_;
+    const std::unordered_map<const Node*, const Unit*> unit_of_;
     std::set<const Node*> adders_;  ///< additions inside a convolution
 };
 

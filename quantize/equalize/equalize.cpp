@@ -239,8 +239,7 @@ Equalized equalize(Model& model, const Calibration& calibration, const EqualizeO
 }
 
 void check_relu6(const char* where, const char* option, const std::string& relu6) {
-    const std::vector<std::string> known = {"calibrated", "keep", "relu"};
-    if (std::find(known.begin(), known.end(), relu6) == known.end()) throw_unknown(where, option, relu6, known);
+    require_known(where, option, relu6, {"calibrated", "keep", "relu"});
 }
 
 }  // namespace coppice::quantize

@@ -211,8 +211,7 @@ Smoothed smooth(Model& model, const Calibration& calibration, const SmoothOption
 }
 
 void check_smooth_norms(const char* where, const std::string& norms) {
-    const std::vector<std::string> known = {"all", "free", "gain"};
-    if (std::find(known.begin(), known.end(), norms) == known.end()) throw_unknown(where, "smooth_norms", norms, known);
+    require_known(where, "smooth_norms", norms, {"all", "free", "gain"});
 }
 
 }  // namespace coppice::quantize

@@ -484,8 +484,7 @@ Range ends_of(const Affine& parameters, int64_t levels) {
 }
 
 int64_t widest_weight(const std::string& reduce_range, bool exact_products) {
-    if (reduce_range != "auto" && reduce_range != "off" && reduce_range != "on")
-        throw_unknown(kWhere, "reduce_range", reduce_range, {"auto", "off", "on"});
+    require_known(kWhere, "reduce_range", reduce_range, {"auto", "off", "on"});
     return reduce_range == "on" || (reduce_range == "auto" && !exact_products) ? 7 : 8;
 }
 
@@ -592,9 +591,7 @@ Json layer_rows(const std::vector<LayerPlan>& layers) {
 std::vector<LayerPlan> layer_plans(const Model& model, const Facts& facts, const std::vector<Unit>& units,
                                    const std::function<Range(const Unit& unit)>& input_range) {
     const LayerNames names(model);
-    std::unordered_map<const Node*, const Unit*> unit_of;
-    for (const auto& unit : units)
-        for (const auto* node : unit.nodes) unit_of[node] = &unit;
+    const auto unit_of = units_by_node(units);
     std::vector<LayerPlan> layers;
     for (Node* node : all_nodes(*model.graph())) {
         const auto found = unit_of.find(node);
@@ -654,14 +651,9 @@ void check_options(const StaticOptions& options) {
         throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
                               "Use gptq or adaround, or hqq in quantize.weight_only.");
     widest_weight(options.reduce_range);
-    const auto known = engines();
-    if (options.engine != "auto" && std::find(known.begin(), known.end(), options.engine) == known.end())
-        throw_unknown(kWhere, "engine", options.engine, known);
-    const auto one_of = [](const char* name, const std::string& kind, const std::vector<std::string>& kinds) {
-        if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) throw_unknown(kWhere, name, kind, kinds);
-    };
-    one_of("linear", options.linear, {"auto", "fused", "packed"});
-    one_of("conv", options.conv, {"auto", "fused", "fused_large", "packed"});
+    if (options.engine != "auto") require_known(kWhere, "engine", options.engine, engines());
+    require_known(kWhere, "linear", options.linear, {"auto", "fused", "packed"});
+    require_known(kWhere, "conv", options.conv, {"auto", "fused", "fused_large", "packed"});
 }
 
 StaticPlan plan_static(const Model& model, const Inputs& example, const Calibration& calibration,

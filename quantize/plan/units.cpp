@@ -137,6 +137,13 @@ private:
 
 }  // namespace
 
+std::unordered_map<const Node*, const Unit*> units_by_node(const std::vector<Unit>& units) {
+    std::unordered_map<const Node*, const Unit*> all;
+    for (const auto& unit : units)
+        for (const Node* node : unit.nodes) all[node] = &unit;
+    return all;
+}
+
 bool reads_no_values(const Node* node) {
     static const std::set<std::string> names = {"aten::size",   "aten::dim",     "aten::len",     "aten::numel",
                                                 "prim::device", "prim::is_cuda", "aten::sym_size"};

@@ -29,8 +29,7 @@ private:
 std::unique_ptr<Rounding> brecq(BlockOptions options) {
     if (options.steps < 1 || options.batch_size < 1)
         throw InvalidArgument(kWhere, "steps and batch_size must be at least 1", "");
-    if (options.loss != "fisher" && options.loss != "mse")
-        throw_unknown(kWhere, "loss", options.loss, {"fisher", "mse"});
+    require_known(kWhere, "loss", options.loss, {"fisher", "mse"});
     return std::make_unique<Brecq>(std::move(options));
 }
 

@@ -122,6 +122,10 @@ std::vector<std::string> names_of(const std::vector<Entry<T>>& table) {
 [[noreturn]] void throw_unknown(const std::string& where, const std::string& what, const std::string& name,
                                 const std::vector<std::string>& known);
 
+/// The same unless `name` is one of those known.
+void require_known(const std::string& where, const std::string& what, const std::string& name,
+                   const std::vector<std::string>& known);
+
 /// The row called `name`. @param what  the family, for the message: "stage", "criterion"
 template <typename T>
 const Entry<T>& find_entry(const std::vector<Entry<T>>& table, const std::string& what, const std::string& name,

@@ -297,8 +297,9 @@ struct StaticOptions {
     /// Two-dimensional convolutions in front of SiLU or hard-swish, or of a residual addition, and depthwise ones of
     /// more than 100 channels. packed: quantized::conv2d and operators of their own behind it. fused:
     /// onednn::qconv2d_pointwise with the activation, or the addition and its ReLU, inside, before the result is
-    /// rounded; as `linear: fused` it runs on any engine. A call of it costs some 16 us more: fused_large takes it
-    /// where the example's tensors are large enough to save that. auto: packed or fused_large, as there.
+    /// rounded; as `linear: fused` it runs on any engine. A call of it costs 16 to 40 us more: fused_large takes it
+    /// where the example's tensors are large enough to save what it costs on this machine. auto: packed or fused_large,
+    /// as there.
     std::string conv = "auto";
     /// Weights of 7 bits, so that no sum of two products leaves 16 bits, in which CPUs without VNNI keep it: 2 * 255 *
     /// 64 < 2^15. auto: where exact_int8_products() is false; on: always, for files that run on other CPUs; off. (7-bit
