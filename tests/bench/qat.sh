@@ -1,6 +1,6 @@
 #!/bin/bash
 # Fills results/qat.md: quantize.qat of ResNet-20 by every quantizer and number of bits, all from the same file, data and seed.
-#   tests/bench/qat.sh COPPICE DATA OUT [PART ...]     parts: methods (W4A4 by each quantizer) bits (LSQ, W4A4 to W2A2)
+#   tests/bench/qat.sh COPPICE DATA OUT [PART ...]     parts: methods (W4A4 by each quantizer) bits (LSQ and LSQ+, W8A8 to W2A2)
 # EPOCHS (1) of the 6,000 training images of the development data, SEED (0); judged on all 10,000 test images after the last epoch, by which
 # nothing is chosen. Learning rate and the like are the defaults of the stage. Prints one line per training; finished ones in OUT are not repeated.
 set -u
@@ -39,6 +39,6 @@ echo "|---|---|---|---|---|---|---|---|"
 for part in "$@"; do
     case $part in
     methods) for quantizer in lsq lsq_plus pact minmax; do run $quantizer 4; done ;;
-    bits) for bits in 4 3 2; do run lsq $bits; done ;;
+    bits) for bits in 8 3 2; do for quantizer in lsq lsq_plus; do run $quantizer $bits; done; done ;;
     esac
 done

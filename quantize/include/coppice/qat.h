@@ -56,8 +56,9 @@ public:
 };
 
 /// Learned step size (Esser et al., arXiv 1902.08153): dx'/ds = round(x/s) - x/s inside, the end's integer outside;
-/// starts at 2 E|x| / sqrt(Q); the gradient is scaled by 1 / sqrt(N Q), N values of a channel of a weight or of one
-/// example of an activation, Q the highest integer. Affine: the offset is not learned, it stays where it started.
+/// the gradient is scaled by 1 / sqrt(N Q), N values of a channel of a weight or of one example of an activation, Q the
+/// highest integer. Starts at the shrunken range with the least squared error, not at the paper's 2 E|x| / sqrt(Q),
+/// from which only long trainings recover. Affine: the offset is not learned, it stays where it started.
 std::unique_ptr<Quantizer> lsq();
 
 /// LSQ with a learned offset (Bhalgat et al., arXiv 2004.09576): affine activations learn the real number b that the

@@ -1,7 +1,10 @@
 // Fake quantization against plain loops, and the way from a float model through training to int8 or simulated.
+#include <torch/nn/modules/linear.h>
+
 #include <coppice/qat.h>
 
 #include <fstream>
+#include <limits>
 
 #include "../layer_check.h"
 #include "reference/qat.h"
@@ -66,7 +69,6 @@ TEST(Lsq, EveryChannelOfAWeightHasItsOwnGradient) {
         const auto w = values_of({3, 5, 2}).requires_grad_();
         const auto g = sine({3, 5, 2}, 0.7);
         module->start(w);
-        const auto start = doubles(module->scale());
         {
             torch::NoGradGuard no_grad;
             named(module, "learned").mul_(0.61);
@@ -75,15 +77,54 @@ TEST(Lsq, EveryChannelOfAWeightHasItsOwnGradient) {
         y.backward(g);
         for (int64_t c = 0; c < options.channels; ++c) {
             const auto part = doubles(w.select(channel, c)), gradient = doubles(g.select(channel, c));
-            double mean = 0;
-            for (const double value : part) mean += std::abs(value) / static_cast<double>(part.size());
-            EXPECT_NEAR(start[static_cast<size_t>(c)], 2 * mean / std::sqrt(7.0), 1e-6);
             const double scale = module->scale()[c].item<double>();
             const auto expected = step_loop(part, gradient, scale, 0, -7, 7, static_cast<double>(part.size()));
             expect_near(doubles(y.select(channel, c)), expected.values, 1e-6);
             expect_near(doubles(w.grad().select(channel, c)), expected.by_value, 0);
             EXPECT_NEAR(named(module, "learned").grad()[c].item<double>(), expected.by_scale, kSums);
         }
+    }
+}
+
+/// Squared error of rounding `values` to multiples of `scale`, lowest to highest of them.
+double rounding_error(const std::vector<double>& values, double scale, double lowest, double highest) {
+    double error = 0;
+    for (const double value : values) {
+        const double rounded = std::clamp(std::nearbyint(value / scale), lowest, highest) * scale;
+        error += (value - rounded) * (value - rounded);
+    }
+    return error;
+}
+
+double least_rounding_error(const std::vector<double>& values, double lowest, double highest) {
+    double largest = 0;
+    for (const double value : values) largest = std::max(largest, std::abs(value));
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 1; i <= 1000; ++i)
+        least = std::min(least, rounding_error(values, largest / highest * i / 1000, lowest, highest));
+    return least;
+}
+
+TEST(Lsq, StartsWhereRoundingErrsLeast) {
+    torch::manual_seed(3);
+    const auto dense = at::randn({4000});
+    const auto sparse = at::where(at::rand({4000}) < 0.8, at::zeros({4000}), dense.abs());  // as behind a ReLU
+    for (const int64_t bits : {2, 4, 8}) {
+        FakeQuantizeOptions options;
+        options.bits = bits;
+        FakeQuantize activation(options);
+        activation->start(sparse);
+        const double levels = std::pow(2, bits) - 1, half = std::pow(2, bits - 1) - 1;
+        EXPECT_LE(rounding_error(doubles(sparse), activation->scale().item<double>(), 0, levels),
+                  1.1 * least_rounding_error(doubles(sparse), 0, levels))
+            << bits;
+        FakeQuantize weight(weights_of(bits, 2));
+        const auto w = at::stack({dense, 0.01 * dense});
+        weight->start(w);
+        for (int64_t c = 0; c < 2; ++c)
+            EXPECT_LE(rounding_error(doubles(w[c]), weight->scale()[c].item<double>(), -half, half),
+                      1.1 * least_rounding_error(doubles(w[c]), -half, half))
+                << bits;
     }
 }
 
