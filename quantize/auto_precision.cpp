@@ -146,6 +146,7 @@ public:
                 if (!known.count(row.at("layer").get<std::string>())) rows.push_back(row);
         }
         add_layer_seconds(context, prepared, chosen.model);
+        if (chosen.name != "float") tell_output_noise(context, model, chosen.model, kWhere);
         context.facts["chosen"] = chosen.name;
         if (chosen.plan && !static_fallback.is_null()) context.facts["fallback"] = static_fallback;
         context.facts["model_seconds"] = seconds;

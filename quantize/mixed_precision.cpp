@@ -79,6 +79,7 @@ public:
         chosen = steps[best.second];
         record(table, layers, chosen, built.at(best.second).details, context);
         add_layer_seconds(context, table.prepared(), best.first);
+        tell_output_noise(context, model, best.first, kWhere);
         auto& facts = context.facts;
         facts["budget"] = options_.budget;
         facts["ratio"] = options_.ratio;

@@ -101,6 +101,7 @@ public:
         }
         record(plan, context, calibration);
         add_layer_seconds(context, prepare(model, context.example, nullptr), result);
+        tell_output_noise(context, model, result, kWhere);
         context.facts["engine"] = kernels.engine;
         context.facts["linear"] = kernels.linear;
         context.facts["conv"] = kernels.conv;

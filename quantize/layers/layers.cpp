@@ -663,6 +663,7 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     for (const auto& change : folded) context.record(change);
     record_layers(context, layers, details);
     add_layer_seconds(context, prepared, result);
+    tell_output_noise(context, model, result, options.where);
     return result;
 }
 

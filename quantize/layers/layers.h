@@ -150,6 +150,11 @@ void record_layers(Context& context, const std::vector<Layer>& layers, const std
 /// @param before  the float model with its batch norms folded
 void add_layer_seconds(Context& context, const Model& before, const Model& after);
 
+/// facts["output_sqnr_db"], and a line in the log: signal-to-noise ratio of `after`'s outputs against `before`'s, the
+/// least of them, on some calibration data or the example. Warns below 10 dB. Says nothing where shapes depend on
+/// values.
+void tell_output_noise(Context& context, const Model& before, const Model& after, const char* where);
+
 /// Accuracy-aware fallback: builds with more and more layers in float, the noisiest first, until `context.evaluate`
 /// lost no more than `fallback.max_drop` against `baseline`. The best model so far is kept, time and evaluations are
 /// bounded.

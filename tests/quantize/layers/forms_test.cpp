@@ -80,6 +80,39 @@ TEST(Dynamic, LinearLayersAndProductsMultiplyRoundedInputsWithRoundedWeights) {
     expect_stock(int8, {x});
 }
 
+TEST(OutputNoise, IsThatOfTheWholeModel) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear();
+    const auto x = sine({3, 5, 64}, 2.0);
+    auto context = context_of({x});
+    const auto int8 = apply("quantize.dynamic", {}, model, context);
+    EXPECT_NEAR(context.facts["output_sqnr_db"].get<double>(),
+                decibel(model.forward({x}).toTensor(), int8.forward({x}).toTensor()), 1e-3);
+}
+
+TEST(OutputNoise, WarnsWhereLayersThatAreQuietAloneCancel) {
+    const auto a = sine({48, 64}, 0.2);
+    const auto model = build_model({{"a.weight", a}, {"b.weight", a + 0.0005 * at::cos(7 * a)}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.linear(x, self.a.weight) - torch.linear(x, self.b.weight)\n");
+    auto context = context_of({sine({3, 64}, 2.0)});
+    Warnings log;
+    context.log = &log;
+    apply("quantize.dynamic", {}, model, context);
+    EXPECT_GT(context.facts["worst_layer_sqnr_db"].get<double>(), 30);
+    EXPECT_LT(context.facts["output_sqnr_db"].get<double>(), 10);
+    EXPECT_THAT(log.texts, ::testing::ElementsAre(::testing::HasSubstr("outputs have a signal-to-noise ratio")));
+}
+
+TEST(OutputNoise, SaysNothingOfOutputsWithoutFloats) {
+    const auto model = build_model({{"w", sine({48, 64}, 0.2)}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.argmax(torch.linear(x, self.w), 1)\n");
+    auto context = context_of({sine({3, 64}, 2.0)});
+    apply("quantize.dynamic", {}, model, context);
+    EXPECT_FALSE(context.facts.contains("output_sqnr_db"));
+}
+
 TEST(Dynamic, RecurrentLayersGiveWhatTheFloatOnesGiveUpToRounding) {
     torch::NoGradGuard no_grad;
     constexpr int64_t kIn = 12, kHidden = 16;
