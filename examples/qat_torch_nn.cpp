@@ -3,6 +3,8 @@
 //   qat_torch_nn OUT.pt
 //
 // OUT.pt is TorchScript that stock LibTorch loads. The data are made up: noisy stripes of three directions.
+#include <torch/torch.h>
+
 #include <coppice/error.h>
 #include <coppice/qat.h>
 

@@ -1,4 +1,6 @@
 // Stage prune.channel: groups, scores, allocation, cut.
+#include <ATen/Parallel.h>
+
 #include <coppice/clock.h>
 #include <coppice/error.h>
 #include <coppice/prune.h>

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 #include <coppice/error.h>
 #include <coppice/registry.h>
+#include <torch/version.h>
 
 #include <cstdlib>
 #include <iostream>

@@ -1,4 +1,6 @@
 // What a run directory says about the run as a whole: manifest.json of `coppice compress` and `coppice eval`.
+#include <torch/version.h>
+
 #include <coppice/data.h>
 #include <coppice/eval.h>
 

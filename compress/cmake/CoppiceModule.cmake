@@ -38,12 +38,18 @@ function(coppice_target target)
   if(COPPICE_CCACHE)
     target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess> $<$<CXX_COMPILER_ID:Clang>:-Xclang -fno-pch-timestamp>)
   endif()
-  # One precompiled header for all targets: LibTorch's headers alone take about 15 s a source.
+  # One precompiled header for all targets: LibTorch's headers alone take about 15 s a source. Not <torch/torch.h>: its modules
+  # have virtual functions that the compiler instantiates again in every source, which takes longer than most sources.
   if(NOT TARGET coppice_pch)
     add_library(coppice_pch OBJECT ${PROJECT_BINARY_DIR}/pch.cpp)
     target_link_libraries(coppice_pch PRIVATE coppice::torch nlohmann_json::nlohmann_json)
-    target_precompile_headers(coppice_pch PRIVATE <torch/script.h> <torch/torch.h> <torch/csrc/jit/ir/ir.h> <nlohmann/json.hpp>
+    target_precompile_headers(coppice_pch PRIVATE <torch/script.h> <torch/nn/module.h> <torch/serialize.h> <torch/csrc/jit/ir/ir.h>
+      ${PROJECT_SOURCE_DIR}/compress/cmake/json_instances.h
       <algorithm> <filesystem> <fstream> <functional> <map> <memory> <optional> <regex> <set> <sstream> <string> <unordered_map> <vector>)
+    if(COPPICE_TESTS)
+      target_link_libraries(coppice_pch PRIVATE GTest::gtest GTest::gmock)
+      target_precompile_headers(coppice_pch PRIVATE <gtest/gtest.h> <gmock/gmock.h>)
+    endif()
     coppice_target(coppice_pch)
   endif()
   if(NOT target STREQUAL "coppice_pch")

@@ -1,4 +1,6 @@
 // The stage deploy: makes the forms, compares and times them, keeps the fastest.
+#include <ATen/Parallel.h>
+
 #include <coppice/deploy.h>
 #include <coppice/error.h>
 #include <coppice/graph.h>

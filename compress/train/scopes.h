@@ -1,7 +1,7 @@
 /// Private to train/: settings that hold while a training runs and go back when it ends, also by an exception.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <string>
 #include <vector>

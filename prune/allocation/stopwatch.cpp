@@ -4,6 +4,8 @@
 // written it, and its weights in memory, unless all weights of the model fit in a cache. So a run is done twice, with
 // the same activations and with weights from two places of a pool as large as the model's weights, and the second one
 // is timed.
+#include <ATen/Parallel.h>
+
 #include <coppice/clock.h>
 #include <coppice/deploy.h>
 #include <coppice/error.h>

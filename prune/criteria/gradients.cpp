@@ -1,4 +1,6 @@
 // Gradients of the task's loss for criteria that need them: taylor, fisher.
+#include <torch/autograd.h>
+
 #include <coppice/training_task.h>
 
 #include "criteria/readers.h"

@@ -9,6 +9,8 @@
 // multiply from the right, which is several times slower, hence the transposes. C is saved in the file as a sparse
 // tensor.
 
+#include <ATen/Parallel.h>
+
 #include "messages.h"
 #include "weights/weights.h"
 

@@ -7,6 +7,7 @@
 // the loss has no unit (0.01: means are off by a tenth of a deviation). Inputs are x = e^l (z + t) with noise z, and l
 // and t per channel of the input, because Adam's steps are of one size and inputs may be of any.
 #include <ATen/CPUGeneratorImpl.h>
+#include <torch/optim/adam.h>
 
 #include <cmath>
 

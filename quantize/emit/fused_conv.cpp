@@ -1,5 +1,7 @@
 #include "emit/fused_conv.h"
 
+#include <ATen/Parallel.h>
+
 #include <chrono>
 #include <limits>
 

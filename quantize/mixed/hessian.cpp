@@ -7,6 +7,7 @@
 // different layers have mean zero; the paper takes the layers one by one. Weights that are still being trained may have
 // a negative trace, hence the absolute value. Activations are not part of it.
 #include <ATen/Context.h>
+#include <torch/autograd.h>
 
 #include <cmath>
 

@@ -13,6 +13,8 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <coppice/run_part.h>
+#include <torch/autograd.h>
+#include <torch/optim/adam.h>
 
 #include <coppice/error.h>
 

@@ -4,7 +4,7 @@
 //     sum (1 - |2 h - 1|^beta),      beta from 20 to 2 after a fifth of the steps without
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <optional>
 

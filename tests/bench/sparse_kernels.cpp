@@ -1,7 +1,7 @@
 // Where a sparse weight is faster than a dense one: y = x W^T + b with W [out, in] and x [rows, in], dense, by linear()
 // with a compressed-sparse-row weight, and in the form that prune.csr writes. CPU time on one thread, which other
 // programs do not lengthen much. Prints the table of results/sparse_kernels.md.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cstdio>
 #include <ctime>

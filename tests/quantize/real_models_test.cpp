@@ -1,4 +1,6 @@
 // Real models: quality on real data stays, what is int8 is counted. Figures over all data are in tests/bench/results.
+#include <ATen/Parallel.h>
+
 #include <fstream>
 
 #include "layer_check.h"
@@ -24,7 +26,7 @@ constexpr int kThreads = 1;  // every barrier between two threads costs a time s
 TEST(RealModels, ResNet20IsInt8ThroughoutAndAgreesWithItsSimulation) {
     SKIP_WITHOUT_DATA("cifar10/resnet20.pt");
     torch::NoGradGuard no_grad;
-    torch::set_num_threads(kThreads);
+    at::set_num_threads(kThreads);
     const auto model = Model::load(data_path("cifar10/resnet20.pt"));
     std::vector<Inputs> calibration;
     for (const auto& batch : cifar("train.bin", 64).first.split(32)) calibration.push_back({batch});
@@ -55,7 +57,7 @@ TEST(RealModels, ResNet20IsInt8ThroughoutAndAgreesWithItsSimulation) {
 TEST(RealModels, SmoothingMiniLMsPostNormsLeavesItsFunction) {
     SKIP_WITHOUT_DATA("stsb/minilm_l6.pt");
     torch::NoGradGuard no_grad;
-    torch::set_num_threads(kThreads);
+    at::set_num_threads(kThreads);
     const auto model = Model::load(data_path("stsb/minilm_l6.pt"));
     const auto ids = at::arange(4 * 12).reshape({4, 12}).remainder(90) + 5;
     const Inputs inputs{ids, at::ones_like(ids)};
@@ -75,7 +77,7 @@ TEST(RealModels, SmoothingMiniLMsPostNormsLeavesItsFunction) {
 }
 
 TEST(RealModels, EveryOneIsQuantizedAsFarAsItGoesAndStillRuns) {
-    torch::set_num_threads(kThreads);
+    at::set_num_threads(kThreads);
     const auto ids = at::arange(2 * 12).reshape({2, 12}).remainder(90) + 5;
     struct Case {
         const char* file;

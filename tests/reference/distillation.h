@@ -1,7 +1,7 @@
 // Losses of distillation by plain loops in double, straight from the formulas of the papers.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <vector>

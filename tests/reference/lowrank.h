@@ -1,7 +1,7 @@
 // The weight that two low-rank factors stand for, by plain loops in double.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 namespace coppice::reference {
 

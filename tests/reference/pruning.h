@@ -1,7 +1,7 @@
 // Pruning criteria and least squares by plain loops in double.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <vector>

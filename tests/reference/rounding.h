@@ -1,7 +1,7 @@
 // Rounding of weights in plain loops, in double.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 /// Choosing single weights, by plain loops in float64.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <numeric>

@@ -1,5 +1,5 @@
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 int main(int argc, char** argv) {
     testing::InitGoogleTest(&argc, argv);

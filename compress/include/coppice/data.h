@@ -1,7 +1,7 @@
 /// Labelled data: the Dataset interface, the built-in formats, batches and calibration subsets.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <memory>
 #include <optional>

@@ -2,7 +2,7 @@
 /// modules.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/nn/module.h>
 
 #include <coppice/stage.h>
 

@@ -1,4 +1,6 @@
 // torch::nn models through the tracer: names, sizes, training mode, what is refused, and the way back.
+#include <torch/torch.h>
+
 #include <coppice/error.h>
 #include <coppice/trace.h>
 

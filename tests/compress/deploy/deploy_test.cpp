@@ -1,3 +1,5 @@
+#include <ATen/Parallel.h>
+
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
 

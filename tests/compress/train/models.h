@@ -1,6 +1,8 @@
 /// Small models and data for the tests of training.
 #pragma once
 
+#include <torch/torch.h>
+
 #include <coppice/train.h>
 
 #include "support/support.h"

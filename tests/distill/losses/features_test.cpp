@@ -1,4 +1,6 @@
 // Losses on what layers give: against plain loops, through a whole training stage, and what they refuse.
+#include <torch/nn/modules/linear.h>
+
 #include <coppice/graph.h>
 #include <coppice/train.h>
 

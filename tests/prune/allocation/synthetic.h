@@ -1,6 +1,8 @@
 /// Groups by hand and a stopwatch that computes times instead of taking them.
 #pragma once
 
+#include <ATen/Parallel.h>
+
 #include "prune/masking.h"
 
 namespace coppice::testing {

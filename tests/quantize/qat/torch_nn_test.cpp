@@ -1,5 +1,7 @@
 // Quantization-aware training of torch::nn models: traced, trained, converted, brought back; and FakeQuantize with an
 // observer inside a module of one's own.
+#include <torch/torch.h>
+
 #include <coppice/error.h>
 #include <coppice/qat.h>
 
