@@ -43,8 +43,8 @@ public:
 std::unique_ptr<Form> dynamic_form(const DynamicOptions& options);
 /// Weights in 8 or 4 bit groups, or in half precision.
 std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options);
-/// Multiplies in bfloat16 or float16, float32 around it.
-std::unique_ptr<Form> half_form(const std::string& type);
+/// Multiplies in bfloat16 or float16, float32 around it. @param convolutions  false: they stay float32
+std::unique_ptr<Form> half_form(const std::string& type, bool convolutions = true);
 
 /// A layer with weights, or attention.
 struct Layer {

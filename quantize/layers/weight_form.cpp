@@ -283,7 +283,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options) {
-    if (options.type == "bf16" || options.type == "fp16") return half_form(options.type);
+    if (options.type == "bf16" || options.type == "fp16") return half_form(options.type, options.convolutions);
     return std::make_unique<WeightForm>(options);
 }
 

@@ -647,6 +647,12 @@ void check_options(const StaticOptions& options) {
                               "Use 0.5, or 0 to leave it out.");
     check_smooth_norms(kWhere, options.smooth_norms);
     check_relu6(kWhere, "equalize_relu6", options.equalize_relu6);
+    if (options.smooth == 0 && options.smooth_norms != StaticOptions().smooth_norms)
+        throw InvalidArgument(kWhere, "smooth_norms is " + options.smooth_norms + ", but smooth is off",
+                              "Use smooth: 0.5 with it, or leave it out.");
+    if (!options.equalize && options.equalize_relu6 != StaticOptions().equalize_relu6)
+        throw InvalidArgument(kWhere, "equalize_relu6 is " + options.equalize_relu6 + ", but equalize is off",
+                              "Use equalize: true with it, or leave it out.");
     if (options.rounding && options.rounding->moves_offsets())
         throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
                               "Use gptq or adaround, or hqq in quantize.weight_only.");

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include <coppice/deploy.h>
 #include <coppice/quantize.h>
 
 #include "support/support.h"
@@ -111,6 +112,48 @@ TEST(OutputNoise, SaysNothingOfOutputsWithoutFloats) {
     auto context = context_of({sine({3, 64}, 2.0)});
     apply("quantize.dynamic", {}, model, context);
     EXPECT_FALSE(context.facts.contains("output_sqnr_db"));
+}
+
+TEST(Dynamic, LayersOfOneInputAreMergedByDeployBitForBit) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model({{"q.weight", sine({24, 32}, 0.2)},
+                                    {"q.bias", sine({24}, 0.3)},
+                                    {"k.weight", sine({24, 32}, 0.3)},
+                                    {"v.weight", sine({16, 32}, 0.25)},
+                                    {"v.bias", sine({16}, 0.2)},
+                                    {"g.weight", sine({16, 32}, 0.2)}},
+                                   "def forward(self, x):\n"
+                                   "    q = torch.linear(x, self.q.weight, self.q.bias)\n"
+                                   "    k = torch.linear(x, self.k.weight)\n"
+                                   "    v = torch.linear(x, self.v.weight, self.v.bias)\n"
+                                   "    g = torch.relu(torch.linear(x, self.g.weight))\n"
+                                   "    p = torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1)\n"
+                                   "    return torch.bmm(p, v).view(x.size(0), -1) + g.view(x.size(0), -1), v\n");
+    const auto x = sine({3, 5, 32}, 2.0);
+    auto context = context_of({x});
+    const auto int8 = apply("quantize.dynamic", {}, model, context);
+    EXPECT_EQ(context.facts["quantized_layers"], 4);  // the report keeps their names
+    auto merged = int8.clone();
+    EXPECT_EQ(merge_linear(merged, {x}), 3);  // the one with a relu inside stays apart
+    torch::jit::testing::FileCheck()
+        .check_count("quantized::linear_dynamic", 1, true)
+        ->check("aten::split_with_sizes")
+        ->run(*merged.graph());
+    for (const auto& input : {x, sine({2, 7, 32}, 0.7)}) {
+        const auto expected = all_tensors(int8.forward({input})), actual = all_tensors(merged.forward({input}));
+        ASSERT_EQ(actual.size(), expected.size());
+        for (size_t i = 0; i < actual.size(); ++i) {
+            EXPECT_TRUE(at::equal(actual[i], expected[i])) << i;
+            EXPECT_EQ(actual[i].strides(), expected[i].strides()) << i;
+        }
+    }
+    expect_stock(merged, {x});
+    DeployOptions options;
+    options.form = "merged";
+    EXPECT_LE(max_difference(first_tensor(deploy(options)->apply(int8, context).forward({x})),
+                             first_tensor(int8.forward({x}))),
+              1e-5);
+    EXPECT_EQ(context.facts["form"], "merged");
 }
 
 TEST(Dynamic, RecurrentLayersGiveWhatTheFloatOnesGiveUpToRounding) {
@@ -304,6 +347,43 @@ TEST(WeightOnly, HalfPrecisionKeepsTheFunctionUpToItsBits) {
         EXPECT_GT(decibel(exact, half.forward({x}).toTensor()), least) << type;  // 8 and 11 bits
         EXPECT_EQ(half.forward({x}).toTensor().scalar_type(), at::kFloat);
         expect_stock(half, {x});
+    }
+}
+
+TEST(WeightOnly, RefusesOptionsThatWouldDoNothing) {
+    const auto model = two_linear();
+    auto context = context_of({sine({2, 64})});
+    const auto refused = [&](std::vector<std::pair<std::string, std::string>> options, const std::string& text) {
+        EXPECT_ERROR(apply("quantize.weight_only", options, model, context), InvalidArgument, text);
+    };
+    for (const std::string type : {"bf16", "fp16"}) {
+        refused({{"type", type}, {"rounding", "gptq"}}, "rounding means nothing for type " + type);
+        refused({{"type", type}, {"rounding", "hqq"}}, "rounding means nothing");
+        refused({{"type", type}, {"group", "64"}}, "group means nothing");
+        refused({{"type", type}, {"symmetric", "true"}}, "symmetric means nothing");
+        refused({{"type", type}, {"kernel", "packed"}}, "kernel means nothing");
+    }
+    refused({{"kernel", "packed"}, {"symmetric", "false"}}, "Use symmetric: true");
+    refused({{"kernel", "packed"}, {"group", "32"}}, "Leave group out");
+    // As a resolved recipe spells the defaults out.
+    for (const std::string kernel : {"packed", "auto"}) {
+        Options options("quantize.weight_only", {{"kernel", kernel}});
+        find_entry(stages(), "stage", "quantize.weight_only", "test").make(options);
+        EXPECT_EQ(options.resolved().at("symmetric"), true);
+        const auto packed = apply("quantize.weight_only", {{"kernel", kernel}}, model, context);
+        torch::jit::testing::FileCheck()
+            .check_count("aten::_weight_int8pack_mm", 2, true)
+            ->check_not("aten::linear")
+            ->run(*packed.graph());
+    }
+    const auto image = sine({1, 3, 8, 8});
+    auto pictures = context_of({image});
+    try {
+        const auto half =
+            apply("quantize.weight_only", {{"type", "bf16"}, {"convolutions", "false"}}, residual_model(), pictures);
+        EXPECT_EQ(pictures.facts["quantized_layers"], 1);  // the classifier
+    } catch (const UnsupportedModel& error) {
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("convolutions: false"));
     }
 }
 
