@@ -32,7 +32,7 @@ public:
     std::string name() const override { return type_; }
 
     std::string refuse(const Site& site) const override {
-        if (as_embedding(site.node)) return "embeddings are not multiplied";
+        if (as_lookup(site.node)) return "embeddings are not multiplied";
         if (as_recurrent(site.node)) return "recurrent cells lose accuracy step by step in half precision";
         if (type_ == "bf16" && !native_bf16()) return "this CPU has no instructions for bfloat16";
         if (const auto attention = as_attention(site.node)) return refuse_attention(site, *attention);

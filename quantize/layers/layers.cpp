@@ -97,7 +97,7 @@ at::Tensor weight_of(const Model& model, const Node* node) {
     const Value* value = nullptr;
     if (const auto conv = as_conv(mutable_node)) value = conv->weight;
     if (const auto linear = as_linear(mutable_node)) value = linear->weight;
-    if (const auto embedding = as_embedding(mutable_node)) value = embedding->weight;
+    if (const auto embedding = as_lookup(mutable_node)) value = embedding->weight;
     if (!value) return {};
     return parameter_of(model, value).value_or(at::Tensor());
 }
@@ -177,7 +177,7 @@ double fastest_seconds(const Model& model, const Inputs& inputs) {
 
 Range input_range(const Node* node, const std::vector<c10::IValue>& stack) {
     auto* mutable_node = const_cast<Node*>(node);
-    if (as_embedding(mutable_node)) return {};
+    if (as_lookup(mutable_node)) return {};
     const auto place = as_conv(mutable_node) || as_linear(mutable_node) ? anchor_inputs(node).tensor : size_t{0};
     if (!stack[place].isTensor()) return {};
     const auto input = stack[place].toTensor();
@@ -195,7 +195,7 @@ std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attent
         const auto linear = as_linear(node);
         const auto recurrent = as_recurrent(node);
         const bool weightless = attention && as_attention(node);
-        if (!conv && !linear && !recurrent && !as_embedding(node) && !weightless) continue;
+        if (!conv && !linear && !recurrent && !as_lookup(node) && !weightless) continue;
         if (recurrent) {
             for (const auto* value : recurrent->weights)
                 if (const auto weight = parameter_of(model, value)) layer.parameters += weight->numel();
@@ -229,10 +229,16 @@ Model isolated(const Model& model, const Node* node, const std::vector<c10::IVal
     return alone;
 }
 
+std::optional<EmbeddingView> as_lookup(Node* node) {
+    if (std::string(node->kind().toQualString()) == "aten::embedding_bag")
+        return EmbeddingView{node, node->input(0), node->input(1)};
+    return as_embedding(node);
+}
+
 std::vector<Value*> weight_values(Node* node) {
     if (const auto conv = as_conv(node)) return {conv->weight};
     if (const auto linear = as_linear(node)) return {linear->weight};
-    if (const auto embedding = as_embedding(node)) return {embedding->weight};
+    if (const auto embedding = as_lookup(node)) return {embedding->weight};
     const auto recurrent = as_recurrent(node);
     if (!recurrent) return {};
     const size_t parts = recurrent->has_biases ? 4 : 2;
@@ -244,7 +250,7 @@ std::vector<Value*> weight_values(Node* node) {
 
 Node* layer_node(const Model& isolated) {
     for (Node* node : all_nodes(*isolated.graph()))
-        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node) || as_attention(node))
+        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_lookup(node) || as_attention(node))
             return node;
     throw InternalError("quantize", "an isolated layer holds no layer", "");
 }

@@ -62,6 +62,9 @@ struct Layer {
 /// @param attention  scaled_dot_product_attention too, which has no weights but a half-precision form
 std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attention = false);
 
+/// aten::embedding, or aten::embedding_bag.
+std::optional<EmbeddingView> as_lookup(torch::jit::Node* node);
+
 /// The values that hold a layer's matrices: one, or two per recurrent cell and direction.
 std::vector<torch::jit::Value*> weight_values(torch::jit::Node* node);
 

@@ -412,7 +412,7 @@ void drop_dropout(Model& model) {
 std::string why_no_unit(Node* node) {
     const std::string op = node->kind().toUnqualString();
     if (op == "gru" || op == "lstm" || op.rfind("rnn_", 0) == 0) return "recurrent cells have no static int8 kernel";
-    if (as_embedding(node)) return "embeddings stay in float";
+    if (as_lookup(node)) return "embeddings stay in float";
     if (as_attention(node) || as_matmul(node)) return "it multiplies two computed tensors";
     // Measured: dequantizing, the float operator and rounding again take less time than LibTorch's int8 operator.
     static const std::set<std::string> slower = {"elu",     "gelu", "instance_norm", "layer_norm",       "prelu",
@@ -423,7 +423,7 @@ std::string why_no_unit(Node* node) {
 
 /// Layers, and operators that turn float tensors into float tensors: what a reader may expect to run in int8.
 bool worth_a_word(Node* node, const Facts& facts) {
-    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return true;
+    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_lookup(node)) return true;
     if (std::string(node->kind().toQualString()).rfind("aten::", 0) != 0 || node->outputs().empty()) return false;
     const auto is_float_matrix = [&](const Value* value) {
         const auto* fact = facts.find(value);

@@ -220,6 +220,48 @@ TEST(Dynamic, EmbeddingRowsAreWithinHalfAStepInEveryShape) {
     }
 }
 
+TEST(Dynamic, BagsOfEmbeddingsAddRoundedRows) {
+    torch::NoGradGuard no_grad;
+    const auto weight = sine({30, 8}) * at::arange(1, 31).reshape({30, 1});
+    const auto indices = at::arange(40).remainder(30), offsets = at::tensor({0, 3, 3, 17});
+    const auto weights = sine({40}, 2);
+    for (const auto& [name, levels] : std::vector<std::pair<std::string, double>>{{"int8", 255}, {"int4", 15}})
+        for (const auto& [mode, weighted] :
+             std::vector<std::pair<int, bool>>{{0, false}, {0, true}, {1, false}, {2, false}}) {
+            SCOPED_TRACE(name + ", mode " + std::to_string(mode));
+            const auto model =
+                build_model({{"e.weight", weight}},
+                            "def forward(self, i, o, w):\n"
+                            "    return torch.embedding_bag(self.e.weight, i, o, False, " +
+                                std::to_string(mode) + ", False, " + (weighted ? "w" : "None") + ", False, None)[0]\n");
+            const Inputs inputs{indices, offsets, weights};
+            auto context = context_of(inputs);
+            const auto rounded = apply("quantize.dynamic", {{"embedding", name}}, model, context);
+            EXPECT_EQ(context.facts["quantized_layers"], 1);
+            torch::jit::testing::FileCheck()
+                .check(name == "int8" ? "quantized::embedding_byte" : "quantized::embedding_bag_4bit_unpack")
+                ->run(*rounded.graph());
+            const auto exact = model.forward(inputs).toTensor(), actual = rounded.forward(inputs).toTensor();
+            ASSERT_EQ(actual.sizes(), exact.sizes());
+            // At most 23 rows in a bag, each off by half a step of the largest row, times a weight of at most 2.
+            const double step = (2.0 * 30 / levels) / 2 * (name == "int4" ? 1.1 : 1.001);
+            EXPECT_LE(max_difference(actual, exact), step * (mode == 0 ? 23 * (weighted ? 2 : 1) : 1));
+            EXPECT_GT(decibel(exact, actual), name == "int8" ? 35 : 15);
+            EXPECT_TRUE(at::equal(actual[1], at::zeros({8})));  // an empty bag
+            const Inputs other{at::arange(7), at::tensor({0, 5}), weights.slice(0, 0, 7)};
+            EXPECT_GT(decibel(model.forward(other).toTensor(), rounded.forward(other).toTensor()),
+                      name == "int8" ? 35 : 15);
+            expect_stock(rounded, inputs);
+        }
+    for (const auto& [call, reason] : std::vector<std::pair<std::string, std::string>>{
+             {"torch.embedding_bag(self.e.weight, i, o, False, 0, False, None, False, 3)[0]", "padding index"},
+             {"torch.embedding_bag(self.e.weight, i, o, False, 1, False, None, False, None)", "more than its sums"}}) {
+        const auto model = build_model({{"e.weight", weight}}, "def forward(self, i, o):\n    return " + call + "\n");
+        auto context = context_of({indices, offsets});
+        EXPECT_ERROR(apply("quantize.dynamic", {}, model, context), UnsupportedModel, reason);
+    }
+}
+
 TEST(Dynamic, SaysWhyALayerStaysFloatAndRefusesWhenNothingIsLeft) {
     auto context = context_of({sine({2, 3, 8, 8})});
     apply("quantize.dynamic", {}, residual_model(), context);
