@@ -27,6 +27,8 @@ public:
     explicit Dynamic(const DynamicOptions& options) : options_(options), reduce_range_(!exact_int8_products()) {}
 
     std::string name() const override { return "int8 dynamic"; }
+    bool rounds_by_each_call() const override { return true; }
+    bool takes_convolutions() const override { return false; }
 
     std::string refuse(const Site& site) const override {
         if (as_conv(site.node)) return "convolutions have no fast dynamic kernel; quantize.static treats them";

@@ -30,6 +30,7 @@ public:
     Half(std::string type, bool convolutions) : type_(std::move(type)), convolutions_(convolutions) {}
 
     std::string name() const override { return type_; }
+    bool takes_convolutions() const override { return convolutions_ && type_ == "bf16"; }
 
     std::string refuse(const Site& site) const override {
         if (as_lookup(site.node)) return "embeddings are not multiplied";

@@ -470,6 +470,36 @@ Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::v
     return model;
 }
 
+Model restore_transposed(const Model& model, const Inputs& example, const Model& prepared, std::vector<Layer>& layers) {
+    const LayerNames names(model);
+    std::set<std::string> restored;
+    for (const auto& layer : layers) {
+        Node* before = layer.form || !as_conv(layer.node) ? nullptr : names.find(layer.facts.name);
+        const auto conv = before ? as_conv(before) : std::nullopt;
+        if (conv && conv->transposed && !as_conv(layer.node)->transposed) restored.insert(layer.facts.name);
+    }
+    if (restored.empty()) return prepared;
+    std::map<std::string, const Layer*> known;
+    for (const auto& layer : layers) known[layer.facts.name] = &layer;
+    const auto split = [&](const std::string& name) {
+        const auto layer = known.find(name);
+        return layer != known.end() && layer->second->form;
+    };
+    auto result = prepare(model, example, nullptr, split);
+    auto all = layers_of(result, Facts::observe(result, example), /*attention=*/true);
+    std::map<std::string, const Layer*> made;
+    for (const auto& layer : all) made[layer.facts.name] = &layer;
+    for (const auto& [name, layer] : known)
+        if (!made.count(name)) return prepared;
+    for (auto& layer : layers) {
+        const auto* now = made.at(layer.facts.name);
+        layer.node = now->node;
+        layer.op = now->op;
+        layer.parameters = now->parameters;
+    }
+    return result;
+}
+
 std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
                                    const Fallback& fallback, Context& context, const char* where, const char* counted) {
     if (!fallback.on()) return {build(0), 0};
@@ -591,7 +621,8 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     torch::NoGradGuard no_grad;
     refuse_unusable(model, options.where);
     std::vector<LayerChange> folded;
-    const auto prepared = prepare(model, context.example, &folded);
+    auto prepared =
+        prepare(model, context.example, &folded, [&](const std::string&) { return form.takes_convolutions(); });
     const auto facts = Facts::observe(prepared, context.example);
     auto layers = layers_of(prepared, facts);
     apply_ignore(layers, options.ignore, options.where);
@@ -666,6 +697,12 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
                      [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
     std::vector<std::string> details;
     auto result = emit_within(model, prepared, layers, order, options.fallback, context, options.where, details);
+    if (auto restored = restore_transposed(model, context.example, prepared, layers);
+        restored.graph() != prepared.graph()) {
+        prepared = std::move(restored);
+        details.clear();
+        result = emit_forms(prepared, layers, &details);
+    }
     for (const auto& change : folded) context.record(change);
     record_layers(context, layers, details);
     add_layer_seconds(context, prepared, result);

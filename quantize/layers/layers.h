@@ -27,6 +27,10 @@ public:
     /// Of LayerChange: "int8 dynamic".
     virtual std::string name() const = 0;
     virtual bool needs_moments() const { return false; }
+    /// True when it rounds a layer's input by the range that it has in each call: nothing of it is clipped.
+    virtual bool rounds_by_each_call() const { return false; }
+    /// False when it refuses every convolution.
+    virtual bool takes_convolutions() const { return true; }
     /// Why `site.node` cannot have this form; empty when it can.
     virtual std::string refuse(const Site& site) const = 0;
     /// Puts the form in place of `node`, which is destroyed. Returns what a report says of the result.
@@ -137,6 +141,10 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
 
 /// Puts the chosen form of every layer in place of it in a copy of `prepared`, whose nodes `layers` hold.
 Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::vector<std::string>* details = nullptr);
+
+/// A transposed convolution that keeps no form is to stay one, and no convolution with interleaved outputs: `prepared`,
+/// made anew without those, to which the nodes of `layers` then belong. `prepared` itself where there are none.
+Model restore_transposed(const Model& model, const Inputs& example, const Model& prepared, std::vector<Layer>& layers);
 
 /// Seconds of one call of `model`: the fastest of a few rounds by the wall clock.
 double fastest_seconds(const Model& model, const Inputs& inputs);

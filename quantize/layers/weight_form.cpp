@@ -40,6 +40,7 @@ public:
 
     std::string name() const override { return options_.type + " weights"; }
     bool needs_moments() const override { return rounding_->needs_moments(); }
+    bool takes_convolutions() const override { return options_.convolutions; }
 
     std::string refuse(const Site& site) const override {
         if (as_attention(site.node)) return "it has no weights";

@@ -555,7 +555,7 @@ void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const 
     }
 }
 
-Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded, const LayerFilter& split) {
     Model copy = model.clone();
     copy.eval();
     settle_training(copy);
@@ -566,7 +566,7 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     // Networks add and rectify in place; the int8 operators do not.
     RemoveTensorMutation(copy.graph());
     fold_hard_sigmoid(copy);
-    split_transposed_convolutions(copy, example);
+    split_transposed_convolutions(copy, example, split);
     copy.refresh();
     return copy;
 }
