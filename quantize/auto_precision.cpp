@@ -253,7 +253,7 @@ private:
             if (layer.reason.empty()) open[layer.node] = &layer;
         struct Trial {
             std::string why_not;
-            double sqnr = 0;
+            double signal = 0, noise = 0, sqnr = 0;
         };
         std::map<const Layer*, std::vector<Trial>> trials;
         const auto once =
@@ -268,22 +268,30 @@ private:
                 };
                 run_nodes(prepared, inputs, hooks);
             };
-        once(batches.empty() ? context.example : batches.front(),
-             [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
-                 auto copy = stack;
-                 node->getOperation()(copy);
-                 const auto exact = first_tensor(copy[0]);
-                 layer.range = input_range(node, stack);
-                 for (const auto& [name, form] : forms) {
-                     Trial trial;
-                     trial.why_not = form->refuse(Site{prepared, facts, layer.node});
-                     if (trial.why_not.empty()) {
-                         trial.sqnr = sqnr_db(exact, run_isolated(isolated(prepared, node, stack, *form, layer.facts)));
-                         if (trial.sqnr < options_.min_sqnr_db) trial.why_not = formatted("SQNR %.1f dB", trial.sqnr);
-                     }
-                     trials[&layer].push_back(trial);
-                 }
-             });
+        const auto compare = [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
+            auto copy = stack;
+            node->getOperation()(copy);
+            const auto exact = first_tensor(copy[0]);
+            auto& tried = trials[&layer];
+            layer.range = tried.empty() ? input_range(node, stack) : union_of(layer.range, input_range(node, stack));
+            if (tried.empty())
+                for (const auto& [name, form] : forms)
+                    tried.push_back({form->refuse(Site{prepared, facts, layer.node})});
+            for (size_t i = 0; i < forms.size(); ++i) {
+                if (!tried[i].why_not.empty()) continue;
+                const auto rounded = run_isolated(isolated(prepared, node, stack, *forms[i].form, layer.facts));
+                tried[i].signal += power(exact);
+                tried[i].noise += power(exact - rounded);
+            }
+        };
+        if (batches.empty()) once(context.example, compare);
+        for (const auto& batch : batches) once(batch, compare);
+        for (auto& [layer, tried] : trials)
+            for (auto& trial : tried) {
+                if (!trial.why_not.empty()) continue;
+                trial.sqnr = sqnr_db(trial.signal, trial.noise);
+                if (!(trial.sqnr >= options_.min_sqnr_db)) trial.why_not = formatted("SQNR %.1f dB", trial.sqnr);
+            }
         once(context.example, [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
             const auto tried = trials.find(&layer);
             if (tried == trials.end()) {

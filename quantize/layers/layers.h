@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -42,8 +43,8 @@ public:
                                             const LayerFacts& layer) const = 0;
 };
 
-/// linear_dynamic, quantized LSTM and GRU, byte embeddings. @param reduce_range 7-bit activations, for CPUs without
-/// VNNI
+/// linear_dynamic, quantized LSTM and GRU, byte embeddings and bags of them. @param reduce_range 7-bit activations, for
+/// CPUs without VNNI
 std::unique_ptr<Form> dynamic_form(const DynamicOptions& options);
 /// Weights in 8 or 4 bit groups, or in half precision.
 std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options);
@@ -61,6 +62,23 @@ struct Layer {
     double sqnr_db = 0;          ///< of its output by itself
     Range range;                 ///< of its input on the data it was measured on
 };
+
+/// Parameters that an operator writes into while the model runs, as embeddings with max_norm do to their rows. A
+/// rounded copy would not see it.
+class WrittenParameters {
+public:
+    explicit WrittenParameters(const Model& model);
+    /// Whether a weight or bias of the layer is one of them.
+    bool reach(torch::jit::Node* layer) const;
+
+private:
+    const Model& model_;
+    std::set<const c10::StorageImpl*> written_;
+};
+constexpr const char* kWeightIsWritten =
+    "another operator writes into its weight while the model runs, which a rounded copy would not see (an embedding "
+    "with "
+    "max_norm does so)";
 
 /// Convolutions, linear, recurrent layers and embeddings of the graph in order.
 /// @param attention  scaled_dot_product_attention too, which has no weights but a half-precision form
@@ -90,6 +108,8 @@ int64_t stored_bytes(const c10::IValue& value);
 /// 10 log10(signal / noise) of sums of squares; 200 where there is no noise, -200 where it is no number.
 double sqnr_db(double signal, double noise);
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
+/// The sum of squares, in float64.
+double power(const at::Tensor& values);
 
 /// A figure in a message. @param format  printf's, for one double
 std::string formatted(const char* format, double value);
@@ -151,6 +171,8 @@ double fastest_seconds(const Model& model, const Inputs& inputs);
 
 /// Smallest and largest value of a layer's input; {0, 0} where that is no floating-point tensor.
 Range input_range(const torch::jit::Node* node, const std::vector<c10::IValue>& stack);
+/// The range that covers both.
+Range union_of(const Range& a, const Range& b);
 
 /// Records one change per layer, and facts[layers] with figures.
 void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details);

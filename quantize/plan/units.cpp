@@ -3,6 +3,7 @@
 #include <torch/csrc/jit/ir/alias_analysis.h>
 
 #include "emit/operators.h"
+#include "layers/layers.h"
 
 namespace coppice::quantize {
 
@@ -166,6 +167,7 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
     std::unordered_map<const Node*, Unit> padding;
     const auto graph = model.graph();
     const WrittenValues written(graph);
+    const WrittenParameters written_parameters(model);
     for (Node* node : graph->block()->nodes()) {
         const auto kind = std::string(node->kind().toQualString());
         if (kind != "aten::pad" && kind != "aten::constant_pad_nd") continue;
@@ -213,6 +215,7 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
         if (row->kind == UnitKind::kCat && node->input(0)->node()->kind() != prim::ListConstruct) continue;
         if (unit.inputs.empty()) unit.inputs = tensor_inputs(row->kind, node);
         unit.refusal = refusal_of(unit, site);
+        if (unit.refusal.empty() && weighty && written_parameters.reach(node)) unit.refusal = kWeightIsWritten;
         for (const auto* values : {&unit.inputs, &unit.outputs})
             for (const auto* value : *values)
                 if (unit.refusal.empty() && written.contains(value))

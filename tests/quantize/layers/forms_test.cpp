@@ -283,6 +283,111 @@ TEST(Dynamic, SaysWhyALayerStaysFloatAndRefusesWhenNothingIsLeft) {
                  "int4");
 }
 
+/// Rows that are read are scaled down to a norm of 1 first, as nn.Embedding with max_norm does.
+Model renormalised() {
+    return build_model({{"e.weight", sine({30, 16}, 2)}, {"f.weight", sine({8, 16}, 0.3)}},
+                       "def forward(self, i):\n"
+                       "    torch.embedding_renorm_(self.e.weight.detach(), i, 1.0, 2.0)\n"
+                       "    return torch.linear(torch.embedding(self.e.weight, i), self.f.weight)\n");
+}
+
+TEST(Forms, LayersWhoseWeightsAreWrittenStayFloat) {
+    torch::NoGradGuard no_grad;
+    const Inputs indices{at::arange(6).reshape({2, 3})};
+    for (const auto& [stage, type] : std::vector<std::pair<std::string, std::string>>{
+             {"quantize.dynamic", ""}, {"quantize.weight_only", "int4"}, {"quantize.weight_only", "int8"}}) {
+        SCOPED_TRACE(stage + type);
+        auto context = context_of(indices);
+        const auto rounded = apply(stage,
+                                   type.empty() ? std::vector<std::pair<std::string, std::string>>{}
+                                                : std::vector<std::pair<std::string, std::string>>{{"type", type}},
+                                   renormalised(), context);
+        std::map<std::string, Json> rows;
+        for (const auto& row : context.facts["layers"]) rows[row.at("op")] = row;
+        const auto &e = rows.at("aten::embedding"), &f = rows.at("aten::linear");
+        EXPECT_EQ(e.at("precision"), "float32");
+        EXPECT_THAT(e.at("reason").get<std::string>(), ::testing::HasSubstr("max_norm"));
+        EXPECT_NE(f.at("precision"), "float32");
+        EXPECT_GT(decibel(first_tensor(renormalised().forward(indices)), first_tensor(rounded.forward(indices))),
+                  type == "int4" ? 15 : 35);
+    }
+    // Through a view, and by another name of the same memory; an input that is written is no weight.
+    const auto x = sine({4, 16});
+    for (const std::string written : {"self.w.t()[0].mul_(0.5)", "self.w.detach().clamp_(-0.1, 0.1)"}) {
+        SCOPED_TRACE(written);
+        const auto model = build_model({{"w", sine({8, 16}, 0.3)}}, "def forward(self, x):\n    " + written +
+                                                                        "\n    return torch.linear(x, self.w)\n");
+        auto context = context_of({x});
+        EXPECT_ERROR(apply("quantize.dynamic", {}, model, context), UnsupportedModel, "writes into its weight");
+        EXPECT_ERROR(apply("quantize.weight_only", {}, model, context), UnsupportedModel, "writes into its weight");
+        for (const auto& layer : explain(model, context.example))
+            if (layer.op == "aten::linear") EXPECT_THAT(layer.reason, ::testing::HasSubstr("writes into its weight"));
+    }
+    auto context = context_of({x});
+    apply("quantize.dynamic", {},
+          build_model({{"w", sine({8, 16}, 0.3)}},
+                      "def forward(self, x):\n    x.mul_(0.5)\n    return torch.linear(x, self.w)\n"),
+          context);
+    EXPECT_EQ(context.facts["quantized_layers"], 1);
+}
+
+TEST(Forms, TransposedConvolutionsThatStayFloatStayAsTheyAre) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model(
+        {{"f.weight", sine({6, 8}, 0.3)}, {"t.weight", sine({4, 8, 2}, 0.4)}, {"u.weight", sine({4, 8, 2}, 0.4)}},
+        "def forward(self, x):\n"
+        "    y = torch.conv_transpose1d(torch.linear(x, self.f.weight), self.t.weight, None, [2])\n"
+        "    return y + torch.conv_transpose1d(x, self.u.weight, None, [2])[:, :, :12]\n");
+    const auto x = sine({2, 4, 8});
+    const auto transposed = [](const Model& result) {
+        int count = 0;
+        for (const auto* node : all_nodes(*result.graph()))
+            count += std::string(node->kind().toQualString()) == "aten::conv_transpose1d";
+        return count;
+    };
+    struct Case {
+        std::string stage;
+        std::vector<std::pair<std::string, std::string>> options;
+        int kept;
+    };
+    for (const auto& one : {Case{"quantize.dynamic", {}, 2}, Case{"quantize.weight_only", {}, 0},
+                            Case{"quantize.weight_only", {{"convolutions", "false"}}, 2},
+                            Case{"quantize.weight_only", {{"ignore", "t"}}, 1}}) {
+        SCOPED_TRACE(one.stage + (one.options.empty() ? "" : " " + one.options[0].first));
+        auto context = context_of({x});
+        const auto result = apply(one.stage, one.options, model, context);
+        EXPECT_EQ(transposed(result), one.kept);
+        EXPECT_GT(decibel(model.forward({x}).toTensor(), result.forward({x}).toTensor()), 30);
+        for (const auto& row : context.facts["layers"])
+            if (row.at("layer") == "t") EXPECT_EQ(row.at("op") == "aten::conv_transpose1d", one.kept > 0);
+        expect_stock(result, {x});
+    }
+}
+
+TEST(Forms, RangeAndNoiseAreThoseOfAllBatches) {
+    auto data = sine({32, 64});
+    data.mul_(at::arange(1, 33).reshape({32, 1}));  // every row is larger than the one before
+    auto context = context_of({sine({3, 64})});
+    context.data.calibration = tensor_dataset({data}, at::zeros({32}, at::kLong), "sine");
+    apply("quantize.dynamic", {{"batches", "4"}, {"batch_size", "8"}}, two_linear(), context);
+    const auto& row = context.facts["layers"].at(0);
+    EXPECT_FLOAT_EQ(row.at("input_range")[0].get<float>(), data.min().item<float>());
+    EXPECT_FLOAT_EQ(row.at("input_range")[1].get<float>(), data.max().item<float>());
+    EXPECT_EQ(row.at("clipped_ratio"), 0.0);
+    // Signal and noise are summed: batch by batch each input has a range of its own.
+    double signal = 0, noise = 0;
+    BatchIterator batches(*context.data.calibration, 8, /*shuffle=*/true, context.seed);
+    while (const auto batch = batches.next()) {
+        const auto x = batch->inputs[0].toTensor();
+        const auto exact = at::linear(x, sine({48, 64}, 0.2), sine({48}, 0.3));
+        const auto rounded = at::linear(rounded_by_its_range(x), rounded_rows(sine({48, 64}, 0.2)), sine({48}, 0.3));
+        signal += exact.pow(2).sum(at::kDouble).item<double>();
+        noise += (exact - rounded).pow(2).sum(at::kDouble).item<double>();
+    }
+    EXPECT_NEAR(row.at("sqnr_db").get<double>(), 10 * std::log10(signal / noise), 0.1);  // ties round either way
+    EXPECT_THAT(context.changes.at(0).reason, ::testing::HasSubstr("none of it clipped"));
+}
+
 TEST(WeightOnly, ExpandedWeightsAreTheRoundedOnesOfTheGrid) {
     torch::NoGradGuard no_grad;
     const auto model = two_linear();
