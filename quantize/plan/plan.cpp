@@ -395,6 +395,24 @@ void settle_training(Model& model) {
     model.refresh();
 }
 
+/// before  scripted nn.EmbeddingBag asks for its weight's type, whether it was given in the place of the indices
+/// after   the weight itself, where it was
+void settle_swapped_bags(Model& model) {
+    auto graph = model.graph();
+    const auto nodes = all_nodes(*graph);
+    if (std::none_of(nodes.begin(), nodes.end(), [](Node* node) { return as_lookup(node) && !as_embedding(node); }))
+        return;
+    for (Node* node : nodes) {
+        if (node->kind() != prim::dtype || !attribute_name(node->input())) continue;
+        const auto parameter = parameter_of(model, node->input());
+        if (!parameter) continue;
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(graph->insertConstant(static_cast<int64_t>(parameter->scalar_type())));
+    }
+    ConstantPropagation(graph);
+    model.refresh();
+}
+
 /// Dropout does nothing in a model that does not train, but in place it counts as an operator that writes.
 void drop_dropout(Model& model) {
     static const std::set<std::string> names = {
@@ -559,6 +577,7 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     Model copy = model.clone();
     copy.eval();
     settle_training(copy);
+    settle_swapped_bags(copy);
     fold_batch_norm(copy, example, folded);
     drop_dropout(copy);
     settle_dictionaries(copy);

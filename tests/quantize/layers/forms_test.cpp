@@ -253,6 +253,20 @@ TEST(Dynamic, BagsOfEmbeddingsAddRoundedRows) {
                       name == "int8" ? 35 : 15);
             expect_stock(rounded, inputs);
         }
+    // As nn.EmbeddingBag is scripted: in former times weight and indices came in the other order.
+    const auto scripted =
+        build_model({{"e.weight", weight}},
+                    "def forward(self, i, o):\n"
+                    "    w = self.e.weight\n"
+                    "    if w.dtype == 4 and i.is_floating_point():\n"
+                    "        w, i = i, w\n"
+                    "    return torch.embedding_bag(w, i, o, False, 0, False, None, False, None)[0]\n");
+    auto of_scripted = context_of({indices, offsets});
+    torch::jit::testing::FileCheck()
+        .check("quantized::embedding_byte")
+        ->check_not("prim::If")
+        ->run(*apply("quantize.dynamic", {}, scripted, of_scripted).graph());
+    EXPECT_EQ(of_scripted.facts["layers"].at(0).at("layer"), "e");
     for (const auto& [call, reason] : std::vector<std::pair<std::string, std::string>>{
              {"torch.embedding_bag(self.e.weight, i, o, False, 0, False, None, False, 3)[0]", "padding index"},
              {"torch.embedding_bag(self.e.weight, i, o, False, 1, False, None, False, None)", "more than its sums"}}) {
