@@ -315,9 +315,11 @@ private:
         return made;
     }
 
-    /// Whether what reads a value has run before the addition does. A convolution with an addition inside runs where
-    /// that stands; the one of this addition reads while it is written.
-    bool reads_before(const Node* reader, const Node* add) const {
+    /// Whether a unit that reads a value has run before the addition does. It runs where its operator stands, whichever
+    /// of its nodes it is that reads: the list of a concatenation and the slices in front of a padding stand further up.
+    /// A convolution with an addition inside runs where that stands; the one of this addition reads while it is written.
+    bool reads_before(const Unit& unit, const Node* add) const {
+        const Node* reader = unit.node;
         const auto conv = fused_convs_.find(reader);
         if (conv != fused_convs_.end() && conv->second.add) reader = conv->second.add->node;
         return reader->owningBlock() == add->owningBlock() && reader->isBefore(add);
@@ -348,7 +350,7 @@ private:
             if (use.user == add || reads_no_values(use.user)) return true;
             const Unit* reader = int8_unit(use.user);
             // A float operator reads a copy, which is made at once.
-            return !reader || (!may_share_memory(*reader) && reads_before(use.user, add));
+            return !reader || (!may_share_memory(*reader) && reads_before(*reader, add));
         });
     }
 

@@ -139,8 +139,10 @@ private:
 
 std::unordered_map<const Node*, const Unit*> units_by_node(const std::vector<Unit>& units) {
     std::unordered_map<const Node*, const Unit*> all;
-    for (const auto& unit : units)
+    for (const auto& unit : units) {
         for (const Node* node : unit.nodes) all[node] = &unit;
+        if (unit.kind == UnitKind::kCat) all[unit.node->input(0)->node()] = &unit;
+    }
     return all;
 }
 
