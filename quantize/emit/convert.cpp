@@ -316,8 +316,9 @@ private:
     }
 
     /// Whether a unit that reads a value has run before the addition does. It runs where its operator stands, whichever
-    /// of its nodes it is that reads: the list of a concatenation and the slices in front of a padding stand further up.
-    /// A convolution with an addition inside runs where that stands; the one of this addition reads while it is written.
+    /// of its nodes it is that reads: the list of a concatenation and the slices in front of a padding stand further
+    /// up. A convolution with an addition inside runs where that stands; the one of this addition reads while it is
+    /// written.
     bool reads_before(const Unit& unit, const Node* add) const {
         const Node* reader = unit.node;
         const auto conv = fused_convs_.find(reader);
@@ -354,10 +355,20 @@ private:
         });
     }
 
-    /// The integers of a residual, which the addition overwrites.
+    /// Whether what makes it gives strides of channels last: two-dimensional convolutions do.
+    bool is_channels_last(const Value* old) const {
+        const Unit* maker = int8_unit(old->node());
+        return maker && maker->kind == UnitKind::kConv && as_conv(maker->node)->dims == 2;
+    }
+
+    /// The integers of a residual, which the addition overwrites. oneDNN wants them channels last; they have the
+    /// strides of what they were rounded from otherwise.
     Value* overwritten(const Value* old, const Node* add) {
         Value* integers = as_integers(old);
-        return owns_memory(old) && is_last_reader(add, old) ? integers : graph_->insert(aten::clone, {integers});
+        if (!owns_memory(old) || !is_last_reader(add, old))
+            return graph_->insert(aten::clone, {integers},
+                                  {NamedValue("memory_format", static_cast<int64_t>(at::MemoryFormat::ChannelsLast))});
+        return is_channels_last(old) ? integers : emit_.channels_last(integers);
     }
 
     void emit_fused_conv(const FusedConv& conv) {

@@ -64,7 +64,7 @@ class Emitter {
 public:
     explicit Emitter(torch::jit::Graph& graph) : graph_(graph) {}
     torch::jit::Value* quantize(torch::jit::Value* value, const Affine& parameters);
-    /// [N, C, H, W]
+    /// [N, C, H, W]; the tensor itself where it has these strides
     torch::jit::Value* channels_last(torch::jit::Value* value);
     torch::jit::Value* dequantize(torch::jit::Value* value);
     /// @param packed  value that holds pack_conv()'s weights for `dims` dimensions

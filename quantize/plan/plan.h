@@ -115,6 +115,12 @@ struct Kernels {
 /// Those that can run the plan, of what its options leave open.
 std::vector<Kernels> kernels_for(const StaticPlan& plan);
 StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels);
+/// The fastest of the candidates, or an earlier one that takes hardly longer: the least time of a few rounds in which
+/// each has its turn, so that what else the machine does meets all of them. One that cannot be built or run is left
+/// out with a warning; the last failure is thrown where none can. @param build  a model of them @param seconds  gets
+/// those of each, by name; stays empty where there is no choice
+Kernels fastest_kernels(const std::vector<Kernels>& candidates, const std::function<Model(const Kernels&)>& build,
+                        const Inputs& inputs, Json& seconds, Log& log);
 
 /// The plan, or with options.fallback that with the noisiest layers in float which the metric asks for, in
 /// context.facts["fallback"]. Each try plans anew: borders move when a layer leaves.
