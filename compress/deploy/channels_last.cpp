@@ -1,3 +1,4 @@
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
 
@@ -8,24 +9,6 @@ using namespace torch::jit;
 
 Value* insert_contiguous(Graph& graph, Value* value, at::MemoryFormat format) {
     return graph.insert(aten::contiguous, {value}, {NamedValue("memory_format", static_cast<int64_t>(format))});
-}
-
-// Outputs of forward, looked for inside tuples and lists that are made at the end.
-void restore_outputs(Graph& graph, Node* user, const Facts& facts) {
-    for (size_t i = 0; i < user->inputs().size(); ++i) {
-        Value* const value = user->input(i);
-        const auto kind = value->node()->kind();
-        const bool built_for_this =
-            (kind == prim::TupleConstruct || kind == prim::ListConstruct || kind == prim::DictConstruct) &&
-            value->uses().size() == 1;
-        if (built_for_this) {
-            restore_outputs(graph, value->node(), facts);
-            continue;
-        }
-        if (!facts.has_shape(value) || facts.shape(value).size() != 4) continue;
-        WithInsertPoint guard(user);
-        user->replaceInput(i, insert_contiguous(graph, value, at::MemoryFormat::Contiguous));
-    }
 }
 
 }  // namespace
@@ -55,7 +38,10 @@ int to_channels_last(Model& model, const Inputs& example) {
     for (const auto& name : weights)
         set_tensor(model, name, get_attribute(model, name).toTensor().contiguous(at::MemoryFormat::ChannelsLast));
     // Before any insertion: the facts know only the values of the graph as it was.
-    restore_outputs(*graph, graph->return_node(), facts);
+    for (const auto& place : output_places(*graph)) {
+        const auto* value = place.user->input(place.offset);
+        if (facts.has_shape(value) && facts.shape(value).size() == 4) give_contiguous(*graph, place);
+    }
     for (Value* image : images) {
         const auto uses = image->uses();
         WithInsertPoint guard(*graph->nodes().begin());

@@ -1,6 +1,7 @@
 // From plan to int8 model: every int8 unit becomes int8 operators, tensors are converted where the two sides meet.
 #include <cmath>
 
+#include <coppice/dataflow.h>
 #include <coppice/error.h>
 
 #include "emit/fused_conv.h"
@@ -92,6 +93,7 @@ public:
             (*node)->destroy();
         }
         relax_views(*graph_);
+        restore_outputs();
         model_.refresh();
         remove_unused_attributes(model_);
         return model_;
@@ -473,6 +475,24 @@ private:
                 }
                 use.user->replaceInput(use.offset, real);
             }
+        }
+    }
+
+    /// Callers that read memory in order (data_ptr(), view()) find it as the float model gave it. Convolutions bring
+    /// channels last, which what follows keeps, in float too.
+    void restore_outputs() {
+        const bool any = std::any_of(plan_.units.begin(), plan_.units.end(),
+                                     [](const Unit& unit) { return unit.int8 && unit.kind == UnitKind::kConv; });
+        if (!any) return;
+        const auto dependent = dependent_values(*plan_.model.graph());
+        for (const auto& place : plan_.contiguous_outputs) {
+            const auto* old = place.user->input(place.offset);
+            if (!dependent.count(old) || old->node()->kind() == prim::Param || !plan_.facts.has_shape(old) ||
+                plan_.facts.shape(old).size() < 2)
+                continue;
+            Node* user =
+                place.user == plan_.model.graph()->return_node() ? graph_->return_node() : nodes_.at(place.user);
+            give_contiguous(*graph_, Use(user, place.offset));
         }
     }
 

@@ -10,6 +10,7 @@
 #include <limits>
 #include <regex>
 
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/error.h>
 
@@ -435,6 +436,23 @@ bool worth_a_word(Node* node, const Facts& facts) {
                        [&](const Value* input) { return is_float_matrix(input) && !attribute_name(input); });
 }
 
+/// Where the model gives its caller contiguous tensors. All places where it cannot be told which tensor leaves where: a
+/// list that is computed has no place of its own.
+std::vector<Use> contiguous_outputs(const Model& model, const Inputs& example, const Model& prepared) {
+    torch::NoGradGuard no_grad;
+    Inputs inputs;  // copies: a model may write into its inputs
+    for (const auto& input : example)
+        inputs.push_back(input.isTensor() ? c10::IValue(input.toTensor().clone()) : input);
+    Model quiet = model.clone();  // in training mode batch norms would learn
+    quiet.eval();
+    const auto tensors = all_tensors(quiet.forward(inputs));
+    std::vector<Use> contiguous;
+    const auto places = output_places(*prepared.graph());
+    for (size_t i = 0; i < places.size(); ++i)
+        if (tensors.size() != places.size() || tensors[i].is_contiguous()) contiguous.push_back(places[i]);
+    return contiguous;
+}
+
 }  // namespace
 
 AnchorInputs anchor_inputs(const Node* node) {
@@ -679,6 +697,7 @@ StaticPlan plan_static(const Model& model, const Inputs& example, const Calibrat
         plan->smoothed = smooth(plan->model, calibration, smoothing, &plan->folded);
     }
     plan->facts = Facts::observe(plan->model, example);
+    plan->contiguous_outputs = contiguous_outputs(model, example, plan->model);
     Planner(*plan, calibration).run();
     return StaticPlan(plan);
 }

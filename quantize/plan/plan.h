@@ -21,6 +21,7 @@ struct StaticPlan::Impl {
     std::unordered_map<const torch::jit::Node*, at::Tensor> biases;   ///< corrected ones, float32 [out]
     std::set<const torch::jit::Node*> cats_with_one_scale;
     std::vector<LayerPlan> layers;
+    std::vector<torch::jit::Use> contiguous_outputs;  ///< places of output_places() that the float model fills so
     std::vector<LayerChange> folded;
     Equalized equalized;
     Smoothed smoothed;
