@@ -18,9 +18,7 @@ int to_channels_last(Model& model, const Inputs& example) {
     const auto graph = model.graph();
     const auto facts = Facts::observe(model, example);
     std::set<std::string> weights;
-    std::vector<Node*> views;
     for (Node* node : all_nodes(*graph)) {
-        if (node->kind() == aten::view) views.push_back(node);
         const auto conv = as_conv(node);
         if (!conv || conv->dims != 2) continue;
         const auto name = attribute_name(conv->weight);
@@ -48,15 +46,7 @@ int to_channels_last(Model& model, const Inputs& example) {
         Value* const ordered = insert_contiguous(*graph, image, at::MemoryFormat::ChannelsLast);
         for (const auto& use : uses) use.user->replaceInput(use.offset, ordered);
     }
-    for (Node* view : views) {
-        // view(Tensor, int[]) only; view(Tensor, dtype) reinterprets bits.
-        if (view->inputs().size() != 2 || !view->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts())) continue;
-        WithInsertPoint guard(view);
-        Value* const reshaped = graph->insert(aten::reshape, {view->input(0), view->input(1)});
-        reshaped->setType(view->output()->type());
-        view->output()->replaceAllUsesWith(reshaped);
-        view->destroy();
-    }
+    relax_views(*graph);
     model.refresh();
     return static_cast<int>(weights.size());
 }

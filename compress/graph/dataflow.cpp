@@ -1,4 +1,5 @@
 #include <coppice/dataflow.h>
+#include <coppice/graph.h>
 
 #include <functional>
 
@@ -49,6 +50,22 @@ std::vector<Use> output_places(Graph& graph) {
     std::vector<Use> places;
     collect_places(graph.return_node(), places);
     return places;
+}
+
+void relax_views(Graph& graph) {
+    for (Node* node : all_nodes(graph)) {
+        const bool like = node->kind() == aten::view_as;
+        // view(Tensor, int[]) only; view(Tensor, dtype) reinterprets bits.
+        if (!like && (node->kind() != aten::view || node->inputs().size() != 2 ||
+                      !node->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts())))
+            continue;
+        WithInsertPoint guard(node);
+        Value* const sizes = like ? graph.insert(aten::size, {node->input(1)}) : node->input(1);
+        Value* const reshaped = graph.insert(aten::reshape, {node->input(0), sizes});
+        reshaped->copyMetadata(node->output());
+        node->output()->replaceAllUsesWith(reshaped);
+        node->destroy();
+    }
 }
 
 void give_contiguous(Graph& graph, const Use& place) {

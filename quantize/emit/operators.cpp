@@ -520,17 +520,4 @@ std::vector<Value*> Emitter::same(const Site& site, const std::function<Value*(V
     return outputs;
 }
 
-void relax_views(Graph& graph) {
-    for (Node* node : all_nodes(graph)) {
-        if (node->kind() != aten::view) continue;
-        const auto size = node->schema().argumentIndexWithName("size");
-        if (!size) continue;  // view(dtype)
-        WithInsertPoint guard(node);
-        Value* reshaped = graph.insert(aten::reshape, {node->input(0), node->input(1)});
-        reshaped->copyMetadata(node->output());
-        node->output()->replaceAllUsesWith(reshaped);
-        node->destroy();
-    }
-}
-
 }  // namespace coppice::quantize

@@ -121,7 +121,4 @@ private:
     torch::jit::Graph& graph_;
 };
 
-/// Replaces every aten::view by aten::reshape: equal wherever view is defined, and defined for channels-last tensors.
-void relax_views(torch::jit::Graph& graph);
-
 }  // namespace coppice::quantize

@@ -20,6 +20,10 @@ std::set<const torch::jit::Value*> dependent_values(const torch::jit::Graph& gra
 /// places.
 std::vector<torch::jit::Use> output_places(torch::jit::Graph& graph);
 
+/// Replaces every view and view_as by reshape, which is equal wherever a view is defined, and defined for tensors of
+/// other strides too.
+void relax_views(torch::jit::Graph& graph);
+
 /// Makes what is given at a place contiguous (the value itself where it is): a caller may read memory in order.
 void give_contiguous(torch::jit::Graph& graph, const torch::jit::Use& place);
 
