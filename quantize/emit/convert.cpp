@@ -179,9 +179,13 @@ private:
         std::vector<Value*> inputs;
         for (const auto* input : unit.inputs) inputs.push_back(as_int8(input));
         // LibTorch makes the output as large as the first operand, and warns where it has to grow.
-        if ((unit.kind == UnitKind::kAdd || unit.kind == UnitKind::kMul) &&
-            plan_.facts.shape(unit.inputs[0]) != plan_.facts.shape(unit.node->output()))
-            std::swap(inputs[0], inputs[1]);
+        if (unit.kind == UnitKind::kAdd || unit.kind == UnitKind::kMul) {
+            const auto smaller = [&](size_t i) {
+                return plan_.facts.shape(unit.inputs[i]) != plan_.facts.shape(unit.node->output());
+            };
+            if (smaller(0) || (plan_.smaller_operands.count({unit.node, 0}) && !smaller(1)))
+                std::swap(inputs[0], inputs[1]);
+        }
         const auto& output = plan_.parameters.at(unit.outputs[0]);
         const auto bounds = unit.activation ? clamp_of(unit.activation) : std::nullopt;
         const bool relu = bounds && bounds->low == 0;

@@ -100,7 +100,11 @@ private:
             return conv;
         const bool first = add.inputs[0] == unit.node->output();
         const auto* other = add.inputs[first ? 1 : 0];
-        if (plan_.facts.shape(other) != plan_.facts.shape(unit.node->output())) return conv;
+        // oneDNN adds what has the size of the result, for every batch and not for the example's alone.
+        const auto& smaller = plan_.smaller_operands;
+        if (plan_.facts.shape(other) != plan_.facts.shape(unit.node->output()) || smaller.count({add.node, 0}) ||
+            smaller.count({add.node, 1}))
+            return conv;
         adders_.insert(add.node);
         conv.add = &add;
         conv.added = other;

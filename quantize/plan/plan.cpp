@@ -75,6 +75,7 @@ public:
         for (const auto& unit : plan_.units) plan_.unit_names.push_back(names.of(unit.node));
         apply_options();
         require_anchor();
+        find_sums();
         const auto& options = plan_.options;
         if (options.in_turn && options.rounding && options.rounding->blocks())
             throw InvalidArgument(kWhere, "in_turn does not go with rounding of blocks",
@@ -149,6 +150,18 @@ private:
         }
     }
 
+    /// Additions and products of tensors, and which of their operands the model's inputs do not reach.
+    void find_sums() {
+        const auto dependent = dependent_values(*plan_.model.graph());
+        for (const auto& unit : plan_.units) {
+            if ((unit.kind != UnitKind::kAdd && unit.kind != UnitKind::kMul) || !unit.refusal.empty()) continue;
+            sums_.insert(unit.node);
+            for (const size_t i : {0, 1})
+                if (!dependent.count(unit.inputs[i]) && dependent.count(unit.inputs[1 - i]))
+                    plan_.smaller_operands.emplace(unit.node, i);
+        }
+    }
+
     void require_anchor() const {
         std::string reasons;
         int shown = 0;
@@ -205,6 +218,14 @@ private:
             }
         };
         NodeHooks hooks;
+        hooks.before = [&](const Node* node, std::vector<c10::IValue>& operands) {
+            if (!sums_.count(node)) return;
+            const auto left = operands[0].toTensor().sizes(), right = operands[1].toTensor().sizes();
+            if (left == right) return;
+            const auto whole = at::infer_size(left, right);
+            if (left != at::IntArrayRef(whole)) plan_.smaller_operands.emplace(node, 0);
+            if (right != at::IntArrayRef(whole)) plan_.smaller_operands.emplace(node, 1);
+        };
         hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
             for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
         };
@@ -378,7 +399,7 @@ private:
     bool islands_ = true;
     std::unordered_map<const Value*, std::unique_ptr<Observer>> observers_;
     std::unordered_map<const Value*, Range> ranges_, joined_ranges_;
-    std::set<const Node*> measured_;
+    std::set<const Node*> measured_, sums_;
     std::unordered_map<const Node*, std::vector<InputMoments>> moments_;
 };
 

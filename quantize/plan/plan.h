@@ -20,6 +20,9 @@ struct StaticPlan::Impl {
     std::unordered_map<const torch::jit::Node*, at::Tensor> weights;  ///< qint8 [out, in, ...] of int8 anchors
     std::unordered_map<const torch::jit::Node*, at::Tensor> biases;   ///< corrected ones, float32 [out]
     std::set<const torch::jit::Node*> cats_with_one_scale;
+    /// Operands of additions and products, as (operator, 0 or 1), that are repeated to the size of the other one on a
+    /// calibration batch, or that no input of the model reaches, so that they do not grow with its batch.
+    std::set<std::pair<const torch::jit::Node*, size_t>> smaller_operands;
     std::vector<LayerPlan> layers;
     std::vector<torch::jit::Use> contiguous_outputs;  ///< places of output_places() that the float model fills so
     std::vector<LayerChange> folded;
