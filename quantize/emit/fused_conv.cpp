@@ -121,11 +121,10 @@ private:
         return (conv.add ? 0.18 : 0) + (depthwise(*conv.unit) ? 0.11 : 0);
     }
 
-    /// Whether engine x86 would take FBGEMM's kernel, which is slower than oneDNN's.
+    /// Whether the engine would take FBGEMM's kernel, which is slower than oneDNN's, and for whose sums in 16 bits
+    /// these weights may be too wide: see weight_bits_of().
     bool depthwise(const Unit& unit) const {
-        const auto& weight = plan_.weights.at(unit.node);
-        const auto groups = as_conv(unit.node)->groups;
-        return groups > kOnednnGroups && fbgemm_depthwise(weight.sizes(), groups);
+        return fbgemm_depthwise(plan_.weights.at(unit.node).sizes(), as_conv(unit.node)->groups, plan_.options.engine);
     }
 
     const StaticPlan::Impl& plan_;

@@ -295,9 +295,11 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
     return geometry;
 }
 
-bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups) {
+bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups, const std::string& engine) {
+    constexpr int64_t kOnednnGroups = 100;
     const bool pointwise = c10::multiply_integers(weight_shape) == weight_shape[0];
-    return weight_shape.size() > 3 && weight_shape[1] == 1 && groups > 1 && !pointwise;
+    if (weight_shape.size() <= 3 || weight_shape[1] != 1 || groups <= 1 || pointwise) return false;
+    return groups > kOnednnGroups || (engine != "x86" && engine != "onednn");
 }
 
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack, const char* overload) {

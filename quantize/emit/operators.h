@@ -33,10 +33,10 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
 /// @return its first result
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments, const char* overload = "");
 
-/// Whether FBGEMM has its kernel for depthwise convolutions for such weights, which adds two products in 16 bits
-/// whatever the CPU. Engine x86 takes it for more groups than kOnednnGroups, fbgemm always (LibTorch 2.15).
-bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups);
-constexpr int64_t kOnednnGroups = 100;
+/// Whether `engine` may take FBGEMM's kernel for depthwise convolutions for such weights, which adds two products in 16
+/// bits whatever the CPU: x86 for more than 100 groups, fbgemm always (LibTorch 2.15). onednn counts as x86, for which
+/// its files are loaded where nobody asks for it.
+bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups, const std::string& engine);
 
 /// Packs weights for the engine in force. @param weight qint8 @param bias float32 or undefined
 c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);

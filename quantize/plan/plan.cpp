@@ -530,8 +530,7 @@ int64_t widest_weight(const std::string& reduce_range, bool exact_products) {
 bool sums_in_16_bits(const Model& model, Node* node, const std::string& engine) {
     const auto conv = as_conv(node);
     const auto weight = conv && !conv->transposed ? parameter_of(model, conv->weight) : std::nullopt;
-    if (!weight || !fbgemm_depthwise(weight->sizes(), conv->groups)) return false;
-    return conv->groups > kOnednnGroups || (engine != "x86" && engine != "onednn");
+    return weight && fbgemm_depthwise(weight->sizes(), conv->groups, engine);
 }
 
 int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
