@@ -95,6 +95,7 @@ public:
             if (!refuse_noisy()) break;
             require_anchor();
         }
+        drop_float_layers();
         // With the layers that stay in float known: others need not make up for them.
         if (options.in_turn) {
             round_in_turn(plan_, calibration_.read(),
@@ -321,6 +322,16 @@ private:
             const auto found = moments_.find(unit.node);
             plan_.weights[unit.node] = rounded(unit.node, weight, found == moments_.end() ? nullptr : &found->second);
             correct_bias(unit.node, weight);
+        }
+    }
+
+    /// Layers that were refused, or whose borders moved, after their weights had been rounded: only int8 layers have
+    /// weights and biases in a plan.
+    void drop_float_layers() {
+        for (const auto& unit : plan_.units) {
+            if (unit.int8 || unit.island) continue;
+            plan_.weights.erase(unit.node);
+            plan_.biases.erase(unit.node);
         }
     }
 
