@@ -115,7 +115,8 @@ public:
             return ends_of(plan_.parameters.at(unit.inputs[0]), kActivationLevels);
         });
         for (auto& layer : plan_.layers)
-            if (layer.int8 && layer.parameters > 0) layer.precision = int8_precision(options.weight_bits);
+            if (layer.int8 && layer.parameters > 0)
+                layer.precision = int8_precision(options.weight_bits, weight_bits_of(plan_, names.find(layer.layer)));
     }
 
 private:
@@ -552,8 +553,9 @@ int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
     return std::min<int64_t>(plan.weight_bits, narrow ? 7 : 8);
 }
 
-std::string int8_precision(int64_t weight_bits) {
-    return weight_bits == 8 ? "int8" : "int8 (simulated W" + std::to_string(weight_bits) + "A8)";
+std::string int8_precision(int64_t weight_bits, int64_t used_bits) {
+    if (weight_bits < 8) return "int8 (simulated W" + std::to_string(weight_bits) + "A8)";
+    return used_bits < 8 ? "int8 (" + std::to_string(used_bits) + "-bit weights)" : "int8";
 }
 
 void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const Calibration& batches,

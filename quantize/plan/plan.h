@@ -76,8 +76,9 @@ bool sums_in_16_bits(const Model& model, torch::jit::Node* node, const std::stri
 /// off.
 int64_t weight_bits_of(const StaticPlan::Impl& plan, torch::jit::Node* node);
 
-/// What a layer of these bits is called in reports: fewer than 8 are stored and multiplied as int8.
-std::string int8_precision(int64_t weight_bits);
+/// What a layer is called in reports. @param weight_bits  asked for: fewer than 8 are simulated, stored and multiplied
+/// as int8 @param used_bits  weight_bits_of(): fewer where sums would saturate otherwise
+std::string int8_precision(int64_t weight_bits, int64_t used_bits = 8);
 
 /// Sets sqnr_db (200 where there is no noise) and clipped_ratio of convolutions and linear layers: each by itself, its
 /// float output against that with input and weight rounded. Runs the float model on the first batches.

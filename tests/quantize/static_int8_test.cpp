@@ -342,7 +342,7 @@ TEST(StaticInt8, ReducedRangeIsSaidAndIsNoSimulation) {
     EXPECT_EQ(context.facts["weight_bits"], 7);
     EXPECT_EQ(context.facts["reduced_range"], true);
     EXPECT_FALSE(context.facts.contains("simulated"));
-    EXPECT_EQ(context.facts["layers"][0].at("precision"), "int8");
+    EXPECT_EQ(context.facts["layers"][0].at("precision"), "int8 (7-bit weights)");
     from_recipe({{"reduce_range", "off"}})->apply(residual_model(), context);
     EXPECT_EQ(context.facts["weight_bits"], 8);
     EXPECT_EQ(context.facts["reduced_range"], false);
