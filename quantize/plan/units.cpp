@@ -3,6 +3,7 @@
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/constants.h>
 
+#include <limits>
 #include <set>
 
 #include "emit/operators.h"
@@ -47,7 +48,9 @@ std::optional<Unit> pad_channels(const Site& site) {
         if (!(start->isNone() || (start->isInt() && start->toInt() == 0))) break;
         const int64_t axis = dim->toInt() < 0 ? dim->toInt() + 4 : dim->toInt();
         if (axis < 2 && step->toInt() != 1) break;
-        if (!(end->isNone() || (end->isInt() && end->toInt() >= (*before)[static_cast<size_t>(axis)]))) break;
+        // To the end, however large the image is; only the number of channels is that of the example.
+        const auto all = axis == 1 ? (*before)[1] : std::numeric_limits<int64_t>::max();
+        if (!(end->isNone() || (end->isInt() && end->toInt() >= all))) break;
         unit.nodes.insert(unit.nodes.begin(), value->node());
         value = value->node()->input(0);
     }
