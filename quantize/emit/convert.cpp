@@ -73,6 +73,9 @@ public:
             if (conv.add) inside_.emplace(conv.add->node, &conv);
             if (conv.last != conv.unit->nodes.back() && !conv.add) inside_.emplace(conv.last, nullptr);
         }
+        if (fused)
+            for (const auto* unit : fused_linear(plan_))
+                if (const Node* last = inside_island(*unit).first; last != unit->node) inside_.emplace(last, nullptr);
         for (const auto& unit : plan_.units) {
             const auto conv = fused_convs_.find(unit.node);
             const auto inside = inside_.find(unit.node);
@@ -425,18 +428,19 @@ private:
         return any;
     }
 
-    void emit_fused_island(const Unit& unit) {
-        const Node* last = unit.node;
-        FusedActivation activation;
-        if (const Node* reader = only_reader(unit.node->output());
-            reader && reader->owningBlock() == unit.node->owningBlock()) {
+    /// What comes out of an island under linear: fused, and the activation behind it that it applies.
+    static std::pair<const Node*, FusedActivation> inside_island(const Unit& unit) {
+        const Node* reader = only_reader(unit.node->output());
+        if (reader && reader->owningBlock() == unit.node->owningBlock()) {
             const auto found = fused_activation(reader);
             // A clamp that is no part of the unit is a unit of its own.
-            if (found && (!clamp_of(reader) || reader == unit.activation)) {
-                activation = *found;
-                last = reader;
-            }
+            if (found && (!clamp_of(reader) || reader == unit.activation)) return {reader, *found};
         }
+        return {unit.node, {}};
+    }
+
+    void emit_fused_island(const Unit& unit) {
+        const auto [last, activation] = inside_island(unit);
         Node* before = nodes_.at(unit.node);
         dead_.push_back(before);
         if (last != unit.node) dead_.push_back(nodes_.at(last));
