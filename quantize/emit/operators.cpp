@@ -3,6 +3,10 @@
 // Times are ns per element of the larger of input and output, measured on 2 threads of an AVX512-VNNI machine with 0.2
 // to 1.6 M elements, in two dimensions channels last, as int8 convolutions give them, plus 2 us a call (see costs
 // below); they only decide where float and int8 meet.
+//
+// No rows: quantized::matmul, of two computed tensors, rounds as it should and takes longer than the float product
+// (LibTorch 2.15; attention of 64 to 256 tokens, heads of 32 and 64); elu, gelu, layer norm, softmax and tanh: see
+// why_no_unit() in plan.cpp.
 #include "emit/operators.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -229,6 +233,7 @@ const std::vector<OperatorRow>& operator_rows() {
         {"aten::matmul", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
         {"aten::max_pool1d", K::kSame, S::kInput, false, refuse_batched_pool, 0.5, 0.33},
         {"aten::max_pool2d", K::kSame, S::kInput, false, refuse_batched_pool, 0.08, 0.28},
+        {"aten::max_pool3d", K::kSame, S::kInput, false, refuse_batched_pool, 0.06, 0.3},
         {"aten::mean", K::kSame, S::kInput, false, refuse_mean, 0.6, 0.045},
         {"aten::mm", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
         {"aten::mul", K::kMul, S::kOwn, true, refuse_binary, 0.145, 0.085},

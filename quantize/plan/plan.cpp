@@ -447,7 +447,8 @@ std::string why_no_unit(Node* node) {
     const std::string op = node->kind().toUnqualString();
     if (op == "gru" || op == "lstm" || op.rfind("rnn_", 0) == 0) return "recurrent cells have no static int8 kernel";
     if (as_embedding(node)) return "embeddings stay in float";
-    if (as_attention(node) || as_matmul(node)) return "it multiplies two computed tensors";
+    if (as_attention(node) || as_matmul(node))
+        return "it multiplies two computed tensors, which takes LibTorch longer in int8";
     // Measured: dequantizing, the float operator and rounding again take less time than LibTorch's int8 operator.
     static const std::set<std::string> slower = {"elu",     "gelu", "instance_norm", "layer_norm",       "prelu",
                                                  "softmax", "tanh", "_prelu_kernel", "native_layer_norm"};

@@ -109,6 +109,12 @@ void add_costs(Unit& unit, const Facts& facts) {
             unit.float_cost = (moves ? 1000 : kCallNs) + unit.row->float_ns * count + relu;
             const std::string op = unit.node->kind().toUnqualString();
             if (op == "silu") unit.int8_cost += kCallNs;  // a sigmoid and a product
+            // LibTorch takes 32 channels at once, and the rest one by one: per element on 2 threads, like the table's.
+            if (op == "max_pool2d" || op == "max_pool3d") {
+                const auto channels = facts.shape(unit.inputs[0])[1];
+                const double rest = static_cast<double>(channels % 32) / static_cast<double>(channels);
+                unit.int8_cost += rest * (op == "max_pool2d" ? 0.8 : 1.6) * count;
+            }
             // An average is narrower than what it averages, but gets its scale: worth 4 us to keep it exact.
             if (op == "mean" || op.find("avg_pool") != std::string::npos) unit.int8_cost += 4000;
         }

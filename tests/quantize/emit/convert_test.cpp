@@ -92,6 +92,35 @@ TEST(Convert, Conv1dAnd3dHaveTheirOwnOperators) {
     EXPECT_LE(checked.worst_quanta, kOneQuantum);
 }
 
+TEST(Convert, PoolingOfVolumesAndImagesIsInt8WhereLibTorchTakesManyChannelsAtOnce) {
+    for (const int64_t dims : {2, 3})
+        for (const int64_t channels : {32, 24}) {
+            SCOPED_TRACE(std::to_string(dims) + "d, " + std::to_string(channels) + " channels");
+            const auto d = std::to_string(dims) + "d";
+            std::vector<int64_t> first{channels, 2}, second{4, channels}, shape{2, 2};
+            for (int64_t i = 0; i < dims; ++i) {
+                first.push_back(3);
+                second.push_back(1);
+                shape.push_back(dims == 2 ? 64 : 16);
+            }
+            const std::string padding = dims == 2 ? "[1, 1]" : "[1, 1, 1]";
+            const auto model = build_model(
+                {{"a.weight", sine(first, 0.3)}, {"b.weight", sine(second, 0.3)}},
+                "def forward(self, x):\n"
+                "    x = torch.conv" +
+                    d + "(x, self.a.weight, None, " + padding + ", " + padding + ")\n    x = torch.max_pool" + d +
+                    "(x, [3], [2], [1], [1], True)\n    return torch.conv" + d + "(x, self.b.weight)\n");
+            const auto data = images(2, shape);
+            const auto plan = plan_of(model, data);
+            const auto int8 = convert(plan);
+            const auto checked = check_every_layer(int8, data[0]);
+            EXPECT_EQ(checked["aten::max_pool" + d], channels == 32 ? 1 : 0);
+            EXPECT_EQ(checked["quantized::conv" + d], 2);
+            EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+            expect_like_simulation(plan, int8, data[1], 3);
+        }
+}
+
 TEST(Convert, GroupedDilatedAndSamePaddedConvolutionsKeepTheirGeometry) {
     const auto model = build_model({{"g.weight", sine({8, 2, 3, 3}, 0.4)},
                                     {"d.weight", sine({8, 1, 3, 3}, 0.4)},
