@@ -498,6 +498,10 @@ private:
             if (!dependent.count(old) || old->node()->kind() == prim::Param || !plan_.facts.has_shape(old) ||
                 plan_.facts.shape(old).size() < 2)
                 continue;
+            // The usual end of a classifier is contiguous anyway.
+            const auto maker = unit_of_.find(old->node());
+            const bool linear = maker != unit_of_.end() && maker->second->kind == UnitKind::kLinear;
+            if (linear && plan_.facts.shape(old).size() == 2) continue;
             Node* user =
                 place.user == plan_.model.graph()->return_node() ? graph_->return_node() : nodes_.at(place.user);
             give_contiguous(*graph_, Use(user, place.offset));
