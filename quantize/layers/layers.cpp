@@ -750,7 +750,7 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     for (auto& [node, layer] : open) {
         const auto found = sums.find(layer);
         if (found == sums.end()) {
-            layer->reason = "no run on " + measured_on + " reaches it";
+            layer->reason = batches.empty() ? "the example input does not reach it" : "no calibration batch reaches it";
             continue;
         }
         layer->sqnr_db = sqnr_db(found->second.signal, found->second.noise);

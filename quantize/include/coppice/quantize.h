@@ -390,8 +390,9 @@ void set_engine(const std::string& name);
 bool exact_int8_products();
 
 /// Names layers of a file whose weights have 8 bits where sums of products saturate: for want of VNNI, or on every CPU
-/// in FBGEMM's kernel for depthwise convolutions. Empty where all is well. @param exact_products  of the CPU that is to
-/// run it
+/// in FBGEMM's kernel for depthwise convolutions, which the engine in force takes. Empty where all is well. Every
+/// command of `coppice` that loads a model asks this and warns; Model::load() does not, which knows no int8: ask behind
+/// it for files of other machines and tools. @param exact_products  of the CPU that is to run it
 std::vector<std::string> int8_warnings(const Model& model, bool exact_products = exact_int8_products());
 
 // -------------------------------------------------------------------------------------------------------------- stages
@@ -454,8 +455,8 @@ struct AutoOptions {
 /// noise is allowed; what is not faster than float stays float and says so. Attention (scaled_dot_product_attention) is
 /// such a layer, whose form is bf16. In the end the whole model, static int8 with either kind of linear layers and
 /// convolutions, and float are timed, and the fastest is kept; with a fallback only what holds the metric is timed, and
-/// where nothing is faster than float the result is a copy of the model. Choices follow the clock: the same model may get other
-/// forms in another run.
+/// where nothing is faster than float the result is a copy of the model. Choices follow the clock: the same model may
+/// get other forms in another run.
 std::unique_ptr<Stage> auto_precision(AutoOptions options = {});
 
 // ----------------------------------------------------------------------------------------------------- mixed precision
