@@ -262,7 +262,7 @@ void mark_read(const Value* tuple, std::vector<bool>& read) {
 
 /// before  attention returns its result and the weights that nobody asks for, in a tuple (nn.MultiheadAttention)
 /// after   the weights are not computed
-void drop_unread_entries(const std::shared_ptr<Graph>& graph) {
+bool drop_unread_entries(const std::shared_ptr<Graph>& graph) {
     bool dropped = false;
     for (Node* node : all_nodes(*graph)) {
         if (node->kind() != prim::TupleConstruct || !node->output()->hasUses()) continue;
@@ -277,6 +277,7 @@ void drop_unread_entries(const std::shared_ptr<Graph>& graph) {
         }
     }
     if (dropped) EliminateDeadCode(graph);
+    return dropped;
 }
 
 /// Whether one operator reads the result to whom its strides mean nothing: the product gave contiguous memory, the
@@ -377,9 +378,9 @@ private:
 }  // namespace
 
 int fuse_attention(Model& model, const Inputs& example) {
-    auto& graph = *model.graph();
-    drop_unread_entries(model.graph());
+    if (drop_unread_entries(model.graph())) model.refresh();
     const auto facts = Facts::observe(model, example);
+    auto& graph = *model.graph();
     const Matcher matcher(model, facts);
     std::vector<Chain> chains;
     std::set<const Node*> taken;
