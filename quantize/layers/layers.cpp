@@ -623,10 +623,11 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
             progress_of(context, options.where));
         for (auto& [node, layer] : open) layer->facts.moments = std::move(moments[node]);
     }
+    std::set<const Node*> reached;
     NodeHooks hooks;
     hooks.before = [&](const Node* node, std::vector<c10::IValue>& stack) {
         const auto found = open.find(node);
-        if (found == open.end() || found->second->sqnr_db != 0) return;
+        if (found == open.end() || !reached.insert(node).second) return;
         auto& layer = *found->second;
         layer.range = input_range(node, stack);
         if (!std::isfinite(layer.range.low) || !std::isfinite(layer.range.high)) {
@@ -642,8 +643,16 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
                               static_cast<double>(layers.size()), layer.facts.name);
         if (context.interrupted()) throw Interrupted(options.where, "stopped while measuring layers", "");
     };
-    run_nodes(prepared, batches.empty() ? context.example : batches.front(), hooks);
+    // Of several batches the first that reaches a layer, which mostly is the first of all.
+    if (batches.empty()) run_nodes(prepared, context.example, hooks);
+    const auto is_left = [&](const auto& entry) { return reached.count(entry.first) == 0; };
+    for (size_t i = 0; i < batches.size() && std::any_of(open.begin(), open.end(), is_left); ++i)
+        run_nodes(prepared, batches[i], hooks);
     for (auto& [node, layer] : open) {
+        if (!reached.count(node)) {
+            layer->reason = batches.empty() ? "the example input does not reach it" : "no calibration batch reaches it";
+            continue;
+        }
         if (layer->sqnr_db >= options.min_sqnr_db) continue;
         char text[128];
         std::snprintf(text, sizeof text, "its signal-to-noise ratio in %s is %.1f dB, min_sqnr_db is %g",

@@ -20,7 +20,11 @@ struct StaticPlan::Impl {
     std::unordered_map<const torch::jit::Node*, at::Tensor> weights;  ///< qint8 [out, in, ...] of int8 anchors
     std::unordered_map<const torch::jit::Node*, at::Tensor> biases;   ///< corrected ones, float32 [out]
     std::set<const torch::jit::Node*> cats_with_one_scale;
+    /// Operands of additions and products, as (operator, 0 or 1), that are repeated to the size of the other one on a
+    /// calibration batch, or that no input of the model reaches, so that they do not grow with its batch.
+    std::set<std::pair<const torch::jit::Node*, size_t>> smaller_operands;
     std::vector<LayerPlan> layers;
+    std::vector<torch::jit::Use> contiguous_outputs;  ///< places of output_places() that the float model fills so
     std::vector<LayerChange> folded;
     Equalized equalized;
     Smoothed smoothed;
@@ -72,8 +76,9 @@ bool sums_in_16_bits(const Model& model, torch::jit::Node* node, const std::stri
 /// off.
 int64_t weight_bits_of(const StaticPlan::Impl& plan, torch::jit::Node* node);
 
-/// What a layer of these bits is called in reports: fewer than 8 are stored and multiplied as int8.
-std::string int8_precision(int64_t weight_bits);
+/// What a layer is called in reports. @param weight_bits  asked for: fewer than 8 are simulated, stored and multiplied
+/// as int8 @param used_bits  weight_bits_of(): fewer where sums would saturate otherwise
+std::string int8_precision(int64_t weight_bits, int64_t used_bits = 8);
 
 /// Sets sqnr_db (200 where there is no noise) and clipped_ratio of convolutions and linear layers: each by itself, its
 /// float output against that with input and weight rounded. Runs the float model on the first batches.
@@ -115,6 +120,12 @@ struct Kernels {
 /// Those that can run the plan, of what its options leave open.
 std::vector<Kernels> kernels_for(const StaticPlan& plan);
 StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels);
+/// The fastest of the candidates, or an earlier one that takes hardly longer: the least time of a few rounds in which
+/// each has its turn, so that what else the machine does meets all of them. One that cannot be built or run is left
+/// out with a warning; the last failure is thrown where none can. @param build  a model of them @param seconds  gets
+/// those of each, by name; stays empty where there is no choice
+Kernels fastest_kernels(const std::vector<Kernels>& candidates, const std::function<Model(const Kernels&)>& build,
+                        const Inputs& inputs, Json& seconds, Log& log);
 
 /// The plan, or with options.fallback that with the noisiest layers in float which the metric asks for, in
 /// context.facts["fallback"]. Each try plans anew: borders move when a layer leaves.
