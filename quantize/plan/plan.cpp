@@ -429,6 +429,24 @@ void settle_training(Model& model) {
     model.refresh();
 }
 
+/// before  scripted nn.EmbeddingBag asks for its weight's type, whether it was given in the place of the indices
+/// after   the weight itself, where it was
+void settle_swapped_bags(Model& model) {
+    auto graph = model.graph();
+    const auto nodes = all_nodes(*graph);
+    if (std::none_of(nodes.begin(), nodes.end(), [](Node* node) { return as_lookup(node) && !as_embedding(node); }))
+        return;
+    for (Node* node : nodes) {
+        if (node->kind() != prim::dtype || !attribute_name(node->input())) continue;
+        const auto parameter = parameter_of(model, node->input());
+        if (!parameter) continue;
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(graph->insertConstant(static_cast<int64_t>(parameter->scalar_type())));
+    }
+    ConstantPropagation(graph);
+    model.refresh();
+}
+
 /// Dropout does nothing in a model that does not train, but in place it counts as an operator that writes.
 void drop_dropout(Model& model) {
     static const std::set<std::string> names = {
@@ -446,7 +464,7 @@ void drop_dropout(Model& model) {
 std::string why_no_unit(Node* node) {
     const std::string op = node->kind().toUnqualString();
     if (op == "gru" || op == "lstm" || op.rfind("rnn_", 0) == 0) return "recurrent cells have no static int8 kernel";
-    if (as_embedding(node)) return "embeddings stay in float";
+    if (as_lookup(node)) return "embeddings stay in float";
     if (as_attention(node) || as_matmul(node))
         return "it multiplies two computed tensors, which takes LibTorch longer in int8";
     // Measured: dequantizing, the float operator and rounding again take less time than LibTorch's int8 operator.
@@ -458,7 +476,7 @@ std::string why_no_unit(Node* node) {
 
 /// Layers, and operators that turn float tensors into float tensors: what a reader may expect to run in int8.
 bool worth_a_word(Node* node, const Facts& facts) {
-    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return true;
+    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_lookup(node)) return true;
     if (std::string(node->kind().toQualString()).rfind("aten::", 0) != 0 || node->outputs().empty()) return false;
     const auto is_float_matrix = [&](const Value* value) {
         const auto* fact = facts.find(value);
@@ -607,10 +625,11 @@ void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const 
     }
 }
 
-Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded, const LayerFilter& split) {
     Model copy = model.clone();
     copy.eval();
     settle_training(copy);
+    settle_swapped_bags(copy);
     fold_batch_norm(copy, example, folded);
     drop_dropout(copy);
     settle_dictionaries(copy);
@@ -618,7 +637,7 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     // Networks add and rectify in place; the int8 operators do not.
     RemoveTensorMutation(copy.graph());
     fold_hard_sigmoid(copy);
-    split_transposed_convolutions(copy, example);
+    split_transposed_convolutions(copy, example, split);
     copy.refresh();
     return copy;
 }
@@ -699,6 +718,12 @@ void check_options(const StaticOptions& options) {
                               "Use 0.5, or 0 to leave it out.");
     check_smooth_norms(kWhere, options.smooth_norms);
     check_relu6(kWhere, "equalize_relu6", options.equalize_relu6);
+    if (options.smooth == 0 && options.smooth_norms != StaticOptions().smooth_norms)
+        throw InvalidArgument(kWhere, "smooth_norms is " + options.smooth_norms + ", but smooth is off",
+                              "Use smooth: 0.5 with it, or leave it out.");
+    if (!options.equalize && options.equalize_relu6 != StaticOptions().equalize_relu6)
+        throw InvalidArgument(kWhere, "equalize_relu6 is " + options.equalize_relu6 + ", but equalize is off",
+                              "Use equalize: true with it, or leave it out.");
     if (options.rounding && options.rounding->moves_offsets())
         throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
                               "Use gptq or adaround, or hqq in quantize.weight_only.");

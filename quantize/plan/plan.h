@@ -90,8 +90,13 @@ constexpr int64_t kActivationLevels = 256;  ///< of static int8
 /// What integers 0 to levels - 1 stand for.
 Range ends_of(const Affine& parameters, int64_t levels);
 
+/// Says of a layer by its name.
+using LayerFilter = std::function<bool(const std::string& name)>;
+
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
-Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
+/// @param split  which transposed convolutions become convolutions, see there; empty: all
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded,
+              const LayerFilter& split = {});
 
 /// Gives readers of dictionaries of tensors the tensors themselves, where keys are constants.
 void settle_dictionaries(Model& model);
@@ -103,7 +108,8 @@ void settle_lists(Model& model);
 void fold_hard_sigmoid(Model& model);
 
 /// Makes transposed convolutions (float32, no dilation) convolutions with interleaved outputs.
-void split_transposed_convolutions(Model& model, const Inputs& example);
+/// @param wanted  which; empty: all
+void split_transposed_convolutions(Model& model, const Inputs& example, const LayerFilter& wanted = {});
 
 /// @throws InvalidArgument naming an option out of its range, or roundings that int8 kernels cannot follow
 void check_options(const StaticOptions& options);

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "emit/operators.h"
+#include "layers/layers.h"
 
 namespace coppice::quantize {
 
@@ -228,6 +229,7 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
     const auto graph = model.graph();
     const WrittenValues written(graph);
     const auto strided = read_by_strides(*graph);
+    const WrittenParameters written_parameters(model);
     for (Node* node : graph->block()->nodes()) {
         const auto kind = std::string(node->kind().toQualString());
         if (kind != "aten::pad" && kind != "aten::constant_pad_nd") continue;
@@ -275,6 +277,7 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
         if (row->kind == UnitKind::kCat && node->input(0)->node()->kind() != prim::ListConstruct) continue;
         if (unit.inputs.empty()) unit.inputs = tensor_inputs(row->kind, node);
         unit.refusal = refusal_of(unit, site);
+        if (unit.refusal.empty() && weighty && written_parameters.reach(node)) unit.refusal = kWeightIsWritten;
         for (const auto* values : {&unit.inputs, &unit.outputs})
             for (const auto* value : *values)
                 if (unit.refusal.empty() && written.contains(value))

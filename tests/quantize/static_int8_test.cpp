@@ -414,6 +414,8 @@ TEST(StaticInt8, AgreesWithItsSimulationWithEveryRoundingAndFewerBits) {
     EXPECT_ERROR(from_recipe({{"smooth", "2"}}), InvalidArgument, "smooth");
     EXPECT_ERROR(from_recipe({{"smooth_norms", "some"}}), InvalidArgument, "smooth_norms");
     EXPECT_ERROR(from_recipe({{"equalize_relu6", "relu7"}}), InvalidArgument, "equalize_relu6");
+    EXPECT_ERROR(from_recipe({{"equalize_relu6", "relu"}}), InvalidArgument, "but equalize is off");
+    EXPECT_ERROR(from_recipe({{"smooth_norms", "all"}}), InvalidArgument, "but smooth is off");
 }
 
 /// Everything that is logged.
