@@ -106,6 +106,10 @@ std::string energy_text(const eval::Figure& figure) {
     return text;
 }
 
+void print_notes(const std::vector<std::string>& notes) {
+    for (const auto& note : notes) std::cout << "\n" << wrapped("Note: " + note, 100, 2) << "\n";
+}
+
 void print_unknown(const Cost& costs) {
     if (!costs.unknown_operators.empty()) {
         std::string list;
@@ -227,13 +231,14 @@ int run_inspect(const Arguments& arguments) {
                          profile.chrome_trace(files[0]).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
         std::cerr << "trace " << line.text("trace") << ": open it in ui.perfetto.dev or chrome://tracing\n";
     }
+    std::vector<std::string> notes = model.notes(), without_rule;
+    for (const auto& warning : quantize::int8_warnings(model)) notes.push_back(files[0] + ": " + warning);
     if (line.given("profile") && !line.given("json")) {
         print_profile(profile, files[0], line.given("all"));
         print_unknown(costs);
+        print_notes(notes);
         return kDone;
     }
-    std::vector<std::string> notes = model.notes(), without_rule;
-    for (const auto& warning : quantize::int8_warnings(model)) notes.push_back(files[0] + ": " + warning);
     std::vector<Row> rows;
     for (const auto& row : profile.operators) rows.push_back({&row, {}, {}, {}});
     const double total_seconds = profile.seconds;
@@ -335,7 +340,7 @@ int run_inspect(const Arguments& arguments) {
         for (const auto& method : model.other_methods()) list += (list.empty() ? "" : ", ") + method;
         std::cout << "\n" << wrapped("Methods besides forward: " + list, 100, 2) << "\n";
     }
-    for (const auto& note : notes) std::cout << "\n" << wrapped("Note: " + note, 100, 2) << "\n";
+    print_notes(notes);
     return kDone;
 }
 

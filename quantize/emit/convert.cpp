@@ -364,10 +364,18 @@ private:
         });
     }
 
-    /// Whether what makes it gives strides of channels last: two-dimensional convolutions do.
+    /// Whether what makes it is known to give strides of channels last: two-dimensional convolutions, sums inside of
+    /// them, and what keeps their strides.
     bool is_channels_last(const Value* old) const {
+        static const std::set<std::string> keeping = {"aten::relu", "aten::hardtanh", "aten::relu6",
+                                                      "aten::max_pool2d"};
         const Unit* maker = int8_unit(old->node());
-        return maker && maker->kind == UnitKind::kConv && as_conv(maker->node)->dims == 2;
+        while (maker && maker->kind == UnitKind::kSame && keeping.count(maker->node->kind().toQualString()))
+            maker = int8_unit(maker->inputs[0]->node());
+        if (!maker) return false;
+        if (maker->kind == UnitKind::kConv) return as_conv(maker->node)->dims == 2;
+        const auto sum = inside_.find(maker->node);
+        return sum != inside_.end() && sum->second;
     }
 
     /// The integers of a residual, which the addition overwrites. oneDNN wants them channels last; they have the
@@ -498,6 +506,10 @@ private:
             if (!dependent.count(old) || old->node()->kind() == prim::Param || !plan_.facts.has_shape(old) ||
                 plan_.facts.shape(old).size() < 2)
                 continue;
+            // The usual end of a classifier is contiguous anyway.
+            const auto maker = unit_of_.find(old->node());
+            const bool linear = maker != unit_of_.end() && maker->second->kind == UnitKind::kLinear;
+            if (linear && plan_.facts.shape(old).size() == 2) continue;
             Node* user =
                 place.user == plan_.model.graph()->return_node() ? graph_->return_node() : nodes_.at(place.user);
             give_contiguous(*graph_, Use(user, place.offset));

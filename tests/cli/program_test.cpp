@@ -256,7 +256,7 @@ TEST_F(ProgramTest, ARecipeRunsFromEndToEnd) {
     EXPECT_THAT(run({"eval", "runs", "--input", "1,3,8,8"}).err, HasSubstr("runs: the folder holds no model.pt"));
 }
 
-TEST_F(ProgramTest, EvalWarnsOfSumsThatSaturateOnEveryCpu) {
+TEST_F(ProgramTest, EveryCommandThatLoadsAModelWarnsOfSumsThatSaturateOnEveryCpu) {
     // More than 100 groups: FBGEMM's kernel for depthwise convolutions.
     const auto model = build_model({{"d.weight", at::ones({104, 1, 3, 3})}},
                                    "def forward(self, x):\n    return torch.conv2d(x, self.d.weight, None, [1, 1], "
@@ -268,10 +268,24 @@ TEST_F(ProgramTest, EvalWarnsOfSumsThatSaturateOnEveryCpu) {
         quantize::convert(quantize::plan_static(model, image, std::vector<Inputs>{image}, options))
             .save(folder / (reduce + ".pt"));
     }
+    const std::string wide = "off.pt: 8-bit weights of the depthwise convolutions d";
     const auto outcome = run({"eval", "off.pt", "on.pt", "--input", "1,104,6,6", "--set", "measure.profile=off"});
     EXPECT_EQ(outcome.code, 0) << outcome.err;
-    EXPECT_THAT(outcome.err, HasSubstr("off.pt: 8-bit weights of the depthwise convolutions d"));
+    EXPECT_THAT(outcome.err, HasSubstr(wide));
     EXPECT_THAT(outcome.err, Not(HasSubstr("on.pt: ")));
+    for (const std::string how : {"--threads=1", "--profile", "--json"}) {
+        EXPECT_THAT(run({"inspect", "off.pt", "--input", "1,104,6,6", how}).out, HasSubstr(wide)) << how;
+        EXPECT_THAT(run({"inspect", "on.pt", "--input", "1,104,6,6", how}).out, Not(HasSubstr("8-bit weights")));
+    }
+    for (const std::string name : {"off", "on"}) {
+        write("recipe.yaml", "model: {path: " + name +
+                                 ".pt, input: [1, 104, 6, 6]}\nmeasure: {profile: 'off'}\n"
+                                 "deploy: {form: as_is}\n");
+        const auto compressed = run({"compress", "recipe.yaml", "--out", name + "-run"});
+        EXPECT_EQ(compressed.code, 0) << compressed.err;
+        EXPECT_THAT(compressed.err, name == "off" ? ::testing::Matcher<std::string>(HasSubstr(wide))
+                                                  : ::testing::Matcher<std::string>(Not(HasSubstr("8-bit weights"))));
+    }
 }
 
 TEST_F(ProgramTest, ModelsAreComparedWithoutData) {

@@ -328,14 +328,16 @@ struct StaticOptions {
 
 /// What quantization does with one layer, and why.
 struct LayerPlan {
-    std::string layer, op;              ///< as in LayerNames; "aten::conv2d"
-    bool int8 = false;                  ///< or simulated in few bits
-    std::string precision = "float32";  ///< "int8"; "float32, simulated W4A4": weights and input rounded to 4 bits
-    std::string reason;                 ///< why it stays in float; empty for int8
-    double sqnr_db = 0;                 ///< of its output when input and weight are rounded; 0 when not measured
-    int64_t parameters = 0;             ///< elements of its weight
-    Range range;                        ///< that its input's integers cover
-    double clipped_ratio = 0;           ///< share of its input outside of that
+    std::string layer, op;  ///< as in LayerNames; "aten::conv2d"
+    bool int8 = false;      ///< or simulated in few bits
+    /// "int8"; "int8 (7-bit weights)" where sums would saturate otherwise; "float32, simulated W4A4": weights and input
+    /// rounded to 4 bits
+    std::string precision = "float32";
+    std::string reason;        ///< why it stays in float; empty for int8
+    double sqnr_db = 0;        ///< of its output when input and weight are rounded; 0 when not measured
+    int64_t parameters = 0;    ///< elements of its weight
+    Range range;               ///< that its input's integers cover
+    double clipped_ratio = 0;  ///< share of its input outside of that
 };
 
 /// Decisions for one model: which operators run in int8, with which parameters. Copies share.
