@@ -421,11 +421,11 @@ std::unique_ptr<Stage> dynamic_int8(DynamicOptions options = {});
 struct WeightOnlyOptions {
     std::string type = "int8";  ///< int8, int4, bf16, fp16
     int64_t group = 0;          ///< weights that share a scale: 32, 64, 128; 0: 64 for int4, the whole row for int8
-    bool symmetric = false;
+    bool symmetric = false;     ///< no offsets; int8 with packed kernels has to be, and recipes make it so
     /// unpacked: weights are expanded in every call by one operator of LibTorch, arithmetic in float32, any CPU.
     /// packed: LibTorch's kernels on packed weights (_weight_int4pack_mm_for_cpu, _weight_int8pack_mm), arithmetic in
     /// bfloat16; fast for few rows on CPUs with AVX512, and 4-bit files hold the layout of this CPU's instruction set.
-    /// auto: packed for linear layers where the example multiplies at most 4 rows.
+    /// auto: packed for linear layers where the example multiplies at most 4 rows. bf16 and fp16 have one kernel.
     std::string kernel = "unpacked";
     std::shared_ptr<const Rounding> rounding;  ///< null: nearest()
     bool convolutions = true, embeddings = true;
@@ -436,6 +436,8 @@ struct WeightOnlyOptions {
 };
 
 /// Stage quantize.weight_only: activations stay float32. Needs calibration data where the rounding does.
+/// @throws InvalidArgument for options that would do nothing: group, symmetric, kernel and rounding of bf16 and fp16,
+/// packed int8 with groups or offsets
 std::unique_ptr<Stage> weight_only(WeightOnlyOptions options = {});
 
 /// Seconds of one call of forward.
@@ -454,7 +456,8 @@ struct AutoOptions {
 /// Stage quantize.auto: every layer is timed by itself in every form on the example, and gets the fastest form whose
 /// noise is allowed; what is not faster than float stays float and says so. Attention (scaled_dot_product_attention) is
 /// such a layer, whose form is bf16. In the end the whole model, static int8 with either kind of linear layers and
-/// convolutions, and float are timed, and the fastest is kept. Choices follow the clock: the same model may get other
+/// convolutions, and float are timed, and the fastest is kept; with a fallback only what holds the metric is timed, and
+/// where nothing is faster than float the result is a copy of the model. Choices follow the clock: the same model may get other
 /// forms in another run.
 std::unique_ptr<Stage> auto_precision(AutoOptions options = {});
 
