@@ -23,6 +23,7 @@ struct QatModel::Impl {
     std::unordered_map<const Node*, const Unit*> first, last;  ///< by the node where a unit reads, and where it gives
     std::set<const Value*> made;                               ///< outputs of int8 units: rounded where they are made
     std::vector<std::shared_ptr<LiveNorm>> norms;              ///< those that train; empty: all are folded
+    std::vector<LayerChange> norm_changes;                     ///< with train_norms: of each batch norm
     std::unordered_map<const Node*, LiveNorm*> norm_of;        ///< by anchor
     at::Tensor batches = at::zeros({1}, at::kLong);            ///< training batches seen
     bool training = false;
@@ -371,6 +372,10 @@ const StaticPlan& QatModel::plan() const {
     return impl_->plan;
 }
 
+std::vector<LayerChange> QatModel::norms() const {
+    return impl_->norm_changes;
+}
+
 bool QatModel::simulated() const {
     return impl_->in_float();
 }
@@ -444,7 +449,11 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     impl->plan = plan_static(model, example, calibration, planning);
     impl->model = impl->plan.model();
     impl->options = options;
-    if (options.train_norms) impl->norms = live_norms(model, impl->plan);
+    if (options.train_norms) {
+        auto live = live_norms(model, impl->plan);
+        impl->norms = std::move(live.norms);
+        impl->norm_changes = std::move(live.changes);
+    }
     for (const auto& norm : impl->norms) impl->norm_of[norm->anchor] = norm.get();
     Preparer(*impl).run();
     for (auto& [name, quantizer] : impl->named) quantizer->eval();

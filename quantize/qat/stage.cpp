@@ -132,9 +132,33 @@ private:
             " % of its input clipped. Did training diverge? Try a lower lr, or more bits.");
     }
 
+    /// Batch norms with why they did not train, where they should have.
+    void record_norms(const QatModel& training, Context& context) const {
+        const auto norms = training.norms();
+        std::map<std::string, std::string> reasons;
+        int64_t trained = 0;
+        for (const auto& norm : norms) {
+            trained += norm.action == "trained";
+            if (norm.action == "folded") reasons[norm.layer] = "it did not train: " + norm.reason;
+        }
+        for (auto change : training.plan().impl().folded) {
+            if (const auto why = reasons.find(change.layer); why != reasons.end()) change.reason = why->second;
+            context.record(change);
+        }
+        context.facts["bn"] = trained > 0 ? "trained" : "folded";
+        if (!options_.train_norms) return;
+        context.facts["trained_norms"] = trained;
+        context.facts["folded_norms"] = reasons.size();
+        if (trained == 0)
+            context.log->warning(std::string(kWhere) + ": bn is trained, and " +
+                                 (norms.empty() ? "there is no batch norm to train"
+                                                : "none of " + std::to_string(norms.size()) + " batch norms trains; " +
+                                                      norms.front().layer + ": " + norms.front().reason));
+    }
+
     void record(const QatModel& training, const std::vector<Inputs>& calibration, Context& context) const {
         const bool in_float = training.simulated();
-        for (const auto& change : training.plan().impl().folded) context.record(change);
+        record_norms(training, context);
         Json rows = Json::array();
         for (const auto& [name, quantizer] : training.quantizers()) {
             const auto scale = quantizer->scale();
@@ -164,7 +188,6 @@ private:
         facts["first_last_bits"] = options_.first_last_bits;
         facts["quantizers"] = rows;
         facts["layers"] = layer_rows(plans);
-        facts["bn"] = options_.train_norms ? "trained" : "folded";
         facts["quantized_layers"] = layers;
         facts["float_layers"] = float_layers;
         if (!in_float) facts["engine"] = "x86";

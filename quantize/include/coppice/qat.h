@@ -142,7 +142,8 @@ struct QatOptions {
     bool per_channel = true;                       ///< one scale per output channel of a weight
     int64_t watch_batches = 0;                     ///< training batches that ranges follow; 0: all
     /// Batch norms of int8 layers train: each batch is normalised by its own statistics, which the running ones follow,
-    /// while the weight is rounded as folded by the running ones (arXiv 1806.08342). false: folded from the beginning.
+    /// while the weight is rounded as folded by the running ones (arXiv 1806.08342). Those that cannot, QatModel::norms()
+    /// says why, are folded from the beginning, as all are with false.
     bool train_norms = false;
     int64_t norm_batches = 0;         ///< training batches normalised so, later ones by the running statistics; 0: all
     std::vector<std::string> ignore;  ///< as in StaticOptions
@@ -161,6 +162,9 @@ public:
     Model model() const;
     /// Layers and reasons as plan_static() found them.
     const StaticPlan& plan() const;
+    /// With train_norms: the batch norms that were folded, by name: action "trained", or "folded" with the reason why
+    /// it does not train (behind a transposed convolution, say).
+    std::vector<LayerChange> norms() const;
     /// True when activations have fewer than 8 bits: convert() gives the simulated model.
     bool simulated() const;
     /// Fake quantizations by name.
@@ -185,7 +189,8 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
 
 /// The same for a torch::nn model, which trace() makes TorchScript of: what trains runs `forward` as traced, under the
 /// parameters' own names, and starts as a copy. copy_back(*training.trainable(), *module) brings the trained tensors
-/// back into `module`, with options.train_norms or where no batch norm was folded.
+/// back into `module`, with options.train_norms (where norms() has all of them trained) or where no batch norm was
+/// folded.
 /// @throws as trace() and plan_static()
 QatModel prepare(const std::shared_ptr<torch::nn::Module>& module,
                  const std::function<c10::IValue(const Inputs&)>& forward, const Inputs& example,

@@ -5,6 +5,7 @@
 
 #include <fstream>
 #include <limits>
+#include <map>
 
 #include "../layer_check.h"
 #include "reference/qat.h"
@@ -650,6 +651,169 @@ TEST(QatNorms, AChannelThatIsSwitchedOffStaysFinite) {
             EXPECT_TRUE(entry.second.grad().isfinite().all().item<bool>()) << entry.first;
     const double step = quantizer_of(training, "c.output")->scale().item<double>();
     EXPECT_NEAR(y.select(1, 1).max().item<double>(), net.of("bn.bias")[1].item<double>(), 0.51 * step);
+}
+
+/// A batch norm of four channels under `name`.
+std::vector<std::pair<std::string, at::Tensor>> norm_of(const std::string& name, double phase) {
+    const auto wave = [&](double scale) { return (at::arange(4) + phase).sin().to(at::kFloat) * scale; };
+    return {{name + ".weight", 1 + wave(0.4)},
+            {name + ".bias", wave(0.2)},
+            {name + ".running_mean", wave(0.5)},
+            {name + ".running_var", 1.2 + wave(0.3)}};
+}
+
+std::string norm_call(const std::string& name, const std::string& input) {
+    return "torch.batch_norm(" + input + ", self." + name + ".weight, self." + name + ".bias, self." + name +
+           ".running_mean, self." + name + ".running_var, self.training, 0.1, 1e-3, True)";
+}
+
+Model model_with(std::vector<std::pair<std::string, at::Tensor>> tensors,
+                 const std::vector<std::pair<std::string, double>>& norms, const std::string& expression) {
+    for (const auto& [name, phase] : norms)
+        for (auto& entry : norm_of(name, phase)) tensors.push_back(entry);
+    return build_model(tensors, "def forward(self, x):\n    return " + expression + "\n");
+}
+
+/// Prepared with batch norms that train, and what its norms() say: "trained" or the reason why not.
+std::pair<QatModel, std::map<std::string, std::string>> with_norms(const Model& model, const at::Tensor& x) {
+    QatOptions options;
+    options.train_norms = true;
+    options.quantizer = minmax_range();
+    const auto training = prepare(model, {x}, {{x}}, options);
+    std::map<std::string, std::string> said;
+    for (const auto& change : training.norms())
+        said[change.layer] = change.action == "trained" ? change.action : change.reason;
+    return {training, said};
+}
+
+/// What the float model gives, in units of its largest value.
+double distance_from_float(const QatModel& training, const Model& model, const at::Tensor& x) {
+    torch::NoGradGuard no_grad;
+    const auto exact = first_tensor(model.forward({x}));
+    return max_difference(training.forward({x}).toTensor(), exact) / exact.abs().max().item<double>();
+}
+
+constexpr double kEightBits = 0.03;  // a few steps of 1/255 of each range
+
+TEST(QatNorms, BehindATransposedConvolutionStayFoldedAndSayWhy) {
+    // A transposed convolution is computed by phases of its stride, whose weight has another shape.
+    struct Case {
+        int64_t in, stride, groups;
+    };
+    for (const auto& [in, stride, groups] : {Case{8, 2, 1}, {4, 1, 1}, {4, 2, 2}, {4, 2, 1}}) {
+        SCOPED_TRACE(std::to_string(in) + " " + std::to_string(stride) + " " + std::to_string(groups));
+        const auto model = model_with(
+            {{"c.weight", sine({in, 4 / groups, 3, 3}, 0.4)}, {"c.bias", sine({4}, 0.3)}}, {{"bn", 0.3}},
+            norm_call("bn", "torch.conv_transpose2d(x, self.c.weight, self.c.bias, [" + std::to_string(stride) + ", " +
+                                std::to_string(stride) + "], [1, 1], [0, 0], " + std::to_string(groups) + ")"));
+        const auto x = values_of({3, in, 6, 6});
+        const auto [training, said] = with_norms(model, x);
+        EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+        ASSERT_EQ(said.count("bn"), 1u);
+        EXPECT_THAT(said.at("bn"), ::testing::HasSubstr("transposed"));
+        const auto module = training.trainable();
+        module->train(true);
+        module->forward({x}).square().sum().backward();
+        int trained = 0;
+        for (const auto& [name, tensor] : module->parameters())
+            trained += tensor.dim() == 4 && tensor.grad().defined() && tensor.grad().abs().max().item<double>() > 0;
+        EXPECT_EQ(trained, 1);  // the folded weight
+    }
+}
+
+TEST(QatNorms, TwoBehindOneLayerAreBothFolded) {
+    const auto x = values_of({6, 3, 8, 8});
+    // The second one of a model that has not trained is nearly the identity, and still a batch norm.
+    for (const bool fresh : {false, true}) {
+        auto model = model_with({{"c.weight", sine({4, 3, 3, 3}, 0.4)}}, {{"one", 0.3}, {"two", 1.7}},
+                                norm_call("two", norm_call("one", "torch.conv2d(x, self.c.weight)")));
+        if (fresh)
+            for (const auto& [name, value] : {std::pair{"weight", 1.0}, {"bias", 0.0}, {"running_mean", 0.0}})
+                get_attribute(model, std::string("two.") + name).toTensor().detach().fill_(value);
+        const auto [training, said] = with_norms(model, x);
+        EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+        EXPECT_THAT(said.at("one"), ::testing::HasSubstr("more than one batch norm"));
+        EXPECT_THAT(said.at("two"), ::testing::HasSubstr("more than one batch norm"));
+        torch::NoGradGuard no_grad;
+        EXPECT_LE(max_difference(first_tensor(convert(training).forward({x})), first_tensor(model.forward({x}))),
+                  kEightBits * first_tensor(model.forward({x})).abs().max().item<double>());
+    }
+}
+
+TEST(QatNorms, BeforeAHardSigmoidThatIsPutIntoTheLayerStayFolded) {
+    const auto x = values_of({6, 3, 8, 8});
+    const auto model = model_with(
+        {{"c.weight", sine({4, 3, 3, 3}, 0.4)}}, {{"bn", 0.3}},
+        "torch.nn.functional.hardsigmoid(" + norm_call("bn", "torch.conv2d(x, self.c.weight)") + ")");
+    const auto [training, said] = with_norms(model, x);
+    EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+    EXPECT_THAT(said.at("bn"), ::testing::HasSubstr("something else was put into"));
+    torch::NoGradGuard no_grad;
+    EXPECT_LE(max_difference(first_tensor(convert(training).forward({x})), first_tensor(model.forward({x}))),
+              kEightBits);
+}
+
+TEST(QatNorms, TrainBehindLayersOfEveryKindThatTheyCan) {
+    struct Case {
+        std::string name;
+        std::vector<std::pair<std::string, at::Tensor>> tensors;
+        std::string layer;
+        std::vector<int64_t> input;
+    };
+    const std::vector<Case> cases = {
+        {"linear", {{"c.weight", sine({4, 5}, 0.4)}, {"c.bias", sine({4}, 0.3)}},
+         "torch.linear(x, self.c.weight, self.c.bias)", {24, 5}},
+        {"conv1d", {{"c.weight", sine({4, 3, 3}, 0.4)}}, "torch.conv1d(x, self.c.weight)", {6, 3, 12}},
+        {"grouped", {{"c.weight", sine({4, 2, 3, 3}, 0.4)}},
+         "torch.conv2d(x, self.c.weight, None, [1, 1], [1, 1], [1, 1], 2)", {6, 4, 8, 8}},
+        {"conv3d", {{"c.weight", sine({4, 3, 2, 2, 2}, 0.4)}}, "torch.conv3d(x, self.c.weight)", {3, 3, 4, 4, 4}}};
+    for (const auto& [name, tensors, layer, input] : cases) {
+        SCOPED_TRACE(name);
+        const auto x = values_of(input);
+        const auto model = model_with(tensors, {{"bn", 0.3}}, norm_call("bn", layer));
+        const auto [training, said] = with_norms(model, x);
+        EXPECT_EQ(said.at("bn"), "trained");
+        EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+        // By batch statistics it is the float model's own training step, but for the rounding.
+        const auto module = training.trainable();
+        module->train(true);
+        torch::NoGradGuard no_grad;
+        auto by_batch = model.clone();
+        by_batch.train(true);
+        const auto exact = first_tensor(by_batch.forward({x}));
+        const auto output = module->forward({x});
+        EXPECT_LE(max_difference(output, exact) / exact.abs().max().item<double>(), 0.3);  // ends clip other statistics
+        EXPECT_LE((output - exact).square().mean().sqrt().item<double>(), 0.05 * exact.square().mean().sqrt().item<double>());
+    }
+}
+
+TEST(QatStage, CountsTheBatchNormsThatTrain) {
+    const auto run = [](const Model& model) {
+        auto context = small_context(small_data());
+        Warnings log;
+        context.log = &log;
+        Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{
+                                            {"epochs", "1"}, {"batch_size", "16"}, {"bn", "trained"}});
+        training_stages(builtin_losses()).front().make(options)->apply(model, context);
+        return std::make_tuple(context.facts, context.changes, log.texts);
+    };
+    const auto all = std::get<0>(run(residual_model()));
+    EXPECT_EQ(all["bn"], "trained");
+    EXPECT_EQ(all["trained_norms"], 4);
+    EXPECT_EQ(all["folded_norms"], 0);
+    const auto model = model_with({{"c.weight", sine({4, 3, 3, 3}, 0.4)}, {"f.weight", sine({10, 4}, 0.4)}},
+                                  {{"one", 0.3}, {"two", 1.7}},
+                                  "torch.linear(" + norm_call("two", norm_call("one", "torch.conv2d(x, self.c.weight)")) +
+                                      ".mean([2, 3]), self.f.weight)");
+    const auto [facts, changes, warnings] = run(model);
+    EXPECT_EQ(facts["bn"], "folded");
+    EXPECT_EQ(facts["trained_norms"], 0);
+    EXPECT_EQ(facts["folded_norms"], 2);
+    EXPECT_THAT(warnings, ::testing::Contains(::testing::HasSubstr("none of 2 batch norms trains")));
+    int reasons = 0;
+    for (const auto& change : changes)
+        reasons += change.action == "folded" && change.reason.find("more than one batch norm") != std::string::npos;
+    EXPECT_EQ(reasons, 2);
 }
 
 TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
