@@ -113,6 +113,25 @@ struct QatModel::Impl {
 
 namespace {
 
+/// While it lives, ranges stay as they are: models are measured and converted in the middle of a training, too.
+class Settled {
+public:
+    explicit Settled(const QatModel::Impl& qat) {
+        for (const auto& [name, quantizer] : qat.named) {
+            training_.emplace_back(quantizer, quantizer->is_training());
+            training_.back().first->eval();
+        }
+    }
+    ~Settled() {
+        for (auto& [quantizer, training] : training_) quantizer->train(training);
+    }
+    Settled(const Settled&) = delete;
+    Settled& operator=(const Settled&) = delete;
+
+private:
+    std::vector<std::pair<FakeQuantize, bool>> training_;
+};
+
 class QatTrainable final : public Trainable {
 public:
     explicit QatTrainable(std::shared_ptr<QatModel::Impl> impl)
@@ -411,7 +430,7 @@ StaticPlan QatModel::trained_plan() const {
 
 std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) const {
     torch::NoGradGuard no_grad;
-    for (auto& [name, quantizer] : impl_->named) quantizer->eval();
+    const Settled settled(*impl_);
     impl_->fold();
     const auto& plan = impl_->plan.impl();
     auto units = plan.units;
@@ -490,7 +509,7 @@ Model convert(const QatModel& model) {
 
 Model converted(const QatModel& model) {
     if (!model.simulated()) return convert(model.trained_plan());
-    for (auto& [name, quantizer] : model.quantizers()) quantizer->eval();
+    const Settled settled(model.impl());
     model.impl().fold();
     return Simulator(model.impl()).run();
 }

@@ -816,6 +816,32 @@ TEST(QatStage, CountsTheBatchNormsThatTrain) {
     EXPECT_EQ(reasons, 2);
 }
 
+TEST(Qat, RangesGoOnAfterAModelWasConvertedOrMeasuredInTheMiddleOfTraining) {
+    for (const int64_t bits : {4, 8}) {
+        QatOptions options;
+        options.activation_bits = bits;
+        options.first_last_bits = bits;
+        options.quantizer = minmax_range();
+        const auto x = values_of({6, 3, 8, 8});
+        const auto training = prepare(residual_model(), {x}, {{x}}, options);
+        const auto module = training.trainable();
+        torch::NoGradGuard no_grad;
+        module->train(true);
+        module->forward({x});
+        convert(training);
+        training.layers({{x}});
+        const auto of_input = quantizer_of(training, "");
+        const double before = of_input->scale().item<double>();
+        module->forward({3 * x});
+        // A hundredth of the way to three times the range.
+        EXPECT_NEAR(of_input->scale().item<double>(), 1.02 * before, 1e-5 * before) << bits;
+        module->train(false);
+        convert(training);
+        module->forward({3 * x});
+        EXPECT_NEAR(of_input->scale().item<double>(), 1.02 * before, 1e-5 * before) << bits;
+    }
+}
+
 TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
     Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{{"freeze_bn_epoch", "1"}});
     EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "bn: trained");
