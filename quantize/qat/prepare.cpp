@@ -2,6 +2,7 @@
 #include <coppice/error.h>
 
 #include "emit/operators.h"
+#include "equalize/pairs.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
 #include "qat/batch_norm.h"
@@ -220,6 +221,12 @@ public:
             if (!first_) first_ = &unit;
             last_ = &unit;
         }
+        for (const auto& unit : plan_.units) {
+            if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
+            const bool wide = &unit == first_ || &unit == last_;
+            auto& bits = bits_[anchor_weight(plan_.model, unit.node).data_ptr()];
+            bits = std::max(bits, wide ? options.first_last_bits : options.weight_bits);
+        }
         wide_.insert(plan_.roots.at(first_->inputs[0]));
         wide_.insert(plan_.roots.at(last_->inputs[0]));
         if (last_->int8) wide_.insert(plan_.roots.at(last_->outputs[0]));
@@ -260,11 +267,13 @@ private:
     }
 
     void add_weight(const Unit& unit) {
-        const bool wide = &unit == first_ || &unit == last_;
-        const int64_t bits = wide ? qat_.options.first_last_bits : qat_.options.weight_bits;
-        qat_.weight_bits.emplace(unit.node, bits);
         const auto weight = anchor_weight(plan_.model, unit.node);
-        if (const auto shared = by_storage_.find(weight.data_ptr()); shared != by_storage_.end()) {
+        const int64_t bits = bits_.at(weight.data_ptr());
+        qat_.weight_bits.emplace(unit.node, bits);
+        // Scales of the one way to read it are no scales of the other.
+        const auto key = std::make_tuple(static_cast<const void*>(weight.data_ptr()),
+                                         anchor_inputs(unit.node).weight_transposed, weight.stride(0));
+        if (const auto shared = by_storage_.find(key); shared != by_storage_.end()) {
             qat_.weights.emplace(unit.node, shared->second);
             return;
         }
@@ -274,7 +283,7 @@ private:
         if (qat_.options.per_channel && anchor_inputs(unit.node).weight_transposed) options.channel = 1;
         options.quantizer = quantizer_;
         FakeQuantize module(options);
-        by_storage_.emplace(weight.data_ptr(), module);
+        by_storage_.emplace(key, module);
         qat_.weights.emplace(unit.node, module);
         qat_.named.emplace_back(names_.of(unit.node) + ".weight", module);
     }
@@ -286,14 +295,15 @@ private:
     int64_t widest_weight_ = 8;
     const Unit *first_ = nullptr, *last_ = nullptr;
     std::set<const Value*> wide_;
-    std::unordered_map<const void*, FakeQuantize> by_storage_;
+    std::map<std::tuple<const void*, bool, int64_t>, FakeQuantize> by_storage_;
+    std::unordered_map<const void*, int64_t> bits_;  ///< of each weight; of what several layers share, the most
 };
 
 /// The model with rounded weights and LibTorch's fake quantization where tensors are rounded.
 class Simulator {
 public:
     explicit Simulator(const QatModel::Impl& qat)
-        : qat_(qat), plan_(qat.plan.impl()), model_(qat.model.clone()), graph_(model_.graph()) {
+        : qat_(qat), plan_(qat.plan.impl()), model_(qat.model.clone()), graph_(model_.graph()), readers_(model_) {
         const auto old_nodes = all_nodes(*plan_.model.graph()), new_nodes = all_nodes(*graph_);
         for (size_t i = 0; i < old_nodes.size(); ++i) {
             nodes_[old_nodes[i]] = new_nodes[i];
@@ -348,21 +358,35 @@ private:
     }
 
     void round_weight(const Unit& unit) {
+        torch::NoGradGuard no_grad;
         Node* node = nodes_.at(unit.node);
         const auto conv = as_conv(node);
         const auto linear = as_linear(node);
-        auto* weight = conv ? conv->weight : linear->weight;
+        const auto* weight = conv ? conv->weight : linear->weight;
+        const auto place = anchor_inputs(node).weight;
         const bool turned = !conv && linear->weight_transposed != anchor_inputs(node).weight_transposed;
-        auto quantizer = qat_.weights.at(unit.node);
         const auto stored = parameter_of(model_, weight)->detach();
-        torch::NoGradGuard no_grad;
-        auto values = turned ? quantizer->forward(stored.t()).t() : quantizer->forward(stored);
-        if (const auto name = attribute_name(weight)) {
-            set_tensor(model_, *name, values.contiguous());
-        } else {
+        auto quantizer = qat_.weights.at(unit.node);
+        const auto values = quantizer->forward(turned ? stored.t() : stored).contiguous();  // as the operator reads it
+        const auto name = attribute_name(weight);
+        if (!name) {
             WithInsertPoint guard(node);
-            node->replaceInputWith(weight, graph_->insertConstant(values.contiguous()));
+            node->replaceInput(place, graph_->insertConstant(values));
+            return;
         }
+        // Through a transpose of its own, or directly, and nothing else reads it.
+        if (readers_.alone(model_, weight) && node->input(place)->uses().size() == 1) {
+            set_tensor(model_, *name, turned ? values.t().contiguous() : values);
+            return;
+        }
+        // What else reads it, an embedding say, reads it as it is; layers that share it share the rounded one.
+        auto& rounded = rounded_weights_[{quantizer.get(), turned}];
+        if (rounded.empty()) {
+            const auto dot = name->rfind('.');
+            const auto owner = dot == std::string::npos ? std::string() : name->substr(0, dot + 1);
+            rounded = add_attribute(model_, owner + "rounded_weight", values, Role::kParameter);
+        }
+        node->replaceInput(place, read_attribute(model_, rounded, node));
     }
 
     const QatModel::Impl& qat_;
@@ -371,6 +395,8 @@ private:
     std::shared_ptr<Graph> graph_;
     std::unordered_map<const Node*, Node*> nodes_;
     std::unordered_map<const Value*, Value*> values_, rounded_;
+    const SoleReaders readers_;
+    std::map<std::pair<const void*, bool>, std::string> rounded_weights_;  ///< by quantizer and whether turned
 };
 
 }  // namespace

@@ -816,6 +816,58 @@ TEST(QatStage, CountsTheBatchNormsThatTrain) {
     EXPECT_EQ(reasons, 2);
 }
 
+/// An embedding and layers that share its parameter, with others around them.
+Model tied_model(const std::string& expression) {
+    return build_model({{"e.weight", sine({12, 6}, 0.9)}, {"a.weight", sine({6, 6}, 0.5)}, {"b.weight", sine({12, 12}, 0.3)}},
+                       "def forward(self, ids):\n"
+                       "    h = torch.linear(torch.embedding(self.e.weight, ids), self.a.weight)\n"
+                       "    return " + expression + "\n");
+}
+
+TEST(Qat, ASharedParameterIsRoundedForTheLayersAloneAsInTraining) {
+    const Inputs ids = {at::arange(40).remainder(12).view({5, 8})};
+    for (const auto& [expression, copies] : std::vector<std::pair<std::string, int>>{
+             {"torch.linear(h, self.e.weight)", 1},
+             {"torch.matmul(h, self.e.weight.t())", 1},
+             {"torch.linear(torch.relu(torch.linear(h, self.e.weight)), self.b.weight) + torch.linear(h, self.e.weight)",
+              1},
+             // Read both ways: scales are per row for the one and per column for the other.
+             {"torch.matmul(torch.relu(torch.linear(h, self.e.weight)), self.e.weight)", 2}}) {
+        SCOPED_TRACE(expression);
+        QatOptions options;
+        options.activation_bits = options.weight_bits = 4;
+        const auto training = prepare(tied_model(expression), ids, {ids}, options);
+        torch::NoGradGuard no_grad;
+        const auto result = convert(training);
+        EXPECT_LE(max_difference(first_tensor(result.forward(ids)), training.forward(ids).toTensor()), 1e-6);
+        int64_t tables = 0;
+        for (const auto& named : named_tensors(result)) tables += named.tensor.numel() == 12 * 6;
+        EXPECT_EQ(tables, 1 + copies);  // as it is, and rounded
+    }
+}
+
+TEST(Qat, AWeightOfInnerAndLastLayersHasTheBitsThatItsLabelsSay) {
+    const Inputs ids = {at::arange(40).remainder(12).view({5, 8})};
+    QatOptions options;
+    options.weight_bits = options.activation_bits = 3;
+    const auto training = prepare(
+        tied_model("torch.linear(torch.relu(torch.matmul(torch.relu(torch.linear(h, self.e.weight)), "
+                   "self.e.weight)), self.e.weight)"),
+        ids, {ids}, options);
+    std::map<std::string, int64_t> bits;
+    for (const auto& [name, quantizer] : training.quantizers())
+        if (quantizer->options().weight) bits[name] = quantizer->options().bits;
+    int checked = 0;
+    for (const auto& layer : training.layers({ids})) {
+        if (layer.layer.rfind("e#", 0) != 0) continue;
+        EXPECT_THAT(layer.precision, ::testing::HasSubstr("W8")) << layer.layer;
+        ++checked;
+    }
+    EXPECT_EQ(checked, 3);
+    for (const auto& [name, count] : bits)
+        if (name.rfind("e", 0) == 0) EXPECT_EQ(count, 8) << name;
+}
+
 TEST(Qat, RangesGoOnAfterAModelWasConvertedOrMeasuredInTheMiddleOfTraining) {
     for (const int64_t bits : {4, 8}) {
         QatOptions options;
