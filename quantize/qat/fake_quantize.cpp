@@ -37,6 +37,9 @@ FakeQuantizeImpl::FakeQuantizeImpl(FakeQuantizeOptions options) : options_(std::
                               "Weights have their range at hand: leave observer out.");
     if (!options_.quantizer) options_.quantizer = lsq();
     if (options_.weight && !options_.quantizer->for_weights()) options_.quantizer = minmax_range();
+    if (options_.watch_batches > 0 && options_.quantizer->learns())
+        throw InvalidArgument(kWhere, "watch_batches has no range to end: this quantizer learns its scale",
+                              "Use minmax_range(), or leave watch_batches at 0.");
     const auto make = [&](const char* name, bool learned) {
         const auto values = at::ones({options_.channels});
         return learned ? register_parameter(name, values) : register_buffer(name, values);

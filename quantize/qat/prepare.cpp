@@ -207,6 +207,12 @@ void check(const QatOptions& options) {
     bits("first_last_bits", options.first_last_bits);
     if (options.watch_batches < 0 || options.norm_batches < 0)
         throw InvalidArgument("quantize.qat", "watch_batches and norm_batches must not be negative", "0 means all.");
+    if (options.watch_batches > 0 && (!options.quantizer || options.quantizer->learns()))
+        throw InvalidArgument("quantize.qat", "watch_batches has no ranges to end: this quantizer learns its scales",
+                              "Use minmax_range(), or leave watch_batches at 0.");
+    if (options.norm_batches > 0 && !options.train_norms)
+        throw InvalidArgument("quantize.qat", "norm_batches has nothing to freeze without train_norms",
+                              "Set train_norms, or leave norm_batches at 0.");
 }
 
 class Preparer {

@@ -221,6 +221,9 @@ std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& loss
         o.number_in("freeze_observer_epoch", 0, 0, epochs, "when ranges of minmax stop following the values; 0: never");
     freeze.norms = o.number_in("freeze_bn_epoch", 0, 0, epochs,
                                "bn: trained: when running statistics replace each batch's and stay; 0: never");
+    if (freeze.observers > 0 && options.quantizer->learns())
+        throw o.error("freeze_observer_epoch", "this quantizer learns its scales and follows no ranges",
+                      "Use quantizer: minmax, or leave freeze_observer_epoch out.");
     if (freeze.norms > 0 && !options.train_norms)
         throw InvalidArgument(kWhere, "freeze_bn_epoch has nothing to freeze with bn: folded", "Add bn: trained.");
     return std::make_unique<Qat>(std::move(task), std::move(options), std::move(quantizer), freeze);

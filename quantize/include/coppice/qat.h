@@ -91,7 +91,8 @@ struct FakeQuantizeOptions {
     int64_t channel = -1;                        ///< dimension with a scale per index; -1: one scale
     int64_t channels = 1;                        ///< its size
     std::shared_ptr<const Quantizer> quantizer;  ///< null: lsq()
-    int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all
+    int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all. Only
+                                                 ///< of quantizers that do not learn
     /// Activations with one scale: a fresh one of these, histogram() say, sees the values. Its range is where a
     /// quantizer that learns starts; one that does not, minmax_range() say, takes it from here until frozen. null: each
     /// quantizer's own way. What it has seen goes into checkpoints as buffer `observed`.
@@ -140,7 +141,7 @@ struct QatOptions {
     int64_t first_last_bits = 8;                   ///< of the first and last layer's weights and inputs
     std::shared_ptr<const Quantizer> quantizer;    ///< null: lsq()
     bool per_channel = true;                       ///< one scale per output channel of a weight
-    int64_t watch_batches = 0;                     ///< training batches that ranges follow; 0: all
+    int64_t watch_batches = 0;  ///< training batches that ranges follow; 0: all. Only where the quantizer does not learn
     /// Batch norms of int8 layers train: each batch is normalised by its own statistics, which the running ones follow,
     /// while the weight is rounded as folded by the running ones (arXiv 1806.08342). Those that cannot, QatModel::norms()
     /// says why, are folded from the beginning, as all are with false.

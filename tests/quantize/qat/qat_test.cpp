@@ -899,6 +899,35 @@ TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
     EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "bn: trained");
 }
 
+TEST(QatStage, RefusesToFreezeRangesThatNoQuantizerFollows) {
+    for (const auto& row : quantizers()) {
+        SCOPED_TRACE(row.name);
+        Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{
+                                            {"freeze_observer_epoch", "0.5"}, {"quantizer", row.name}});
+        Options none(row.name, std::vector<std::pair<std::string, std::string>>{});
+        QatOptions settings;
+        settings.quantizer = row.make(none);
+        settings.watch_batches = 2;
+        const auto prepared = [&] { prepare(residual_model(), {sine({2, 3, 8, 8})}, {{sine({2, 3, 8, 8})}}, settings); };
+        FakeQuantizeOptions values;
+        values.quantizer = settings.quantizer;
+        values.watch_batches = 2;
+        if (row.name == "minmax") {
+            EXPECT_NO_THROW(training_stages(builtin_losses()).front().make(options));
+            EXPECT_NO_THROW(prepared());
+            EXPECT_NO_THROW(FakeQuantize{values});
+            continue;
+        }
+        EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "freeze_observer_epoch");
+        EXPECT_ERROR(prepared(), InvalidArgument, "watch_batches");
+        EXPECT_ERROR(FakeQuantize{values}, InvalidArgument, "watch_batches");
+    }
+    QatOptions settings;
+    settings.norm_batches = 2;
+    EXPECT_ERROR(prepare(residual_model(), {sine({2, 3, 8, 8})}, {{sine({2, 3, 8, 8})}}, settings), InvalidArgument,
+                 "train_norms");
+}
+
 TEST(QatStage, WeightsOfFewBitsWithEightBitActivationsAreSimulatedInFactsAndRows) {
     auto context = small_context(small_data());
     Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{
@@ -1029,7 +1058,7 @@ TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
                                          {"batch_size", Setting::scalar("8")},
                                          {"weight_bits", Setting::scalar("4")},
                                          {"activation_bits", Setting::scalar("4")},
-                                         {"freeze_observer_epoch", Setting::scalar("1.5")},
+                                         {"freeze_observer_epoch", Setting::scalar(quantizer == "minmax" ? "1.5" : "0")},
                                          {"freeze_bn_epoch", Setting::scalar(bn == "trained" ? "2.5" : "0")},
                                          {"bn", Setting::scalar(bn)},
                                          {"quantizer", Setting::scalar(quantizer)}});
