@@ -305,6 +305,37 @@ private:
     std::unordered_map<const void*, int64_t> bits_;  ///< of each weight; of what several layers share, the most
 };
 
+/// Scales of activations start where options.observer finds their ranges, in the float model.
+void start_at_observed(QatModel::Impl& qat, const std::vector<Inputs>& calibration) {
+    const auto& plan = qat.plan.impl();
+    std::set<const Value*> same;  // what is seen already: operators that only move values
+    for (const auto& unit : plan.units) {
+        const bool moves = unit.kind == UnitKind::kPadChannels || unit.row->scale == OutputScale::kInput ||
+                           plan.cats_with_one_scale.count(unit.node) > 0;
+        if (unit.int8 && moves) same.insert(unit.outputs.begin(), unit.outputs.end());
+    }
+    std::unordered_map<const Value*, std::unique_ptr<Observer>> observers;  // by root
+    const auto see = [&](const Value* value, const c10::IValue& content) {
+        const auto root = plan.roots.find(value);
+        if (root == plan.roots.end() || same.count(value) || !content.isTensor()) return;
+        auto& observer = observers[root->second];
+        if (!observer) observer = qat.options.observer->fresh();
+        observer->observe(content.toTensor());
+    };
+    NodeHooks hooks;
+    hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+        for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
+    };
+    const auto arguments = qat.model.graph()->inputs();
+    for (const auto& batch : calibration) {
+        for (size_t i = 0; i < batch.size() && i + 1 < arguments.size(); ++i) see(arguments[i + 1], batch[i]);
+        run_nodes(qat.model, batch, hooks);
+    }
+    for (auto& [root, quantizer] : qat.values)
+        if (const auto found = observers.find(root); found != observers.end())
+            quantizer->start(found->second->range(int64_t{1} << quantizer->options().bits));
+}
+
 /// The model with rounded weights and LibTorch's fake quantization where tensors are rounded.
 class Simulator {
 public:
@@ -440,16 +471,19 @@ StaticPlan QatModel::trained_plan() const {
         throw InvalidArgument("quantize.qat", "activations of fewer than 8 bits have no int8 kernels",
                               "Use convert(), which gives the simulated model.");
     torch::NoGradGuard no_grad;
+    const Settled settled(*impl_);
     impl_->fold();
     auto trained = std::make_shared<StaticPlan::Impl>(impl_->plan.impl());
     for (auto& [value, parameters] : trained->parameters) parameters = impl_->of(value)->affine();
     for (auto& unit : trained->units) {
         unit.sqnr_db = unit.clipped_ratio = 0;  // those were of the model before
         if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
-        const auto& quantizer = impl_->weights.at(unit.node);
+        auto quantizer = impl_->weights.at(unit.node);
         const auto weight = anchor_weight(impl_->model, unit.node);
         const bool turned = anchor_inputs(unit.node).weight_transposed;
-        const auto integers = turned ? quantizer->integers(weight.t()).t() : quantizer->integers(weight);
+        const auto read = turned ? weight.t() : weight;
+        quantizer->forward(read);  // ranges that follow the weights are of these
+        const auto integers = turned ? quantizer->integers(read).t() : quantizer->integers(read);
         trained->weights[unit.node] = at::_make_per_channel_quantized_tensor(
             integers.contiguous(), quantizer->scale().expand({weight.size(0)}).to(at::kDouble).contiguous(),
             at::zeros({weight.size(0)}, at::kLong), 0);
@@ -493,6 +527,7 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     check(options);
     StaticOptions planning;
     planning.per_channel = options.per_channel;
+    planning.observer = options.observer;
     planning.ignore = options.ignore;
     planning.progress = options.progress;
     planning.reduce_range = "off";  // these weights are replaced by trained ones
@@ -510,7 +545,8 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     for (auto& [name, quantizer] : impl->named) quantizer->eval();
     QatModel prepared(impl);
     torch::NoGradGuard no_grad;
-    prepared.forward(calibration.front());  // every scale starts
+    if (options.observer) start_at_observed(*impl, calibration);
+    prepared.forward(calibration.front());  // every scale starts, if it has not
     return prepared;
 }
 

@@ -210,6 +210,12 @@ std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& loss
         o.integer("first_last_bits", options.first_last_bits, 2, 8, "of the first and last layer's weights and inputs");
     options.quantizer = make(o, "quantizer", "lsq", quantizers(), "how scales are found");
     Json quantizer = o.resolved().at("quantizer");
+    constexpr const char* kObserver =
+        "finds the ranges at which scales of activations start, on all calibration data; default: each quantizer's way";
+    if (o.raw("observer", kObserver))
+        options.observer = make(o, "observer", "histogram", observers(), kObserver);
+    else
+        o.remember({"observer", "name", "", kObserver});
     options.per_channel = o.boolean("per_channel", options.per_channel, "one scale per output channel of a weight");
     options.ignore = o.texts("ignore", {}, "regular expressions: layers that stay in float");
     options.train_norms =
@@ -222,7 +228,7 @@ std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& loss
     freeze.norms = o.number_in("freeze_bn_epoch", 0, 0, epochs,
                                "bn: trained: when running statistics replace each batch's and stay; 0: never");
     if (freeze.observers > 0 && options.quantizer->learns())
-        throw o.error("freeze_observer_epoch", "this quantizer learns its scales and follows no ranges",
+        throw o.error("freeze_observer_epoch", "has no ranges to end: this quantizer learns its scales",
                       "Use quantizer: minmax, or leave freeze_observer_epoch out.");
     if (freeze.norms > 0 && !options.train_norms)
         throw InvalidArgument(kWhere, "freeze_bn_epoch has nothing to freeze with bn: folded", "Add bn: trained.");
