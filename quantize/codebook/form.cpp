@@ -91,12 +91,16 @@ private:
         const auto name = *attribute_name(weight);
         const auto dot = name.rfind('.');
         const auto base = (dot == std::string::npos ? std::string() : name.substr(0, dot + 1)) + "codebook_weight";
-        size_t place = 0;  // of the operator: the parameter itself, or a transpose or list of it
-        const auto reads = [&](const Node* reader) {
-            return std::find(reader->inputs().begin(), reader->inputs().end(), weight) != reader->inputs().end();
+        // Of the operator: the parameter itself, or a transpose or list of it.
+        const auto reads = [&](const Value* input) {
+            const Node* maker = input->node();
+            const bool passes = maker->kind() == aten::t || maker->kind() == aten::transpose ||
+                                maker->kind() == aten::permute || maker->kind() == prim::ListConstruct;
+            const auto inputs = maker->inputs();
+            return input == weight || (passes && std::find(inputs.begin(), inputs.end(), weight) != inputs.end());
         };
-        while (place < node->inputs().size() && node->input(place) != weight && !reads(node->input(place)->node()))
-            ++place;
+        size_t place = 0;
+        while (place < node->inputs().size() && !reads(node->input(place))) ++place;
         if (place == node->inputs().size()) throw InternalError("quantize.codebook at " + name, "nothing reads it", "");
         Value* input = node->input(place);
         std::string own = base;

@@ -1,6 +1,7 @@
 // A plan's model with fake quantizations at the plan's borders, and back: to int8, or to the simulated model.
 #include <coppice/error.h>
 
+#include "calibration/calibration.h"
 #include "emit/operators.h"
 #include "equalize/pairs.h"
 #include "layers/layers.h"
@@ -327,10 +328,11 @@ void start_at_observed(QatModel::Impl& qat, const std::vector<Inputs>& calibrati
         for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
     };
     const auto arguments = qat.model.graph()->inputs();
-    for (const auto& batch : calibration) {
-        for (size_t i = 0; i < batch.size() && i + 1 < arguments.size(); ++i) see(arguments[i + 1], batch[i]);
-        run_nodes(qat.model, batch, hooks);
-    }
+    run_batches(qat.model, calibration, hooks, "observing where scales start", qat.options.progress, INT64_MAX,
+                [&](const Inputs& batch) {
+                    for (size_t i = 0; i < batch.size() && i + 1 < arguments.size(); ++i)
+                        see(arguments[i + 1], batch[i]);
+                });
     for (auto& [root, quantizer] : qat.values)
         if (const auto found = observers.find(root); found != observers.end())
             quantizer->start(found->second->range(int64_t{1} << quantizer->options().bits));

@@ -970,9 +970,8 @@ TEST(QatNorms, TwoBehindOneLayerAreBothFolded) {
 
 TEST(QatNorms, BeforeAHardSigmoidThatIsPutIntoTheLayerStayFolded) {
     const auto x = values_of({6, 3, 8, 8});
-    const auto model =
-        model_with({{"c.weight", sine({4, 3, 3, 3}, 0.4)}}, {{"bn", 0.3}},
-                   "torch.nn.functional.hardsigmoid(" + norm_call("bn", "torch.conv2d(x, self.c.weight)") + ")");
+    const auto model = model_with({{"c.weight", sine({4, 3, 3, 3}, 0.4)}}, {{"bn", 0.3}},
+                                  "torch.hardsigmoid(" + norm_call("bn", "torch.conv2d(x, self.c.weight)") + ")");
     const auto [training, said] = with_norms(model, x);
     EXPECT_LE(distance_from_float(training, model, x), kEightBits);
     EXPECT_THAT(said.at("bn"), ::testing::HasSubstr("something else was put into"));
@@ -1002,7 +1001,14 @@ TEST(QatNorms, TrainBehindLayersOfEveryKindThatTheyCan) {
     for (const auto& [name, tensors, layer, input] : cases) {
         SCOPED_TRACE(name);
         const auto x = values_of(input);
-        const auto model = model_with(tensors, {{"bn", 0.3}}, norm_call("bn", layer));
+        // Running statistics are those of the batch, so that ends of ranges clip neither way.
+        const auto y = first_tensor(model_with(tensors, {}, layer).forward({x})).detach().transpose(0, 1).flatten(1);
+        auto all = tensors;
+        for (const auto& [key, tensor] : norm_of("bn", 0.3))
+            all.emplace_back(key, key == "bn.running_mean"  ? y.mean(1)
+                                  : key == "bn.running_var" ? y.var(1, /*unbiased=*/false)
+                                                            : tensor);
+        const auto model = model_with(all, {}, norm_call("bn", layer));
         const auto [training, said] = with_norms(model, x);
         EXPECT_EQ(said.at("bn"), "trained");
         EXPECT_LE(distance_from_float(training, model, x), kEightBits);
@@ -1014,9 +1020,7 @@ TEST(QatNorms, TrainBehindLayersOfEveryKindThatTheyCan) {
         by_batch.train(true);
         const auto exact = first_tensor(by_batch.forward({x}));
         const auto output = module->forward({x});
-        EXPECT_LE(max_difference(output, exact) / exact.abs().max().item<double>(), 0.3);  // ends clip other statistics
-        EXPECT_LE((output - exact).square().mean().sqrt().item<double>(),
-                  0.05 * exact.square().mean().sqrt().item<double>());
+        EXPECT_LE(max_difference(output, exact), kEightBits * exact.abs().max().item<double>());
     }
 }
 
@@ -1060,7 +1064,7 @@ Model tied_model(const std::string& expression) {
 }
 
 TEST(Qat, ASharedParameterIsRoundedForTheLayersAloneAsInTraining) {
-    const Inputs ids = {at::arange(40).remainder(12).view({5, 8})};
+    const Inputs ids = {at::arange(40).remainder(12)};
     for (const auto& [expression, copies] : std::vector<std::pair<std::string, int>>{
              {"torch.linear(h, self.e.weight)", 1},
              {"torch.matmul(h, self.e.weight.t())", 1},
@@ -1068,10 +1072,10 @@ TEST(Qat, ASharedParameterIsRoundedForTheLayersAloneAsInTraining) {
               "self.e.weight)",
               1},
              // Read both ways: scales are per row for the one and per column for the other.
-             {"torch.matmul(torch.relu(torch.linear(h, self.e.weight)), self.e.weight)", 2}}) {
+             {"torch.mm(torch.relu(torch.linear(h, self.e.weight)), self.e.weight)", 2}}) {
         SCOPED_TRACE(expression);
         QatOptions options;
-        options.activation_bits = options.weight_bits = 4;
+        options.activation_bits = options.weight_bits = options.first_last_bits = 4;
         const auto training = prepare(tied_model(expression), ids, {ids}, options);
         torch::NoGradGuard no_grad;
         const auto result = convert(training);
@@ -1083,11 +1087,11 @@ TEST(Qat, ASharedParameterIsRoundedForTheLayersAloneAsInTraining) {
 }
 
 TEST(Qat, AWeightOfInnerAndLastLayersHasTheBitsThatItsLabelsSay) {
-    const Inputs ids = {at::arange(40).remainder(12).view({5, 8})};
+    const Inputs ids = {at::arange(40).remainder(12)};
     QatOptions options;
     options.weight_bits = options.activation_bits = 3;
     const auto training =
-        prepare(tied_model("torch.linear(torch.relu(torch.matmul(torch.relu(torch.linear(h, self.e.weight)), "
+        prepare(tied_model("torch.linear(torch.relu(torch.mm(torch.relu(torch.linear(h, self.e.weight)), "
                            "self.e.weight)), self.e.weight)"),
                 ids, {ids}, options);
     std::map<std::string, int64_t> bits;
@@ -1096,7 +1100,7 @@ TEST(Qat, AWeightOfInnerAndLastLayersHasTheBitsThatItsLabelsSay) {
     int checked = 0;
     for (const auto& layer : training.layers({ids})) {
         if (layer.layer.rfind("e#", 0) != 0) continue;
-        EXPECT_THAT(layer.precision, ::testing::HasSubstr("W8")) << layer.layer;
+        EXPECT_THAT(layer.precision, ::testing::HasSubstr("W8")) << layer.layer << " " << layer.reason;
         ++checked;
     }
     EXPECT_EQ(checked, 3);
