@@ -85,8 +85,9 @@ namespace {
 
 Fallback fallback_of(Options& o) {
     Fallback fallback;
-    fallback.max_drop = o.number("max_drop", fallback.max_drop,
-                                 "points of the metric that may be lost; layers that cost most go back to float; -1: off");
+    fallback.max_drop =
+        o.number("max_drop", fallback.max_drop,
+                 "points of the metric that may be lost; layers that cost most go back to float; -1: off");
     fallback.seconds = o.number("fallback_seconds", fallback.seconds, "of searching for max_drop, at most");
     check_fallback(fallback, o.where().empty() ? o.owner() : o.where() + ", " + o.owner());
     return fallback;

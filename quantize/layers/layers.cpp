@@ -489,8 +489,9 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
     const auto start = std::chrono::steady_clock::now();
     const double before = context.evaluate(baseline);
     if (!std::isfinite(before))
-        throw MeasurementError(where, "the metric of the model before it is " + formatted("%g", before),
-                               "Nothing can be compared with that: check the data and the model, or leave max_drop out.");
+        throw MeasurementError(
+            where, "the metric of the model before it is " + formatted("%g", before),
+            "Nothing can be compared with that: check the data and the model, or leave max_drop out.");
     double longest = seconds_since(start);  // of a try
     Json history = Json::array();
     size_t best_floats = 0;
@@ -545,7 +546,9 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
                                  {"holds", held},
                                  {counted, best_floats},
                                  {"tried", history},
-                                 {"stopped_by", out_of_time ? "seconds" : held ? "max_drop" : "candidates"}};
+                                 {"stopped_by", out_of_time ? "seconds"
+                                                : held      ? "max_drop"
+                                                            : "candidates"}};
     if (!held)
         context.log->warning(std::string(where) + ": no choice of layers held the metric within " +
                              std::to_string(fallback.max_drop) + "; the best one found loses " +
@@ -596,8 +599,8 @@ Model emit_within(const Model& baseline, const Model& prepared, std::vector<Laye
     // With every layer back in float nothing is left of the stage: the last one keeps its form.
     const auto floats =
         fall_back(
-            baseline, order.empty() ? 0 : order.size() - 1, [&](size_t count) { return emit_forms(prepared, with_floats(count)); }, fallback,
-            context, where)
+            baseline, order.empty() ? 0 : order.size() - 1,
+            [&](size_t count) { return emit_forms(prepared, with_floats(count)); }, fallback, context, where)
             .second;
     if (by_output) context.facts["fallback"]["order"] = *by_output ? "noise of the output" : "noise of the layer";
     layers = with_floats(floats);

@@ -171,8 +171,8 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
                                    const Fallback& fallback, Context& context, const char* where,
                                    const char* counted = "float_layers");
 
-/// emit_forms() of `layers`, of which those of `order` go back to float that the output suffers from most (by_blame), as
-/// many as fall_back() asks for, and not all. `layers` becomes what was emitted.
+/// emit_forms() of `layers`, of which those of `order` go back to float that the output suffers from most (by_blame),
+/// as many as fall_back() asks for, and not all. `layers` becomes what was emitted.
 /// @param order  the layers with a form, the noisiest first
 Model emit_within(const Model& baseline, const Model& prepared, std::vector<Layer>& layers, std::vector<size_t> order,
                   const Fallback& fallback, Context& context, const char* where, std::vector<std::string>& details);

@@ -58,8 +58,8 @@ StaticPlan plan_within(const Model& model, Context& context, const Calibration& 
     };
     // With every layer in float nothing is left of the stage.
     const auto best = fall_back(
-        model, candidates.empty() ? 0 : candidates.size() - 1, [&](size_t floats) { return convert(plan_with(floats)); },
-        given.fallback, context, where);
+        model, candidates.empty() ? 0 : candidates.size() - 1,
+        [&](size_t floats) { return convert(plan_with(floats)); }, given.fallback, context, where);
     if (order) context.facts["fallback"]["order"] = by_output ? "noise of the output" : "noise of the layer";
     return plan_with(best.second);
 }
