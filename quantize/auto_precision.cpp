@@ -22,6 +22,7 @@ namespace {
 
 constexpr const char* kWhere = "quantize.auto";
 constexpr int kRounds = 3;  // of timing whole models
+constexpr const char* kLosesTooMuch = "it loses more than max_drop of the metric";
 
 struct NamedForm {
     std::string name;
@@ -40,7 +41,7 @@ public:
 
     Model apply(const Model& model, Context& context) const override {
         torch::NoGradGuard no_grad;
-        refuse_unusable(model, kWhere);
+        check_layers(model, context, options_.fallback, kWhere);
         const auto forms = make_forms();
         const auto batches = batches_of(context, options_.batches, options_.batch_size, kWhere);
         context.facts["measured_on"] = batches.empty() ? "the example input" : "calibration data";
@@ -58,11 +59,31 @@ public:
             double seconds = 0;
         };
         std::vector<Candidate> candidates;
-        candidates.push_back({"float", prepared, kept(layers, "the whole model is not"), {}, {}});
+        std::string why_no_layers;
+        Json layers_fallback;
         if (!order.empty()) {
             Candidate layerwise{"layers", {}, layers, {}, {}};
-            layerwise.model = emit_forms(prepared, layers, &layerwise.details);
-            candidates.push_back(std::move(layerwise));
+            auto judging = with_facts_of_its_own(context);
+            layerwise.model = emit_within(model, prepared, layerwise.layers, order, options_.fallback, judging, kWhere,
+                                          layerwise.details);
+            if (judging.facts.contains("fallback")) layers_fallback = judging.facts.at("fallback");
+            // Judged before anything is timed: what does not hold is no candidate, however fast.
+            if (!layers_fallback.is_null() && !layers_fallback.at("holds").get<bool>()) {
+                why_no_layers = kLosesTooMuch;
+            } else {
+                const auto base = restore_transposed(model, context.example, prepared, layerwise.layers);
+                if (base.graph() != prepared.graph()) {
+                    layerwise.details.clear();
+                    layerwise.model = emit_forms(base, layerwise.layers, &layerwise.details);
+                }
+                candidates.push_back(std::move(layerwise));
+            }
+        }
+        {
+            Candidate floating{"float", {}, {}, {}, {}};
+            floating.layers = kept(layers, why_no_layers.empty() ? "the whole model is not" : "it loses too much");
+            floating.model = restore_transposed(model, context.example, prepared, floating.layers);
+            candidates.insert(candidates.begin(), std::move(floating));
         }
         std::string why_no_static;
         std::optional<StaticPlan> plan;
@@ -78,16 +99,11 @@ public:
                 options.progress = progress_of(context, kWhere);
                 const bool judged = options_.fallback.on() && context.evaluate;
                 if (judged) options.fallback = options_.fallback;
-                auto planning = context;  // with facts of its own
-                planning.facts = Json::object();
-                if (judged) {
-                    note_choice_by_evaluation(kWhere, "the layers' precisions", context);
-                    if (context.facts.contains("chosen_on")) planning.facts["chosen_on"] = context.facts["chosen_on"];
-                }
+                auto planning = with_facts_of_its_own(context);
                 plan = plan_within(model, planning, calibration, options, kWhere);
                 if (judged) static_fallback = planning.facts.at("fallback");
                 if (judged && !static_fallback.at("holds").get<bool>())
-                    throw UnsupportedModel(kWhere, "it loses more than max_drop of the metric", "");
+                    throw UnsupportedModel(kWhere, kLosesTooMuch, "");
                 const double least =
                     judged ? static_fallback.at("metric_before").get<double>() - options_.fallback.max_drop : 0;
                 for (const auto& kernels : kernels_for(*plan)) {
@@ -95,7 +111,7 @@ public:
                     const auto int8 = convert(with_kernels(*plan, kernels));
                     mixed.layers = choose(int8, forms, batches, context, /*all_match=*/false);
                     mixed.model = emit_forms(int8, mixed.layers, &mixed.details);
-                    if (judged && context.evaluate(mixed.model) < least) {
+                    if (judged && !(context.evaluate(mixed.model) >= least)) {
                         // The plan was judged with packed kernels and the rest in float.
                         if (kernels.fused()) continue;
                         mixed.layers = kept(mixed.layers, "the metric needs it in float");
@@ -124,11 +140,9 @@ public:
             if (candidates[i].seconds < candidates[best].seconds) best = i;
         }
         auto chosen = std::move(candidates[best]);
-        if (options_.fallback.on() && chosen.name == "layers") {
-            chosen.model =
-                emit_within(model, prepared, chosen.layers, order, options_.fallback, context, kWhere, chosen.details);
-        }
-        for (const auto& change : folded) context.record(change);
+        const bool as_it_is = chosen.name == "float";
+        if (!as_it_is)
+            for (const auto& change : folded) context.record(change);
         if (chosen.plan) {
             for (const auto& layer : chosen.plan->layers())
                 if (layer.int8)
@@ -145,18 +159,34 @@ public:
             for (const auto& row : layer_rows(chosen.plan->layers()))
                 if (!known.count(row.at("layer").get<std::string>())) rows.push_back(row);
         }
-        add_layer_seconds(context, prepared, chosen.model);
-        if (chosen.name != "float") tell_output_noise(context, model, chosen.model, kWhere);
+        if (!as_it_is) {
+            add_layer_seconds(context, prepared, chosen.model);
+            tell_output_noise(context, model, chosen.model, kWhere);
+        }
         context.facts["chosen"] = chosen.name;
         if (chosen.plan && !static_fallback.is_null()) context.facts["fallback"] = static_fallback;
+        if (chosen.name == "layers" && !layers_fallback.is_null()) context.facts["fallback"] = layers_fallback;
         context.facts["model_seconds"] = seconds;
         if (!why_no_static.empty()) context.facts["why_not_static"] = why_no_static;
-        if (chosen.name == "float")
-            context.log->warning("quantize.auto: nothing is faster than float here; the model stays as it is");
-        return chosen.model;
+        if (!why_no_layers.empty()) context.facts["why_not_layers"] = why_no_layers;
+        if (!as_it_is) return chosen.model;
+        const bool lost = why_no_layers == kLosesTooMuch || why_no_static == kLosesTooMuch;
+        context.log->warning(std::string(kWhere) + ": nothing " + (lost ? "that holds max_drop " : "") +
+                             "is faster than float here; the model stays as it is");
+        return model.clone();
     }
 
 private:
+    /// For what is judged beside other candidates.
+    Context with_facts_of_its_own(Context& context) const {
+        if (options_.fallback.on() && context.evaluate)
+            note_choice_by_evaluation(kWhere, "the layers' precisions", context);
+        auto copy = context;
+        copy.facts = Json::object();
+        if (context.facts.contains("chosen_on")) copy.facts["chosen_on"] = context.facts["chosen_on"];
+        return copy;
+    }
+
     bool wants(const std::string& form) const {
         return std::find(options_.forms.begin(), options_.forms.end(), form) != options_.forms.end();
     }
@@ -223,7 +253,7 @@ private:
             if (layer.reason.empty()) open[layer.node] = &layer;
         struct Trial {
             std::string why_not;
-            double sqnr = 0;
+            double signal = 0, noise = 0, sqnr = 0;
         };
         std::map<const Layer*, std::vector<Trial>> trials;
         const auto once =
@@ -238,22 +268,30 @@ private:
                 };
                 run_nodes(prepared, inputs, hooks);
             };
-        once(batches.empty() ? context.example : batches.front(),
-             [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
-                 auto copy = stack;
-                 node->getOperation()(copy);
-                 const auto exact = first_tensor(copy[0]);
-                 layer.range = input_range(node, stack);
-                 for (const auto& [name, form] : forms) {
-                     Trial trial;
-                     trial.why_not = form->refuse(Site{prepared, facts, layer.node});
-                     if (trial.why_not.empty()) {
-                         trial.sqnr = sqnr_db(exact, run_isolated(isolated(prepared, node, stack, *form, layer.facts)));
-                         if (trial.sqnr < options_.min_sqnr_db) trial.why_not = formatted("SQNR %.1f dB", trial.sqnr);
-                     }
-                     trials[&layer].push_back(trial);
-                 }
-             });
+        const auto compare = [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
+            auto copy = stack;
+            node->getOperation()(copy);
+            const auto exact = first_tensor(copy[0]);
+            auto& tried = trials[&layer];
+            layer.range = tried.empty() ? input_range(node, stack) : union_of(layer.range, input_range(node, stack));
+            if (tried.empty())
+                for (const auto& [name, form] : forms)
+                    tried.push_back({form->refuse(Site{prepared, facts, layer.node})});
+            for (size_t i = 0; i < forms.size(); ++i) {
+                if (!tried[i].why_not.empty()) continue;
+                const auto rounded = run_isolated(isolated(prepared, node, stack, *forms[i].form, layer.facts));
+                tried[i].signal += power(exact);
+                tried[i].noise += power(exact - rounded);
+            }
+        };
+        if (batches.empty()) once(context.example, compare);
+        for (const auto& batch : batches) once(batch, compare);
+        for (auto& [layer, tried] : trials)
+            for (auto& trial : tried) {
+                if (!trial.why_not.empty()) continue;
+                trial.sqnr = sqnr_db(trial.signal, trial.noise);
+                if (!(trial.sqnr >= options_.min_sqnr_db)) trial.why_not = formatted("SQNR %.1f dB", trial.sqnr);
+            }
         once(context.example, [&](const torch::jit::Node* node, Layer& layer, const std::vector<c10::IValue>& stack) {
             const auto tried = trials.find(&layer);
             if (tried == trials.end()) {

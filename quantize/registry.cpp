@@ -211,9 +211,11 @@ const std::vector<Entry<Stage>>& stages() {
              options.type = o.choice("type", options.type, {"bf16", "fp16", "int4", "int8"}, "of the weights");
              options.group = o.integer("group", options.group, 0, 128,
                                        "weights that share a scale: 32, 64, 128; 0: 64 for int4, rows for int8");
-             options.symmetric = o.boolean("symmetric", options.symmetric, "no offset beside the scale");
              options.kernel = o.choice("kernel", options.kernel, {"auto", "packed", "unpacked"},
                                        "packed: bfloat16 kernels for few rows; unpacked: float32, any CPU");
+             // LibTorch's packed int8 kernel has no offsets.
+             options.symmetric = o.boolean("symmetric", options.type == "int8" && options.kernel != "unpacked",
+                                           "no offset beside the scale; int8 for a packed kernel is symmetric");
              options.rounding = make(o, "rounding", "nearest", roundings(), "how weights are rounded");
              options.convolutions = o.boolean("convolutions", options.convolutions, "treat convolutions");
              options.embeddings = o.boolean("embeddings", options.embeddings, "treat embeddings");

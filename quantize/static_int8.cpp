@@ -17,38 +17,6 @@ namespace {
 
 constexpr const char* kWhere = "quantize.static";
 
-/// Converts for each and returns the fastest, or an earlier one that takes hardly longer: the least time of a few
-/// rounds in which each has its turn, so that what else the machine does meets all of them.
-Kernels fastest_kernels(const StaticPlan& plan, const Inputs& inputs, Json& seconds) {
-    constexpr int kRounds = 40, kLeastRounds = 2;
-    constexpr double kEnoughSeconds = 0.5;  // what takes long varies less
-    constexpr double kGain = 0.97;          // less is noise, and the same kernels in every run are worth something
-    torch::NoGradGuard no_grad;
-    const auto all = kernels_for(plan);
-    if (all.size() == 1) return all.front();
-    std::vector<Model> models;
-    for (const auto& kernels : all) {
-        models.push_back(convert(with_kernels(plan, kernels)));
-        models.back().forward(inputs);
-    }
-    std::vector<double> least(all.size(), std::numeric_limits<double>::infinity());
-    double spent = 0;
-    for (int i = 0; i < kRounds && (i < kLeastRounds || spent < kEnoughSeconds); ++i) {
-        for (size_t k = 0; k < all.size(); ++k) {
-            const auto start = std::chrono::steady_clock::now();
-            models[k].forward(inputs);
-            const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-            least[k] = std::min(least[k], time);
-            spent += time;
-        }
-    }
-    for (size_t k = 0; k < all.size(); ++k) seconds[all[k].name()] = least[k];
-    size_t best = 0;
-    for (size_t k = 1; k < all.size(); ++k)
-        if (least[k] < kGain * least[best]) best = k;
-    return all[best];
-}
-
 std::string figures(const LayerPlan& layer) {
     char text[112];
     std::snprintf(text, sizeof text, ", input %.4g ... %.4g, %.3g of it clipped", layer.range.low, layer.range.high,
@@ -88,7 +56,9 @@ public:
         if (options.equalize) tell_equalized(plan.impl().equalized, *context.log);
         if (options.smooth > 0) tell_smoothed(plan.impl().smoothed, *context.log);
         Json seconds = Json::object();
-        auto kernels = fastest_kernels(plan, context.example, seconds);
+        auto kernels = fastest_kernels(
+            kernels_for(plan), [&](const Kernels& which) { return convert(with_kernels(plan, which)); },
+            context.example, seconds, *context.log);
         if (!seconds.empty()) context.log->info("int8 kernels: " + kernels.name() + " are the fastest here");
         auto result = convert(with_kernels(plan, kernels));
         if (options_.fallback.on() && kernels.fused() &&
@@ -200,6 +170,48 @@ private:
 };
 
 }  // namespace
+
+Kernels fastest_kernels(const std::vector<Kernels>& candidates, const std::function<Model(const Kernels&)>& build,
+                        const Inputs& inputs, Json& seconds, Log& log) {
+    constexpr int kRounds = 40, kLeastRounds = 2;
+    constexpr double kEnoughSeconds = 0.5;  // what takes long varies less
+    constexpr double kGain = 0.97;          // less is noise, and the same kernels in every run are worth something
+    torch::NoGradGuard no_grad;
+    if (candidates.size() == 1) return candidates.front();
+    std::vector<Kernels> all;
+    std::vector<Model> models;
+    std::exception_ptr failure;
+    for (const auto& kernels : candidates) {
+        try {
+            auto model = build(kernels);
+            model.forward(inputs);
+            all.push_back(kernels);
+            models.push_back(std::move(model));
+        } catch (const std::exception& error) {
+            failure = std::current_exception();
+            log.warning(std::string(kWhere) + ": int8 kernels " + kernels.name() +
+                        " do not run this model and are left out: " + message_of(error));
+        }
+    }
+    if (all.empty()) std::rethrow_exception(failure);
+    if (all.size() == 1) return all.front();
+    std::vector<double> least(all.size(), std::numeric_limits<double>::infinity());
+    double spent = 0;
+    for (int i = 0; i < kRounds && (i < kLeastRounds || spent < kEnoughSeconds); ++i) {
+        for (size_t k = 0; k < all.size(); ++k) {
+            const auto start = std::chrono::steady_clock::now();
+            models[k].forward(inputs);
+            const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            least[k] = std::min(least[k], time);
+            spent += time;
+        }
+    }
+    for (size_t k = 0; k < all.size(); ++k) seconds[all[k].name()] = least[k];
+    size_t best = 0;
+    for (size_t k = 1; k < all.size(); ++k)
+        if (least[k] < kGain * least[best]) best = k;
+    return all[best];
+}
 
 std::unique_ptr<Stage> static_int8(StaticOptions options) {
     check_options(options);

@@ -32,6 +32,36 @@ private:
 
 }  // namespace
 
+namespace {
+
+/// What bf16 and fp16 have no use for.
+void refuse_of_half(const WeightOnlyOptions& options) {
+    const auto refuse = [&](const std::string& option, const std::string& fix) {
+        throw InvalidArgument(kWhere, option + " means nothing for type " + options.type + ", which has no integers",
+                              fix);
+    };
+    const auto& rounding = options.rounding;
+    if (rounding && (rounding->needs_moments() || rounding->moves_offsets() || rounding->blocks()))
+        refuse("rounding", "Leave it out: weights are rounded to the nearest number. Or use type int8 or int4.");
+    if (options.group != 0) refuse("group", "Leave it out, or use type int8 or int4.");
+    if (options.symmetric) refuse("symmetric", "Leave it out, or use type int8 or int4.");
+    if (options.kernel != "unpacked") refuse("kernel", "Leave it out: there is one kernel. Or use type int8 or int4.");
+}
+
+/// Options under which no layer would be packed, whatever its shape.
+void refuse_unpackable(const WeightOnlyOptions& options) {
+    if (!options.symmetric)
+        throw InvalidArgument(kWhere, "kernel: packed of int8 weights has no place for the offsets of symmetric: false",
+                              "Use symmetric: true, or kernel: unpacked.");
+    if (options.group != 0)
+        throw InvalidArgument(kWhere,
+                              "kernel: packed of int8 weights has one scale per row, not one per group of " +
+                                  std::to_string(options.group),
+                              "Leave group out, or use kernel: unpacked or type int4.");
+}
+
+}  // namespace
+
 std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
     require_known(kWhere, "type", options.type, {"bf16", "fp16", "int4", "int8"});
     require_known(kWhere, "kernel", options.kernel, {"auto", "packed", "unpacked"});
@@ -44,6 +74,8 @@ std::unique_ptr<Stage> weight_only(WeightOnlyOptions options) {
     if (options.rounding && options.rounding->moves_offsets() && options.symmetric)
         throw InvalidArgument(kWhere, "rounding hqq moves offsets, which a symmetric grid does not have",
                               "Use symmetric: false, or another rounding.");
+    if (options.type == "bf16" || options.type == "fp16") refuse_of_half(options);
+    if (options.type == "int8" && options.kernel == "packed") refuse_unpackable(options);
     if (options.batches < 1 || options.batch_size < 1)
         throw InvalidArgument(kWhere, "batches and batch_size must be at least 1", "");
     return std::make_unique<WeightOnly>(std::move(options));

@@ -1,3 +1,4 @@
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
 
@@ -10,24 +11,6 @@ Value* insert_contiguous(Graph& graph, Value* value, at::MemoryFormat format) {
     return graph.insert(aten::contiguous, {value}, {NamedValue("memory_format", static_cast<int64_t>(format))});
 }
 
-// Outputs of forward, looked for inside tuples and lists that are made at the end.
-void restore_outputs(Graph& graph, Node* user, const Facts& facts) {
-    for (size_t i = 0; i < user->inputs().size(); ++i) {
-        Value* const value = user->input(i);
-        const auto kind = value->node()->kind();
-        const bool built_for_this =
-            (kind == prim::TupleConstruct || kind == prim::ListConstruct || kind == prim::DictConstruct) &&
-            value->uses().size() == 1;
-        if (built_for_this) {
-            restore_outputs(graph, value->node(), facts);
-            continue;
-        }
-        if (!facts.has_shape(value) || facts.shape(value).size() != 4) continue;
-        WithInsertPoint guard(user);
-        user->replaceInput(i, insert_contiguous(graph, value, at::MemoryFormat::Contiguous));
-    }
-}
-
 }  // namespace
 
 int to_channels_last(Model& model, const Inputs& example) {
@@ -35,9 +18,7 @@ int to_channels_last(Model& model, const Inputs& example) {
     const auto graph = model.graph();
     const auto facts = Facts::observe(model, example);
     std::set<std::string> weights;
-    std::vector<Node*> views;
     for (Node* node : all_nodes(*graph)) {
-        if (node->kind() == aten::view) views.push_back(node);
         const auto conv = as_conv(node);
         if (!conv || conv->dims != 2) continue;
         const auto name = attribute_name(conv->weight);
@@ -55,22 +36,17 @@ int to_channels_last(Model& model, const Inputs& example) {
     for (const auto& name : weights)
         set_tensor(model, name, get_attribute(model, name).toTensor().contiguous(at::MemoryFormat::ChannelsLast));
     // Before any insertion: the facts know only the values of the graph as it was.
-    restore_outputs(*graph, graph->return_node(), facts);
+    for (const auto& place : output_places(*graph)) {
+        const auto* value = place.user->input(place.offset);
+        if (facts.has_shape(value) && facts.shape(value).size() == 4) give_contiguous(*graph, place);
+    }
     for (Value* image : images) {
         const auto uses = image->uses();
         WithInsertPoint guard(*graph->nodes().begin());
         Value* const ordered = insert_contiguous(*graph, image, at::MemoryFormat::ChannelsLast);
         for (const auto& use : uses) use.user->replaceInput(use.offset, ordered);
     }
-    for (Node* view : views) {
-        // view(Tensor, int[]) only; view(Tensor, dtype) reinterprets bits.
-        if (view->inputs().size() != 2 || !view->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts())) continue;
-        WithInsertPoint guard(view);
-        Value* const reshaped = graph->insert(aten::reshape, {view->input(0), view->input(1)});
-        reshaped->setType(view->output()->type());
-        view->output()->replaceAllUsesWith(reshaped);
-        view->destroy();
-    }
+    relax_views(*graph);
     model.refresh();
     return static_cast<int>(weights.size());
 }

@@ -41,6 +41,7 @@ struct Candidate {
     Module stock;                      // saved and loaded, as a user will run it
     std::vector<LayerChange> changes;  // of fold_batch_norm
     int folded = 0, fused = 0, channels_last = 0, bf16 = 0, attention = 0, merged = 0;
+    bool failed = false;   // it could not be made
     std::string rejected;  // why it is not measured
     double error = 0;      // largest relative difference of an output
 
@@ -55,16 +56,22 @@ Module reloaded(const Model& model) {
     return module;
 }
 
+/// A form that cannot be made is rejected with the reason: the others are none the worse for it.
 Candidate make_candidate(const Model& base, const Form& form, const Inputs& example) {
     Candidate candidate;
     candidate.name = form.name;
     candidate.model = base.clone();
-    if (form.fold) candidate.folded = fold_batch_norm(candidate.model, example, &candidate.changes);
-    if (form.attention) candidate.attention = fuse_attention(candidate.model, example);
-    if (form.merge) candidate.merged = merge_linear(candidate.model, example);
-    if (form.fuse) candidate.fused = fuse_elementwise(candidate.model, example);
-    if (form.channels_last) candidate.channels_last = to_channels_last(candidate.model, example);
-    if (form.bf16) candidate.bf16 = to_bfloat16(candidate.model, example);
+    try {
+        if (form.fold) candidate.folded = fold_batch_norm(candidate.model, example, &candidate.changes);
+        if (form.attention) candidate.attention = fuse_attention(candidate.model, example);
+        if (form.merge) candidate.merged = merge_linear(candidate.model, example);
+        if (form.fuse) candidate.fused = fuse_elementwise(candidate.model, example);
+        if (form.channels_last) candidate.channels_last = to_channels_last(candidate.model, example);
+        if (form.bf16) candidate.bf16 = to_bfloat16(candidate.model, example);
+    } catch (const std::exception& error) {
+        candidate.failed = true;
+        candidate.rejected = "it cannot be made: " + message_of(error);
+    }
     candidate.model.eval();
     return candidate;
 }
@@ -213,6 +220,7 @@ private:
         std::set<std::vector<int>> seen;
         for (size_t c = 0; c < candidates.size(); ++c) {
             auto& candidate = candidates[c];
+            if (candidate.failed) continue;
             if (!seen.insert(candidate.rewrites()).second) {
                 candidate.rejected = "nothing to rewrite that a simpler form does not";
                 continue;
@@ -248,7 +256,7 @@ private:
 
     Candidate& named(std::vector<Candidate>& candidates, Context& context) const {
         auto& chosen = candidates.back();
-        const bool same = chosen.name != "as_is" && chosen.rewrites() == candidates[0].rewrites();
+        const bool same = !chosen.failed && chosen.name != "as_is" && chosen.rewrites() == candidates[0].rewrites();
         if (same) {
             already_fastest(context);
             return candidates[0];

@@ -1,3 +1,4 @@
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
 
@@ -50,11 +51,23 @@ bool is_fresh(const Value* value) {
 struct Rewriter {
     Graph& graph;
     const Facts& facts;
+    const std::set<const Value*> dependent;                 // what the model's inputs reach
+    const std::optional<Facts> doubled;                     // on a batch of twice the size, where the model takes one
     std::unordered_map<const Value*, const Value*> origin;  // values made here -> the value that they stand for
 
-    const ValueFact* fact(const Value* value) const {
+    const Value* original(const Value* value) const {
         const auto found = origin.find(value);
-        return facts.find(found == origin.end() ? value : found->second);
+        return found == origin.end() ? value : found->second;
+    }
+
+    const ValueFact* fact(const Value* value) const { return facts.find(original(value)); }
+
+    // Of one size on the example, and on any other batch: what no input reaches does not grow with it.
+    bool grows_like(const Value* value, const Value* result) const {
+        if (!same_shape(value, result)) return false;
+        const auto *a = original(value), *b = original(result);
+        if (!dependent.count(a) && dependent.count(b)) return false;
+        return !doubled || !doubled->has_shape(a) || !doubled->has_shape(b) || doubled->shape(a) == doubled->shape(b);
     }
 
     bool is_float(const Value* value) const {
@@ -71,7 +84,7 @@ struct Rewriter {
     // the value could be read again in the next round.
     bool may_overwrite(const Value* value, const Node* user, const Value* result) const {
         return (is_fresh(value) || origin.count(value)) && value->uses().size() == 1 &&
-               value->node()->owningBlock() == user->owningBlock() && is_float(value) && same_shape(value, result);
+               value->node()->owningBlock() == user->owningBlock() && is_float(value) && grows_like(value, result);
     }
 
     // @param alpha the factor of an addition, which goes by name: by position the overload for a number would be taken
@@ -111,6 +124,20 @@ bool may_wait(const Node* first, const Node* second) {
     return true;
 }
 
+// With one image in the example a mean over the batch has the size of an image, too.
+std::optional<Facts> observe_doubled(const Model& model, const Inputs& example) {
+    Inputs doubled;
+    for (const auto& input : example) {
+        const bool batch = input.isTensor() && input.toTensor().dim() > 0;
+        doubled.push_back(batch ? c10::IValue(at::cat({input.toTensor(), input.toTensor()})) : input);
+    }
+    try {
+        return Facts::observe(model, doubled);
+    } catch (const std::exception&) {
+        return std::nullopt;  // it takes batches of this size alone
+    }
+}
+
 }  // namespace
 
 int fuse_elementwise(Model& model, const Inputs& example) {
@@ -119,7 +146,7 @@ int fuse_elementwise(Model& model, const Inputs& example) {
                                                    "aten::silu",       "aten::tanh"};
     const auto graph = model.graph();
     const auto facts = Facts::observe(model, example);
-    Rewriter rewriter{*graph, facts, {}};
+    Rewriter rewriter{*graph, facts, dependent_values(*graph), observe_doubled(model, example), {}};
     int replaced = 0;
     // Operands of an addition, the one that may be overwritten first; null when neither may.
     const auto overwritable = [&](Node* add, const Value* result) -> std::pair<Value*, Value*> {

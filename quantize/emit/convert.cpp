@@ -1,6 +1,7 @@
 // From plan to int8 model: every int8 unit becomes int8 operators, tensors are converted where the two sides meet.
 #include <cmath>
 
+#include <coppice/dataflow.h>
 #include <coppice/error.h>
 
 #include "emit/fused_conv.h"
@@ -72,6 +73,9 @@ public:
             if (conv.add) inside_.emplace(conv.add->node, &conv);
             if (conv.last != conv.unit->nodes.back() && !conv.add) inside_.emplace(conv.last, nullptr);
         }
+        if (fused)
+            for (const auto* unit : fused_linear(plan_))
+                if (const Node* last = inside_island(*unit).first; last != unit->node) inside_.emplace(last, nullptr);
         for (const auto& unit : plan_.units) {
             const auto conv = fused_convs_.find(unit.node);
             const auto inside = inside_.find(unit.node);
@@ -92,6 +96,7 @@ public:
             (*node)->destroy();
         }
         relax_views(*graph_);
+        restore_outputs();
         model_.refresh();
         remove_unused_attributes(model_);
         return model_;
@@ -177,9 +182,13 @@ private:
         std::vector<Value*> inputs;
         for (const auto* input : unit.inputs) inputs.push_back(as_int8(input));
         // LibTorch makes the output as large as the first operand, and warns where it has to grow.
-        if ((unit.kind == UnitKind::kAdd || unit.kind == UnitKind::kMul) &&
-            plan_.facts.shape(unit.inputs[0]) != plan_.facts.shape(unit.node->output()))
-            std::swap(inputs[0], inputs[1]);
+        if (unit.kind == UnitKind::kAdd || unit.kind == UnitKind::kMul) {
+            const auto smaller = [&](size_t i) {
+                return plan_.facts.shape(unit.inputs[i]) != plan_.facts.shape(unit.node->output());
+            };
+            if (smaller(0) || (plan_.smaller_operands.count({unit.node, 0}) && !smaller(1)))
+                std::swap(inputs[0], inputs[1]);
+        }
         const auto& output = plan_.parameters.at(unit.outputs[0]);
         const auto bounds = unit.activation ? clamp_of(unit.activation) : std::nullopt;
         const bool relu = bounds && bounds->low == 0;
@@ -315,9 +324,12 @@ private:
         return made;
     }
 
-    /// Whether what reads a value has run before the addition does. A convolution with an addition inside runs where
-    /// that stands; the one of this addition reads while it is written.
-    bool reads_before(const Node* reader, const Node* add) const {
+    /// Whether a unit that reads a value has run before the addition does. It runs where its operator stands, whichever
+    /// of its nodes it is that reads: the list of a concatenation and the slices in front of a padding stand further
+    /// up. A convolution with an addition inside runs where that stands; the one of this addition reads while it is
+    /// written.
+    bool reads_before(const Unit& unit, const Node* add) const {
+        const Node* reader = unit.node;
         const auto conv = fused_convs_.find(reader);
         if (conv != fused_convs_.end() && conv->second.add) reader = conv->second.add->node;
         return reader->owningBlock() == add->owningBlock() && reader->isBefore(add);
@@ -348,14 +360,24 @@ private:
             if (use.user == add || reads_no_values(use.user)) return true;
             const Unit* reader = int8_unit(use.user);
             // A float operator reads a copy, which is made at once.
-            return !reader || (!may_share_memory(*reader) && reads_before(use.user, add));
+            return !reader || (!may_share_memory(*reader) && reads_before(*reader, add));
         });
     }
 
-    /// The integers of a residual, which the addition overwrites.
+    /// Whether what makes it gives strides of channels last: two-dimensional convolutions do.
+    bool is_channels_last(const Value* old) const {
+        const Unit* maker = int8_unit(old->node());
+        return maker && maker->kind == UnitKind::kConv && as_conv(maker->node)->dims == 2;
+    }
+
+    /// The integers of a residual, which the addition overwrites. oneDNN wants them channels last; they have the
+    /// strides of what they were rounded from otherwise.
     Value* overwritten(const Value* old, const Node* add) {
         Value* integers = as_integers(old);
-        return owns_memory(old) && is_last_reader(add, old) ? integers : graph_->insert(aten::clone, {integers});
+        if (!owns_memory(old) || !is_last_reader(add, old))
+            return graph_->insert(aten::clone, {integers},
+                                  {NamedValue("memory_format", static_cast<int64_t>(at::MemoryFormat::ChannelsLast))});
+        return is_channels_last(old) ? integers : emit_.channels_last(integers);
     }
 
     void emit_fused_conv(const FusedConv& conv) {
@@ -406,18 +428,19 @@ private:
         return any;
     }
 
-    void emit_fused_island(const Unit& unit) {
-        const Node* last = unit.node;
-        FusedActivation activation;
-        if (const Node* reader = only_reader(unit.node->output());
-            reader && reader->owningBlock() == unit.node->owningBlock()) {
+    /// What comes out of an island under linear: fused, and the activation behind it that it applies.
+    static std::pair<const Node*, FusedActivation> inside_island(const Unit& unit) {
+        const Node* reader = only_reader(unit.node->output());
+        if (reader && reader->owningBlock() == unit.node->owningBlock()) {
             const auto found = fused_activation(reader);
             // A clamp that is no part of the unit is a unit of its own.
-            if (found && (!clamp_of(reader) || reader == unit.activation)) {
-                activation = *found;
-                last = reader;
-            }
+            if (found && (!clamp_of(reader) || reader == unit.activation)) return {reader, *found};
         }
+        return {unit.node, {}};
+    }
+
+    void emit_fused_island(const Unit& unit) {
+        const auto [last, activation] = inside_island(unit);
         Node* before = nodes_.at(unit.node);
         dead_.push_back(before);
         if (last != unit.node) dead_.push_back(nodes_.at(last));
@@ -460,6 +483,24 @@ private:
                 }
                 use.user->replaceInput(use.offset, real);
             }
+        }
+    }
+
+    /// Callers that read memory in order (data_ptr(), view()) find it as the float model gave it. Convolutions bring
+    /// channels last, which what follows keeps, in float too.
+    void restore_outputs() {
+        const bool any = std::any_of(plan_.units.begin(), plan_.units.end(),
+                                     [](const Unit& unit) { return unit.int8 && unit.kind == UnitKind::kConv; });
+        if (!any) return;
+        const auto dependent = dependent_values(*plan_.model.graph());
+        for (const auto& place : plan_.contiguous_outputs) {
+            const auto* old = place.user->input(place.offset);
+            if (!dependent.count(old) || old->node()->kind() == prim::Param || !plan_.facts.has_shape(old) ||
+                plan_.facts.shape(old).size() < 2)
+                continue;
+            Node* user =
+                place.user == plan_.model.graph()->return_node() ? graph_->return_node() : nodes_.at(place.user);
+            give_contiguous(*graph_, Use(user, place.offset));
         }
     }
 

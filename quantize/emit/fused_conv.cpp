@@ -100,7 +100,11 @@ private:
             return conv;
         const bool first = add.inputs[0] == unit.node->output();
         const auto* other = add.inputs[first ? 1 : 0];
-        if (plan_.facts.shape(other) != plan_.facts.shape(unit.node->output())) return conv;
+        // oneDNN adds what has the size of the result, for every batch and not for the example's alone.
+        const auto& smaller = plan_.smaller_operands;
+        if (plan_.facts.shape(other) != plan_.facts.shape(unit.node->output()) || smaller.count({add.node, 0}) ||
+            smaller.count({add.node, 1}))
+            return conv;
         adders_.insert(add.node);
         conv.add = &add;
         conv.added = other;
@@ -117,11 +121,10 @@ private:
         return (conv.add ? 0.18 : 0) + (depthwise(*conv.unit) ? 0.11 : 0);
     }
 
-    /// Whether engine x86 would take FBGEMM's kernel, which is slower than oneDNN's.
+    /// Whether the engine would take FBGEMM's kernel, which is slower than oneDNN's, and for whose sums in 16 bits
+    /// these weights may be too wide: see weight_bits_of().
     bool depthwise(const Unit& unit) const {
-        const auto& weight = plan_.weights.at(unit.node);
-        const auto groups = as_conv(unit.node)->groups;
-        return groups > kOnednnGroups && fbgemm_depthwise(weight.sizes(), groups);
+        return fbgemm_depthwise(plan_.weights.at(unit.node).sizes(), as_conv(unit.node)->groups, plan_.options.engine);
     }
 
     const StaticPlan::Impl& plan_;

@@ -3,6 +3,10 @@
 // Times are ns per element of the larger of input and output, measured on 2 threads of an AVX512-VNNI machine with 0.2
 // to 1.6 M elements, in two dimensions channels last, as int8 convolutions give them, plus 2 us a call (see costs
 // below); they only decide where float and int8 meet.
+//
+// No rows: quantized::matmul, of two computed tensors, rounds as it should and takes longer than the float product
+// (LibTorch 2.15; attention of 64 to 256 tokens, heads of 32 and 64); elu, gelu, layer norm, softmax and tanh: see
+// why_no_unit() in plan.cpp.
 #include "emit/operators.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -229,6 +233,7 @@ const std::vector<OperatorRow>& operator_rows() {
         {"aten::matmul", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
         {"aten::max_pool1d", K::kSame, S::kInput, false, refuse_batched_pool, 0.5, 0.33},
         {"aten::max_pool2d", K::kSame, S::kInput, false, refuse_batched_pool, 0.08, 0.28},
+        {"aten::max_pool3d", K::kSame, S::kInput, false, refuse_batched_pool, 0.06, 0.3},
         {"aten::mean", K::kSame, S::kInput, false, refuse_mean, 0.6, 0.045},
         {"aten::mm", K::kLinear, S::kOwn, true, refuse_linear, 0, 0},
         {"aten::mul", K::kMul, S::kOwn, true, refuse_binary, 0.145, 0.085},
@@ -295,9 +300,11 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
     return geometry;
 }
 
-bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups) {
+bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups, const std::string& engine) {
+    constexpr int64_t kOnednnGroups = 100;
     const bool pointwise = c10::multiply_integers(weight_shape) == weight_shape[0];
-    return weight_shape.size() > 3 && weight_shape[1] == 1 && groups > 1 && !pointwise;
+    if (weight_shape.size() <= 3 || weight_shape[1] != 1 || groups <= 1 || pointwise) return false;
+    return groups > kOnednnGroups || (engine != "x86" && engine != "onednn");
 }
 
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack, const char* overload) {
@@ -518,19 +525,6 @@ std::vector<Value*> Emitter::same(const Site& site, const std::function<Value*(V
         outputs.push_back(output);
     }
     return outputs;
-}
-
-void relax_views(Graph& graph) {
-    for (Node* node : all_nodes(graph)) {
-        if (node->kind() != aten::view) continue;
-        const auto size = node->schema().argumentIndexWithName("size");
-        if (!size) continue;  // view(dtype)
-        WithInsertPoint guard(node);
-        Value* reshaped = graph.insert(aten::reshape, {node->input(0), node->input(1)});
-        reshaped->copyMetadata(node->output());
-        node->output()->replaceAllUsesWith(reshaped);
-        node->destroy();
-    }
 }
 
 }  // namespace coppice::quantize

@@ -33,10 +33,10 @@ std::optional<ConvGeometry> geometry_of(const ConvView& view, const std::vector<
 /// @return its first result
 c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments, const char* overload = "");
 
-/// Whether FBGEMM has its kernel for depthwise convolutions for such weights, which adds two products in 16 bits
-/// whatever the CPU. Engine x86 takes it for more groups than kOnednnGroups, fbgemm always (LibTorch 2.15).
-bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups);
-constexpr int64_t kOnednnGroups = 100;
+/// Whether `engine` may take FBGEMM's kernel for depthwise convolutions for such weights, which adds two products in 16
+/// bits whatever the CPU: x86 for more than 100 groups, fbgemm always (LibTorch 2.15). onednn counts as x86, for which
+/// its files are loaded where nobody asks for it.
+bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups, const std::string& engine);
 
 /// Packs weights for the engine in force. @param weight qint8 @param bias float32 or undefined
 c10::IValue pack_conv(const at::Tensor& weight, const at::Tensor& bias, const ConvGeometry& geometry);
@@ -64,7 +64,7 @@ class Emitter {
 public:
     explicit Emitter(torch::jit::Graph& graph) : graph_(graph) {}
     torch::jit::Value* quantize(torch::jit::Value* value, const Affine& parameters);
-    /// [N, C, H, W]
+    /// [N, C, H, W]; the tensor itself where it has these strides
     torch::jit::Value* channels_last(torch::jit::Value* value);
     torch::jit::Value* dequantize(torch::jit::Value* value);
     /// @param packed  value that holds pack_conv()'s weights for `dims` dimensions
@@ -120,8 +120,5 @@ private:
     torch::jit::Value* over_memory_of(torch::jit::Value* tensor, torch::jit::Value* empty);
     torch::jit::Graph& graph_;
 };
-
-/// Replaces every aten::view by aten::reshape: equal wherever view is defined, and defined for channels-last tensors.
-void relax_views(torch::jit::Graph& graph);
 
 }  // namespace coppice::quantize

@@ -104,7 +104,7 @@ std::vector<std::string> int8_warnings(const Model& model, bool exact_products) 
             if (!is_wide(weight)) continue;
             const int64_t groups = weight.size(0);  // at most
             const bool conv = starts(op, "quantized::conv2d") || starts(op, "quantized::conv3d");
-            if (conv && groups > kOnednnGroups && fbgemm_depthwise(weight.sizes(), groups))
+            if (conv && fbgemm_depthwise(weight.sizes(), groups, engine()))
                 depthwise.add(names.of(node));
             else if (!exact_products)
                 wide.add(names.of(node));

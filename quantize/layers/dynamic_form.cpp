@@ -7,6 +7,7 @@
 //     embedding(w, indices)            ->  quantized::embedding_byte on flat indices, reshaped; 4 bits: the chosen
 //     rows,
 //                                          expanded by quantized::embedding_bag_4bit_unpack
+//     embedding_bag(w, indices, offsets)   ->  embedding_bag(rows as above, [0, 1, 2, ...], offsets)
 #include <limits>
 
 #include <coppice/error.h>
@@ -26,6 +27,8 @@ public:
     explicit Dynamic(const DynamicOptions& options) : options_(options), reduce_range_(!exact_int8_products()) {}
 
     std::string name() const override { return "int8 dynamic"; }
+    bool rounds_by_each_call() const override { return true; }
+    bool takes_convolutions() const override { return false; }
 
     std::string refuse(const Site& site) const override {
         if (as_conv(site.node)) return "convolutions have no fast dynamic kernel; quantize.static treats them";
@@ -35,31 +38,31 @@ public:
             return find_row(site.node)->refuse(site);
         }
         if (const auto recurrent = as_recurrent(site.node)) return refuse_recurrent(site, *recurrent);
-        if (const auto embedding = as_embedding(site.node)) {
+        if (const auto embedding = as_lookup(site.node)) {
             if (options_.embedding == "float") return "embedding: float";
             const auto weight = parameter_of(site.model, embedding->weight);
             if (!weight || weight->scalar_type() != at::kFloat || weight->dim() != 2)
                 return "its weight is no float32 matrix";
             if (options_.embedding == "int4" && weight->size(1) % 2 != 0) return "its rows have an odd length";
-            return {};
+            return as_embedding(site.node) ? "" : refuse_bag(site, *embedding);
         }
         return "it has no dynamic kernel";
     }
 
     std::string emit(Model& model, Node* node, const LayerFacts&) const override {
         if (as_linear(node)) return emit_linear(model, node);
-        if (as_embedding(node)) return emit_embedding(model, node);
+        if (as_lookup(node)) return emit_embedding(model, node);
         return emit_recurrent(model, node);
     }
 
-    int64_t product_bits(const Site& site) const override { return as_embedding(site.node) ? 32 : 8; }
+    int64_t product_bits(const Site& site) const override { return as_lookup(site.node) ? 32 : 8; }
 
     std::vector<at::Tensor> weights(const Model& model, Node* node, const LayerFacts&) const override {
         std::vector<at::Tensor> all;
         const auto linear = as_linear(node);
         for (const auto* value : weight_values(node)) {
             const auto weight = parameter_of(model, value)->detach();
-            if (as_embedding(node))
+            if (as_lookup(node))
                 all.push_back(rounded_rows(weight));
             else if (linear && linear->weight_transposed)
                 all.push_back(quantize_weight(weight.t()).dequantize().t());
@@ -70,6 +73,16 @@ public:
     }
 
 private:
+    static std::string refuse_bag(const Site& site, const EmbeddingView& view) {
+        const auto padding = site.argument("padding_idx") ? site.constant("padding_idx") : std::optional(c10::IValue());
+        if (!padding || !padding->isNone()) return "its padding index stands for a row of the table";
+        const auto* shape = site.shape(view.indices);
+        if (!shape || shape->size() != 1) return "its indices have another than one dimension";
+        for (size_t i = 1; i < site.node->outputs().size(); ++i)
+            if (site.node->output(i)->hasUses()) return "more than its sums is read, which tells of rows of the table";
+        return {};
+    }
+
     std::string refuse_recurrent(const Site& site, const RecurrentView& view) const {
         if (!options_.recurrent) return "recurrent: false";
         if (view.cell != "lstm" && view.cell != "gru") return "LibTorch has dynamic kernels for LSTM and GRU alone";
@@ -127,7 +140,7 @@ private:
     }
 
     std::string emit_embedding(Model& model, Node* node) const {
-        const auto view = *as_embedding(node);
+        const auto view = *as_lookup(node);
         const auto weight = parameter_of(model, view.weight)->detach().contiguous();
         const auto name = attribute_name(view.weight).value_or("");
         const bool four = options_.embedding == "int4";
@@ -148,6 +161,13 @@ private:
             rows = graph.insert(Symbol::fromQualString("quantized::embedding_bag_4bit_unpack"), {chosen});
         } else {
             rows = graph.insert(Symbol::fromQualString("quantized::embedding_byte"), {packed, flat});
+        }
+        if (!as_embedding(node)) {
+            // LibTorch's int8 bags know sums alone, and take longer than these.
+            Value* count = graph.insert(aten::size, {flat, 0});
+            node->replaceInput(0, rows);
+            node->replaceInput(1, graph.insert(aten::arange, {count}));
+            return four ? "4 bit per row" : "8 bit per row";
         }
         Value* shape = graph.insert(aten::size, {view.indices});
         Value* width =

@@ -27,16 +27,18 @@ Value* cast(Graph& graph, Value* value, at::ScalarType type) {
 
 class Half final : public Form {
 public:
-    explicit Half(std::string type) : type_(std::move(type)) {}
+    Half(std::string type, bool convolutions) : type_(std::move(type)), convolutions_(convolutions) {}
 
     std::string name() const override { return type_; }
+    bool takes_convolutions() const override { return convolutions_ && type_ == "bf16"; }
 
     std::string refuse(const Site& site) const override {
-        if (as_embedding(site.node)) return "embeddings are not multiplied";
+        if (as_lookup(site.node)) return "embeddings are not multiplied";
         if (as_recurrent(site.node)) return "recurrent cells lose accuracy step by step in half precision";
         if (type_ == "bf16" && !native_bf16()) return "this CPU has no instructions for bfloat16";
         if (const auto attention = as_attention(site.node)) return refuse_attention(site, *attention);
         const auto conv = as_conv(site.node);
+        if (conv && !convolutions_) return "convolutions: false";
         if (conv && type_ == "fp16") return "LibTorch's float16 kernel is for linear layers";
         const auto* row = find_row(site.node);
         const auto refusal = row ? row->refuse(site) : "it has no known form";
@@ -162,12 +164,13 @@ private:
     }
 
     const std::string type_;
+    const bool convolutions_;
 };
 
 }  // namespace
 
-std::unique_ptr<Form> half_form(const std::string& type) {
-    return std::make_unique<Half>(type);
+std::unique_ptr<Form> half_form(const std::string& type, bool convolutions) {
+    return std::make_unique<Half>(type, convolutions);
 }
 
 }  // namespace coppice::quantize

@@ -98,7 +98,7 @@ at::Tensor weight_of(const Model& model, const Node* node) {
     const Value* value = nullptr;
     if (const auto conv = as_conv(mutable_node)) value = conv->weight;
     if (const auto linear = as_linear(mutable_node)) value = linear->weight;
-    if (const auto embedding = as_embedding(mutable_node)) value = embedding->weight;
+    if (const auto embedding = as_lookup(mutable_node)) value = embedding->weight;
     if (!value) return {};
     return parameter_of(model, value).value_or(at::Tensor());
 }
@@ -152,9 +152,11 @@ double sqnr_db(double signal, double noise) {
 }
 
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded) {
-    const double signal = exact.pow(2).sum(at::kDouble).item<double>();
-    const double noise = (exact - rounded).pow(2).sum(at::kDouble).item<double>();
-    return sqnr_db(signal, noise);
+    return sqnr_db(power(exact), power(exact - rounded));
+}
+
+double power(const at::Tensor& values) {
+    return values.pow(2).sum(at::kDouble).item<double>();
 }
 
 std::string formatted(const char* format, double value) {
@@ -183,7 +185,7 @@ double fastest_seconds(const Model& model, const Inputs& inputs) {
 
 Range input_range(const Node* node, const std::vector<c10::IValue>& stack) {
     auto* mutable_node = const_cast<Node*>(node);
-    if (as_embedding(mutable_node)) return {};
+    if (as_lookup(mutable_node)) return {};
     const auto place = as_conv(mutable_node) || as_linear(mutable_node) ? anchor_inputs(node).tensor : size_t{0};
     if (!stack[place].isTensor()) return {};
     const auto input = stack[place].toTensor();
@@ -192,8 +194,52 @@ Range input_range(const Node* node, const std::vector<c10::IValue>& stack) {
     return {low.item<double>(), high.item<double>()};
 }
 
+WrittenParameters::WrittenParameters(const Model& model) : model_(model) {
+    // The attribute behind views of it and operators in place.
+    const auto attribute_behind = [](const Value* value) {
+        for (;;) {
+            if (auto name = attribute_name(value)) return name;
+            const Node* node = value->node();
+            const auto* schema = node->maybeSchema();
+            const bool hands_on = schema && !node->inputs().empty() && schema->arguments()[0].alias_info();
+            if (node->kind() != prim::ListUnpack && !hands_on) return std::optional<std::string>();
+            value = node->input(0);
+        }
+    };
+    for (const Node* node : all_nodes(*model.graph())) {
+        const auto* schema = node->maybeSchema();
+        if (!schema || !schema->is_mutable()) continue;
+        for (size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
+            const auto* alias = schema->arguments()[i].alias_info();
+            if (!alias || !alias->isWrite()) continue;
+            const auto name = attribute_behind(node->input(i));
+            if (!name || !has_attribute(model, *name)) continue;
+            const auto content = get_attribute(model, *name);
+            if (content.isTensor() && content.toTensor().has_storage())
+                written_.insert(content.toTensor().storage().unsafeGetStorageImpl());
+        }
+    }
+}
+
+bool WrittenParameters::reach(Node* layer) const {
+    if (written_.empty()) return false;
+    auto values = weight_values(layer);
+    if (const auto conv = as_conv(layer); conv && conv->has_bias) values.push_back(conv->bias);
+    if (const auto linear = as_linear(layer); linear && linear->has_bias) values.push_back(linear->bias);
+    if (const auto recurrent = as_recurrent(layer)) values = recurrent->weights;
+    return std::any_of(values.begin(), values.end(), [&](const Value* value) {
+        const auto tensor = parameter_of(model_, value);
+        return tensor && tensor->has_storage() && written_.count(tensor->storage().unsafeGetStorageImpl());
+    });
+}
+
+Range union_of(const Range& a, const Range& b) {
+    return {std::min(a.low, b.low), std::max(a.high, b.high)};
+}
+
 std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attention) {
     const LayerNames names(model);
+    const WrittenParameters written(model);
     std::vector<Layer> layers;
     for (Node* node : all_nodes(*model.graph())) {
         Layer layer;
@@ -201,7 +247,7 @@ std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attent
         const auto linear = as_linear(node);
         const auto recurrent = as_recurrent(node);
         const bool weightless = attention && as_attention(node);
-        if (!conv && !linear && !recurrent && !as_embedding(node) && !weightless) continue;
+        if (!conv && !linear && !recurrent && !as_lookup(node) && !weightless) continue;
         if (recurrent) {
             for (const auto* value : recurrent->weights)
                 if (const auto weight = parameter_of(model, value)) layer.parameters += weight->numel();
@@ -217,7 +263,10 @@ std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attent
             layer.facts.rows = 1;
             for (size_t i = 0; i + 1 < shape.size(); ++i) layer.facts.rows *= shape[i];
         }
-        if (facts.runs(node) == 0) layer.reason = "the example input does not reach it";
+        if (facts.runs(node) == 0)
+            layer.reason = "the example input does not reach it";
+        else if (written.reach(node))
+            layer.reason = kWeightIsWritten;
         layers.push_back(std::move(layer));
     }
     return layers;
@@ -235,10 +284,16 @@ Model isolated(const Model& model, const Node* node, const std::vector<c10::IVal
     return alone;
 }
 
+std::optional<EmbeddingView> as_lookup(Node* node) {
+    if (std::string(node->kind().toQualString()) == "aten::embedding_bag")
+        return EmbeddingView{node, node->input(0), node->input(1)};
+    return as_embedding(node);
+}
+
 std::vector<Value*> weight_values(Node* node) {
     if (const auto conv = as_conv(node)) return {conv->weight};
     if (const auto linear = as_linear(node)) return {linear->weight};
-    if (const auto embedding = as_embedding(node)) return {embedding->weight};
+    if (const auto embedding = as_lookup(node)) return {embedding->weight};
     const auto recurrent = as_recurrent(node);
     if (!recurrent) return {};
     const size_t parts = recurrent->has_biases ? 4 : 2;
@@ -250,7 +305,7 @@ std::vector<Value*> weight_values(Node* node) {
 
 Node* layer_node(const Model& isolated) {
     for (Node* node : all_nodes(*isolated.graph()))
-        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node) || as_attention(node))
+        if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_lookup(node) || as_attention(node))
             return node;
     throw InternalError("quantize", "an isolated layer holds no layer", "");
 }
@@ -480,6 +535,36 @@ void check_fallback(const Fallback& fallback, const std::string& where) {
                               "Use 600.");
 }
 
+Model restore_transposed(const Model& model, const Inputs& example, const Model& prepared, std::vector<Layer>& layers) {
+    const LayerNames names(model);
+    std::set<std::string> restored;
+    for (const auto& layer : layers) {
+        Node* before = layer.form || !as_conv(layer.node) ? nullptr : names.find(layer.facts.name);
+        const auto conv = before ? as_conv(before) : std::nullopt;
+        if (conv && conv->transposed && !as_conv(layer.node)->transposed) restored.insert(layer.facts.name);
+    }
+    if (restored.empty()) return prepared;
+    std::map<std::string, const Layer*> known;
+    for (const auto& layer : layers) known[layer.facts.name] = &layer;
+    const auto split = [&](const std::string& name) {
+        const auto layer = known.find(name);
+        return layer != known.end() && layer->second->form;
+    };
+    auto result = prepare(model, example, nullptr, split);
+    auto all = layers_of(result, Facts::observe(result, example), /*attention=*/true);
+    std::map<std::string, const Layer*> made;
+    for (const auto& layer : all) made[layer.facts.name] = &layer;
+    for (const auto& [name, layer] : known)
+        if (!made.count(name)) return prepared;
+    for (auto& layer : layers) {
+        const auto* now = made.at(layer.facts.name);
+        layer.node = now->node;
+        layer.op = now->op;
+        layer.parameters = now->parameters;
+    }
+    return result;
+}
+
 std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
                                    const Fallback& fallback, Context& context, const char* where, const char* counted) {
     check_fallback(fallback, where);
@@ -619,8 +704,9 @@ void record_layers(Context& context, const std::vector<Layer>& layers, const std
             treated_weights += layer.parameters;
             worst = std::min(worst, layer.sqnr_db);
             char text[160];
-            std::snprintf(text, sizeof text, "SQNR %.1f dB, input %.4g ... %.4g", layer.sqnr_db, layer.range.low,
-                          layer.range.high);
+            const bool by_each_call = layer.form->rounds_by_each_call();
+            std::snprintf(text, sizeof text, "SQNR %.1f dB, input %.4g ... %.4g%s", layer.sqnr_db, layer.range.low,
+                          layer.range.high, by_each_call ? ", none of it clipped: each call has its range" : "");
             const bool ranged = layer.range.low != 0 || layer.range.high != 0;
             std::string reason = ranged ? text : std::string(text).substr(0, std::string(text).find(','));
             if (!layer.reason.empty()) reason += "; " + layer.reason;
@@ -629,6 +715,7 @@ void record_layers(Context& context, const std::vector<Layer>& layers, const std
             row["detail"] = details[i];
             row["sqnr_db"] = layer.sqnr_db;
             if (ranged) row["input_range"] = {layer.range.low, layer.range.high};
+            if (ranged && by_each_call) row["clipped_ratio"] = 0.0;
         } else {
             ++kept;
             kept_weights += layer.parameters;
@@ -652,7 +739,8 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     torch::NoGradGuard no_grad;
     refuse_unusable(model, options.where);
     std::vector<LayerChange> folded;
-    const auto prepared = prepare(model, context.example, &folded);
+    auto prepared =
+        prepare(model, context.example, &folded, [&](const std::string&) { return form.takes_convolutions(); });
     const auto facts = Facts::observe(prepared, context.example);
     auto layers = layers_of(prepared, facts);
     apply_ignore(layers, options.ignore, options.where);
@@ -690,27 +778,49 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
             progress_of(context, options.where));
         for (auto& [node, layer] : open) layer->facts.moments = std::move(moments[node]);
     }
-    NodeHooks hooks;
-    hooks.before = [&](const Node* node, std::vector<c10::IValue>& stack) {
-        const auto found = open.find(node);
-        if (found == open.end() || found->second->sqnr_db != 0) return;
-        auto& layer = *found->second;
-        layer.range = input_range(node, stack);
-        if (!std::isfinite(layer.range.low) || !std::isfinite(layer.range.high)) {
-            layer.reason = "its input is NaN or infinite on " + context.facts["measured_on"].get<std::string>();
-            open.erase(found);
-            return;
-        }
-        auto copy = stack;
-        node->getOperation()(copy);
-        layer.sqnr_db =
-            sqnr_db(first_tensor(copy[0]), run_isolated(isolated(prepared, node, stack, form, layer.facts)));
-        context.log->progress(options.where, static_cast<double>(found->second - layers.data()),
-                              static_cast<double>(layers.size()), layer.facts.name);
-        if (context.interrupted()) throw Interrupted(options.where, "stopped while measuring layers", "");
+    struct Sums {
+        double signal = 0, noise = 0;
     };
-    run_nodes(prepared, batches.empty() ? context.example : batches.front(), hooks);
+    std::unordered_map<const Layer*, Sums> sums;
+    const auto measured_on = context.facts["measured_on"].get<std::string>();
+    const auto measure = [&](const Inputs& inputs, size_t batch, size_t count) {
+        std::set<const Node*> seen;  // the first run of each is looked at
+        NodeHooks hooks;
+        hooks.before = [&](const Node* node, std::vector<c10::IValue>& stack) {
+            const auto found = open.find(node);
+            if (found == open.end() || !seen.insert(node).second) return;
+            auto& layer = *found->second;
+            const auto range = input_range(node, stack);
+            layer.range = sums.count(&layer) ? union_of(layer.range, range) : range;
+            if (!std::isfinite(range.low) || !std::isfinite(range.high)) {
+                layer.reason = "its input is NaN or infinite on " + measured_on;
+                open.erase(found);
+                return;
+            }
+            auto copy = stack;
+            node->getOperation()(copy);
+            const auto exact = first_tensor(copy[0]);
+            const auto rounded = run_isolated(isolated(prepared, node, stack, form, layer.facts));
+            auto& sum = sums[&layer];
+            sum.signal += power(exact);
+            sum.noise += power(exact - rounded);
+            context.log->progress(
+                options.where,
+                static_cast<double>(batch * layers.size()) + static_cast<double>(found->second - layers.data()),
+                static_cast<double>(count * layers.size()), layer.facts.name);
+            if (context.interrupted()) throw Interrupted(options.where, "stopped while measuring layers", "");
+        };
+        run_nodes(prepared, inputs, hooks);
+    };
+    if (batches.empty()) measure(context.example, 0, 1);
+    for (size_t i = 0; i < batches.size(); ++i) measure(batches[i], i, batches.size());
     for (auto& [node, layer] : open) {
+        const auto found = sums.find(layer);
+        if (found == sums.end()) {
+            layer->reason = "no run on " + measured_on + " reaches it";
+            continue;
+        }
+        layer->sqnr_db = sqnr_db(found->second.signal, found->second.noise);
         if (layer->sqnr_db >= options.min_sqnr_db) continue;
         char text[128];
         std::snprintf(text, sizeof text, "its signal-to-noise ratio in %s is %.1f dB, min_sqnr_db is %g",
@@ -727,6 +837,12 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
                      [&](size_t a, size_t b) { return layers[a].sqnr_db < layers[b].sqnr_db; });
     std::vector<std::string> details;
     auto result = emit_within(model, prepared, layers, order, options.fallback, context, options.where, details);
+    if (auto restored = restore_transposed(model, context.example, prepared, layers);
+        restored.graph() != prepared.graph()) {
+        prepared = std::move(restored);
+        details.clear();
+        result = emit_forms(prepared, layers, &details);
+    }
     for (const auto& change : folded) context.record(change);
     record_layers(context, layers, details);
     add_layer_seconds(context, prepared, result);

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,10 @@ public:
     /// Of LayerChange: "int8 dynamic".
     virtual std::string name() const = 0;
     virtual bool needs_moments() const { return false; }
+    /// True when it rounds a layer's input by the range that it has in each call: nothing of it is clipped.
+    virtual bool rounds_by_each_call() const { return false; }
+    /// False when it refuses every convolution.
+    virtual bool takes_convolutions() const { return true; }
     /// Why `site.node` cannot have this form; empty when it can.
     virtual std::string refuse(const Site& site) const = 0;
     /// Puts the form in place of `node`, which is destroyed. Returns what a report says of the result.
@@ -38,13 +43,13 @@ public:
                                             const LayerFacts& layer) const = 0;
 };
 
-/// linear_dynamic, quantized LSTM and GRU, byte embeddings. @param reduce_range 7-bit activations, for CPUs without
-/// VNNI
+/// linear_dynamic, quantized LSTM and GRU, byte embeddings and bags of them. @param reduce_range 7-bit activations, for
+/// CPUs without VNNI
 std::unique_ptr<Form> dynamic_form(const DynamicOptions& options);
 /// Weights in 8 or 4 bit groups, or in half precision.
 std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options);
-/// Multiplies in bfloat16 or float16, float32 around it.
-std::unique_ptr<Form> half_form(const std::string& type);
+/// Multiplies in bfloat16 or float16, float32 around it. @param convolutions  false: they stay float32
+std::unique_ptr<Form> half_form(const std::string& type, bool convolutions = true);
 
 /// A layer with weights, or attention.
 struct Layer {
@@ -58,9 +63,29 @@ struct Layer {
     Range range;                 ///< of its input on the data it was measured on
 };
 
+/// Parameters that an operator writes into while the model runs, as embeddings with max_norm do to their rows. A
+/// rounded copy would not see it.
+class WrittenParameters {
+public:
+    explicit WrittenParameters(const Model& model);
+    /// Whether a weight or bias of the layer is one of them.
+    bool reach(torch::jit::Node* layer) const;
+
+private:
+    const Model& model_;
+    std::set<const c10::StorageImpl*> written_;
+};
+constexpr const char* kWeightIsWritten =
+    "another operator writes into its weight while the model runs, which a rounded copy would not see (an embedding "
+    "with "
+    "max_norm does so)";
+
 /// Convolutions, linear, recurrent layers and embeddings of the graph in order.
 /// @param attention  scaled_dot_product_attention too, which has no weights but a half-precision form
 std::vector<Layer> layers_of(const Model& model, const Facts& facts, bool attention = false);
+
+/// aten::embedding, or aten::embedding_bag.
+std::optional<EmbeddingView> as_lookup(torch::jit::Node* node);
 
 /// The values that hold a layer's matrices: one, or two per recurrent cell and direction.
 std::vector<torch::jit::Value*> weight_values(torch::jit::Node* node);
@@ -83,6 +108,8 @@ int64_t stored_bytes(const c10::IValue& value);
 /// 10 log10(signal / noise) of sums of squares; 200 where there is no noise, -200 where it is no number.
 double sqnr_db(double signal, double noise);
 double sqnr_db(const at::Tensor& exact, const at::Tensor& rounded);
+/// The sum of squares, in float64.
+double power(const at::Tensor& values);
 
 /// A figure in a message. @param format  printf's, for one double
 std::string formatted(const char* format, double value);
@@ -135,11 +162,17 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
 /// Puts the chosen form of every layer in place of it in a copy of `prepared`, whose nodes `layers` hold.
 Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::vector<std::string>* details = nullptr);
 
+/// A transposed convolution that keeps no form is to stay one, and no convolution with interleaved outputs: `prepared`,
+/// made anew without those, to which the nodes of `layers` then belong. `prepared` itself where there are none.
+Model restore_transposed(const Model& model, const Inputs& example, const Model& prepared, std::vector<Layer>& layers);
+
 /// Seconds of one call of `model`: the fastest of a few rounds by the wall clock.
 double fastest_seconds(const Model& model, const Inputs& inputs);
 
 /// Smallest and largest value of a layer's input; {0, 0} where that is no floating-point tensor.
 Range input_range(const torch::jit::Node* node, const std::vector<c10::IValue>& stack);
+/// The range that covers both.
+Range union_of(const Range& a, const Range& b);
 
 /// Records one change per layer, and facts[layers] with figures.
 void record_layers(Context& context, const std::vector<Layer>& layers, const std::vector<std::string>& details);

@@ -25,6 +25,8 @@ namespace {
 
 constexpr int64_t kFewRows = 4;      // up to which the packed kernels are faster than expanding the weight
 constexpr int64_t kPackedRows = 16;  // _convert_weight_to_int4pack_for_cpu takes multiples of this many outputs
+// _weight_int8pack_mm reads past the ends of rows of bfloat16 that are no multiple of this: NaN, or it crashes.
+constexpr int64_t kPackedColumns = 16;
 constexpr int64_t kDefaultGroup = 64;
 
 Value* cast(Graph& graph, Value* value, at::ScalarType type) {
@@ -40,6 +42,7 @@ public:
 
     std::string name() const override { return options_.type + " weights"; }
     bool needs_moments() const override { return rounding_->needs_moments(); }
+    bool takes_convolutions() const override { return options_.convolutions; }
 
     std::string refuse(const Site& site) const override {
         if (as_attention(site.node)) return "it has no weights";
@@ -52,13 +55,8 @@ public:
             const auto refusal = find_row(site.node)->refuse(site);
             if (!refusal.empty()) return refusal;
             if (!site.is_float(as_linear(site.node)->input)) return "its input is no float32 tensor";
-        } else if (const auto embedding = as_embedding(site.node)) {
-            if (!options_.embeddings) return "embeddings: false";
-            const auto weight = parameter_of(site.model, embedding->weight);
-            if (!weight || weight->scalar_type() != at::kFloat || weight->dim() != 2)
-                return "its weight is no float32 matrix";
-            if (bits_ == 4 && weight->size(1) % 2 != 0) return "its rows have an odd length";
-            return {};
+        } else if (as_lookup(site.node)) {
+            return options_.embeddings ? embedding_form()->refuse(site) : "embeddings: false";
         } else {
             return "recurrent cells have no kernel for rounded weights; quantize.dynamic treats them";
         }
@@ -69,7 +67,7 @@ public:
     }
 
     std::string emit(Model& model, Node* node, const LayerFacts& layer) const override {
-        if (as_embedding(node)) return embedding_form()->emit(model, node, layer);
+        if (as_lookup(node)) return embedding_form()->emit(model, node, layer);
         const auto weight = matrix_of(model, node);
         if (packs(node, weight, layer.rows))
             return bits_ == 4 ? emit_packed4(model, node, layer) : emit_packed8(model, node, layer);
@@ -82,7 +80,7 @@ public:
     }
 
     std::vector<at::Tensor> weights(const Model& model, Node* node, const LayerFacts& layer) const override {
-        if (as_embedding(node)) return embedding_form()->weights(model, node, layer);
+        if (as_lookup(node)) return embedding_form()->weights(model, node, layer);
         const auto matrix = matrix_of(model, node);
         const auto shape = parameter_of(model, weight_value(node))->sizes();
         const auto values = rounded(matrix, layer, bits_ == 4 && !packs(node, matrix, layer.rows)).values();
@@ -130,7 +128,7 @@ private:
         if (options_.kernel == "unpacked" || !as_linear(const_cast<Node*>(node))) return false;
         const int64_t group = group_of(weight.size(1));
         const bool fits = bits_ == 8
-                              ? options_.symmetric && group == weight.size(1)
+                              ? options_.symmetric && group == weight.size(1) && group % kPackedColumns == 0
                               : weight.size(0) % kPackedRows == 0 && (group == 32 || group == 64 || group == 128);
         return fits && (options_.kernel == "packed" || rows <= kFewRows);
     }
@@ -283,7 +281,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Form> weight_form(const WeightOnlyOptions& options) {
-    if (options.type == "bf16" || options.type == "fp16") return half_form(options.type);
+    if (options.type == "bf16" || options.type == "fp16") return half_form(options.type, options.convolutions);
     return std::make_unique<WeightForm>(options);
 }
 

@@ -12,6 +12,7 @@
 #include "plan/blocks.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <coppice/dataflow.h>
 #include <coppice/run_part.h>
 #include <torch/autograd.h>
 #include <torch/optim/adam.h>
@@ -41,28 +42,6 @@ bool is_number(const Value* value) {
     }
     return kind == c10::TypeKind::IntType || kind == c10::TypeKind::FloatType || kind == c10::TypeKind::BoolType ||
            kind == c10::TypeKind::NumberType || kind == c10::TypeKind::NoneType || kind == c10::TypeKind::DeviceObjType;
-}
-
-/// Values computed from the model's arguments.
-std::set<const Value*> dependent_values(const Graph& graph) {
-    std::set<const Value*> dependent;
-    for (size_t i = 1; i < graph.inputs().size(); ++i) dependent.insert(graph.inputs()[i]);
-    const std::function<bool(const torch::jit::Block*)> reads = [&](const torch::jit::Block* block) {
-        for (const Node* node : block->nodes()) {
-            for (const Value* input : node->inputs())
-                if (dependent.count(input)) return true;
-            for (const auto* inner : node->blocks())
-                if (reads(inner)) return true;
-        }
-        return false;
-    };
-    for (const Node* node : graph.nodes()) {
-        bool any = std::any_of(node->inputs().begin(), node->inputs().end(),
-                               [&](const Value* input) { return dependent.count(input) > 0; });
-        for (const auto* inner : node->blocks()) any = any || reads(inner);
-        if (any) dependent.insert(node->outputs().begin(), node->outputs().end());
-    }
-    return dependent;
 }
 
 /// Depends on the input and carries activations.

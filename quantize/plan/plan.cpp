@@ -10,6 +10,7 @@
 #include <limits>
 #include <regex>
 
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/error.h>
 
@@ -74,6 +75,7 @@ public:
         for (const auto& unit : plan_.units) plan_.unit_names.push_back(names.of(unit.node));
         apply_options();
         require_anchor();
+        find_sums();
         const auto& options = plan_.options;
         if (options.in_turn && options.rounding && options.rounding->blocks())
             throw InvalidArgument(kWhere, "in_turn does not go with rounding of blocks",
@@ -93,6 +95,7 @@ public:
             if (!refuse_noisy()) break;
             require_anchor();
         }
+        drop_float_layers();
         // With the layers that stay in float known: others need not make up for them.
         if (options.in_turn) {
             round_in_turn(plan_, calibration_.read(),
@@ -112,7 +115,8 @@ public:
             return ends_of(plan_.parameters.at(unit.inputs[0]), kActivationLevels);
         });
         for (auto& layer : plan_.layers)
-            if (layer.int8 && layer.parameters > 0) layer.precision = int8_precision(options.weight_bits);
+            if (layer.int8 && layer.parameters > 0)
+                layer.precision = int8_precision(options.weight_bits, weight_bits_of(plan_, names.find(layer.layer)));
     }
 
 private:
@@ -145,6 +149,18 @@ private:
             }
             for (Unit* unit : {first, last})
                 if (unit && unit->refusal.empty()) unit->refusal = "first_last: float";
+        }
+    }
+
+    /// Additions and products of tensors, and which of their operands the model's inputs do not reach.
+    void find_sums() {
+        const auto dependent = dependent_values(*plan_.model.graph());
+        for (const auto& unit : plan_.units) {
+            if ((unit.kind != UnitKind::kAdd && unit.kind != UnitKind::kMul) || !unit.refusal.empty()) continue;
+            sums_.insert(unit.node);
+            for (const size_t i : {0, 1})
+                if (!dependent.count(unit.inputs[i]) && dependent.count(unit.inputs[1 - i]))
+                    plan_.smaller_operands.emplace(unit.node, i);
         }
     }
 
@@ -204,6 +220,14 @@ private:
             }
         };
         NodeHooks hooks;
+        hooks.before = [&](const Node* node, std::vector<c10::IValue>& operands) {
+            if (!sums_.count(node)) return;
+            const auto left = operands[0].toTensor().sizes(), right = operands[1].toTensor().sizes();
+            if (left == right) return;
+            const auto whole = at::infer_size(left, right);
+            if (left != at::IntArrayRef(whole)) plan_.smaller_operands.emplace(node, 0);
+            if (right != at::IntArrayRef(whole)) plan_.smaller_operands.emplace(node, 1);
+        };
         hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
             for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
         };
@@ -302,6 +326,16 @@ private:
         }
     }
 
+    /// Layers that were refused, or whose borders moved, after their weights had been rounded: only int8 layers have
+    /// weights and biases in a plan.
+    void drop_float_layers() {
+        for (const auto& unit : plan_.units) {
+            if (unit.int8 || unit.island) continue;
+            plan_.weights.erase(unit.node);
+            plan_.biases.erase(unit.node);
+        }
+    }
+
     /// qint8, channels in dimension 0. @param moments  for each group of a convolution; may be null
     at::Tensor rounded(Node* node, const at::Tensor& weight, const std::vector<InputMoments>* moments) {
         const auto& options = plan_.options;
@@ -377,7 +411,7 @@ private:
     bool islands_ = true;
     std::unordered_map<const Value*, std::unique_ptr<Observer>> observers_;
     std::unordered_map<const Value*, Range> ranges_, joined_ranges_;
-    std::set<const Node*> measured_;
+    std::set<const Node*> measured_, sums_;
     std::unordered_map<const Node*, std::vector<InputMoments>> moments_;
 };
 
@@ -390,6 +424,24 @@ void settle_training(Model& model) {
             continue;
         WithInsertPoint guard(node);
         node->output()->replaceAllUsesWith(graph->insertConstant(false));
+    }
+    ConstantPropagation(graph);
+    model.refresh();
+}
+
+/// before  scripted nn.EmbeddingBag asks for its weight's type, whether it was given in the place of the indices
+/// after   the weight itself, where it was
+void settle_swapped_bags(Model& model) {
+    auto graph = model.graph();
+    const auto nodes = all_nodes(*graph);
+    if (std::none_of(nodes.begin(), nodes.end(), [](Node* node) { return as_lookup(node) && !as_embedding(node); }))
+        return;
+    for (Node* node : nodes) {
+        if (node->kind() != prim::dtype || !attribute_name(node->input())) continue;
+        const auto parameter = parameter_of(model, node->input());
+        if (!parameter) continue;
+        WithInsertPoint guard(node);
+        node->output()->replaceAllUsesWith(graph->insertConstant(static_cast<int64_t>(parameter->scalar_type())));
     }
     ConstantPropagation(graph);
     model.refresh();
@@ -412,8 +464,9 @@ void drop_dropout(Model& model) {
 std::string why_no_unit(Node* node) {
     const std::string op = node->kind().toUnqualString();
     if (op == "gru" || op == "lstm" || op.rfind("rnn_", 0) == 0) return "recurrent cells have no static int8 kernel";
-    if (as_embedding(node)) return "embeddings stay in float";
-    if (as_attention(node) || as_matmul(node)) return "it multiplies two computed tensors";
+    if (as_lookup(node)) return "embeddings stay in float";
+    if (as_attention(node) || as_matmul(node))
+        return "it multiplies two computed tensors, which takes LibTorch longer in int8";
     // Measured: dequantizing, the float operator and rounding again take less time than LibTorch's int8 operator.
     static const std::set<std::string> slower = {"elu",     "gelu", "instance_norm", "layer_norm",       "prelu",
                                                  "softmax", "tanh", "_prelu_kernel", "native_layer_norm"};
@@ -423,7 +476,7 @@ std::string why_no_unit(Node* node) {
 
 /// Layers, and operators that turn float tensors into float tensors: what a reader may expect to run in int8.
 bool worth_a_word(Node* node, const Facts& facts) {
-    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_embedding(node)) return true;
+    if (as_conv(node) || as_linear(node) || as_recurrent(node) || as_lookup(node)) return true;
     if (std::string(node->kind().toQualString()).rfind("aten::", 0) != 0 || node->outputs().empty()) return false;
     const auto is_float_matrix = [&](const Value* value) {
         const auto* fact = facts.find(value);
@@ -433,6 +486,23 @@ bool worth_a_word(Node* node, const Facts& facts) {
     return is_float_matrix(node->output(0)) &&
            std::any_of(node->inputs().begin(), node->inputs().end(),
                        [&](const Value* input) { return is_float_matrix(input) && !attribute_name(input); });
+}
+
+/// Where the model gives its caller contiguous tensors. All places where it cannot be told which tensor leaves where: a
+/// list that is computed has no place of its own.
+std::vector<Use> contiguous_outputs(const Model& model, const Inputs& example, const Model& prepared) {
+    torch::NoGradGuard no_grad;
+    Inputs inputs;  // copies: a model may write into its inputs
+    for (const auto& input : example)
+        inputs.push_back(input.isTensor() ? c10::IValue(input.toTensor().clone()) : input);
+    Model quiet = model.clone();  // in training mode batch norms would learn
+    quiet.eval();
+    const auto tensors = all_tensors(quiet.forward(inputs));
+    std::vector<Use> contiguous;
+    const auto places = output_places(*prepared.graph());
+    for (size_t i = 0; i < places.size(); ++i)
+        if (tensors.size() != places.size() || tensors[i].is_contiguous()) contiguous.push_back(places[i]);
+    return contiguous;
 }
 
 }  // namespace
@@ -491,8 +561,7 @@ int64_t widest_weight(const std::string& reduce_range, bool exact_products) {
 bool sums_in_16_bits(const Model& model, Node* node, const std::string& engine) {
     const auto conv = as_conv(node);
     const auto weight = conv && !conv->transposed ? parameter_of(model, conv->weight) : std::nullopt;
-    if (!weight || !fbgemm_depthwise(weight->sizes(), conv->groups)) return false;
-    return conv->groups > kOnednnGroups || (engine != "x86" && engine != "onednn");
+    return weight && fbgemm_depthwise(weight->sizes(), conv->groups, engine);
 }
 
 int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
@@ -503,8 +572,9 @@ int64_t weight_bits_of(const StaticPlan::Impl& plan, Node* node) {
     return std::min<int64_t>(plan.weight_bits, narrow ? 7 : 8);
 }
 
-std::string int8_precision(int64_t weight_bits) {
-    return weight_bits == 8 ? "int8" : "int8 (simulated W" + std::to_string(weight_bits) + "A8)";
+std::string int8_precision(int64_t weight_bits, int64_t used_bits) {
+    if (weight_bits < 8) return "int8 (simulated W" + std::to_string(weight_bits) + "A8)";
+    return used_bits < 8 ? "int8 (" + std::to_string(used_bits) + "-bit weights)" : "int8";
 }
 
 void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const Calibration& batches,
@@ -555,10 +625,11 @@ void measure_noise(const Model& model, const std::vector<Unit*>& anchors, const 
     }
 }
 
-Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded) {
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded, const LayerFilter& split) {
     Model copy = model.clone();
     copy.eval();
     settle_training(copy);
+    settle_swapped_bags(copy);
     fold_batch_norm(copy, example, folded);
     drop_dropout(copy);
     settle_dictionaries(copy);
@@ -566,7 +637,7 @@ Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange
     // Networks add and rectify in place; the int8 operators do not.
     RemoveTensorMutation(copy.graph());
     fold_hard_sigmoid(copy);
-    split_transposed_convolutions(copy, example);
+    split_transposed_convolutions(copy, example, split);
     copy.refresh();
     return copy;
 }
@@ -647,6 +718,12 @@ void check_options(const StaticOptions& options) {
                               "Use 0.5, or 0 to leave it out.");
     check_smooth_norms(kWhere, options.smooth_norms);
     check_relu6(kWhere, "equalize_relu6", options.equalize_relu6);
+    if (options.smooth == 0 && options.smooth_norms != StaticOptions().smooth_norms)
+        throw InvalidArgument(kWhere, "smooth_norms is " + options.smooth_norms + ", but smooth is off",
+                              "Use smooth: 0.5 with it, or leave it out.");
+    if (!options.equalize && options.equalize_relu6 != StaticOptions().equalize_relu6)
+        throw InvalidArgument(kWhere, "equalize_relu6 is " + options.equalize_relu6 + ", but equalize is off",
+                              "Use equalize: true with it, or leave it out.");
     if (options.rounding && options.rounding->moves_offsets())
         throw InvalidArgument(kWhere, "rounding hqq moves offsets, which int8 kernels' symmetric weights do not have",
                               "Use gptq or adaround, or hqq in quantize.weight_only.");
@@ -679,6 +756,7 @@ StaticPlan plan_static(const Model& model, const Inputs& example, const Calibrat
         plan->smoothed = smooth(plan->model, calibration, smoothing, &plan->folded);
     }
     plan->facts = Facts::observe(plan->model, example);
+    plan->contiguous_outputs = contiguous_outputs(model, example, plan->model);
     Planner(*plan, calibration).run();
     return StaticPlan(plan);
 }

@@ -20,7 +20,11 @@ struct StaticPlan::Impl {
     std::unordered_map<const torch::jit::Node*, at::Tensor> weights;  ///< qint8 [out, in, ...] of int8 anchors
     std::unordered_map<const torch::jit::Node*, at::Tensor> biases;   ///< corrected ones, float32 [out]
     std::set<const torch::jit::Node*> cats_with_one_scale;
+    /// Operands of additions and products, as (operator, 0 or 1), that are repeated to the size of the other one on a
+    /// calibration batch, or that no input of the model reaches, so that they do not grow with its batch.
+    std::set<std::pair<const torch::jit::Node*, size_t>> smaller_operands;
     std::vector<LayerPlan> layers;
+    std::vector<torch::jit::Use> contiguous_outputs;  ///< places of output_places() that the float model fills so
     std::vector<LayerChange> folded;
     Equalized equalized;
     Smoothed smoothed;
@@ -72,8 +76,9 @@ bool sums_in_16_bits(const Model& model, torch::jit::Node* node, const std::stri
 /// off.
 int64_t weight_bits_of(const StaticPlan::Impl& plan, torch::jit::Node* node);
 
-/// What a layer of these bits is called in reports: fewer than 8 are stored and multiplied as int8.
-std::string int8_precision(int64_t weight_bits);
+/// What a layer is called in reports. @param weight_bits  asked for: fewer than 8 are simulated, stored and multiplied
+/// as int8 @param used_bits  weight_bits_of(): fewer where sums would saturate otherwise
+std::string int8_precision(int64_t weight_bits, int64_t used_bits = 8);
 
 /// Sets sqnr_db (200 where there is no noise) and clipped_ratio of convolutions and linear layers: each by itself, its
 /// float output against that with input and weight rounded. Runs the float model on the first batches.
@@ -85,8 +90,13 @@ constexpr int64_t kActivationLevels = 256;  ///< of static int8
 /// What integers 0 to levels - 1 stand for.
 Range ends_of(const Affine& parameters, int64_t levels);
 
+/// Says of a layer by its name.
+using LayerFilter = std::function<bool(const std::string& name)>;
+
 /// A copy of `model` ready to be planned: batch norms folded, in-place operators replaced where that is safe.
-Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded);
+/// @param split  which transposed convolutions become convolutions, see there; empty: all
+Model prepare(const Model& model, const Inputs& example, std::vector<LayerChange>* folded,
+              const LayerFilter& split = {});
 
 /// Gives readers of dictionaries of tensors the tensors themselves, where keys are constants.
 void settle_dictionaries(Model& model);
@@ -98,7 +108,8 @@ void settle_lists(Model& model);
 void fold_hard_sigmoid(Model& model);
 
 /// Makes transposed convolutions (float32, no dilation) convolutions with interleaved outputs.
-void split_transposed_convolutions(Model& model, const Inputs& example);
+/// @param wanted  which; empty: all
+void split_transposed_convolutions(Model& model, const Inputs& example, const LayerFilter& wanted = {});
 
 /// @throws InvalidArgument naming an option out of its range, or roundings that int8 kernels cannot follow
 void check_options(const StaticOptions& options);
@@ -115,6 +126,12 @@ struct Kernels {
 /// Those that can run the plan, of what its options leave open.
 std::vector<Kernels> kernels_for(const StaticPlan& plan);
 StaticPlan with_kernels(const StaticPlan& plan, const Kernels& kernels);
+/// The fastest of the candidates, or an earlier one that takes hardly longer: the least time of a few rounds in which
+/// each has its turn, so that what else the machine does meets all of them. One that cannot be built or run is left
+/// out with a warning; the last failure is thrown where none can. @param build  a model of them @param seconds  gets
+/// those of each, by name; stays empty where there is no choice
+Kernels fastest_kernels(const std::vector<Kernels>& candidates, const std::function<Model(const Kernels&)>& build,
+                        const Inputs& inputs, Json& seconds, Log& log);
 
 /// The plan, or with options.fallback that with the noisiest layers in float which the metric asks for, in
 /// context.facts["fallback"]. Each try plans anew: borders move when a layer leaves.

@@ -111,22 +111,30 @@ Value* replaced(Model& model, const SoleReaders& readers, Value* value, const at
 
 }  // namespace
 
-void split_transposed_convolutions(Model& model, const Inputs& example) {
+void split_transposed_convolutions(Model& model, const Inputs& example, const LayerFilter& wanted) {
     torch::NoGradGuard no_grad;
     static constexpr const char* kNames[] = {"aten::conv1d", "aten::conv2d", "aten::conv3d"};
     auto graph = model.graph();
     const SoleReaders readers(model);
+    const LayerNames names(model);
+    // All are found before the first is replaced: facts are of the graph as it was.
+    std::vector<Node*> chosen;
     std::optional<Facts> facts;
     for (Node* node : all_nodes(*graph)) {
         const auto view = as_conv(node);
-        if (!view || !view->transposed || !view->padding_mode.empty()) continue;
+        if (!view || !view->transposed || !view->padding_mode.empty() || (wanted && !wanted(names.of(node)))) continue;
+        const auto weight = parameter_of(model, view->weight);
+        const bool dense = std::all_of(view->dilation.begin(), view->dilation.end(), [](int64_t d) { return d == 1; });
+        if (!weight || weight->scalar_type() != at::kFloat || !dense) continue;
+        if (view->has_bias && !parameter_of(model, view->bias)) continue;
+        if (!facts) facts = Facts::observe(model, example);
+        if (facts->has_shape(view->input) && static_cast<int64_t>(facts->shape(view->input).size()) == view->dims + 2)
+            chosen.push_back(node);
+    }
+    for (Node* node : chosen) {
+        const auto view = as_conv(node);
         const auto weight = parameter_of(model, view->weight);
         const auto bias = view->has_bias ? parameter_of(model, view->bias) : std::optional<at::Tensor>();
-        const bool dense = std::all_of(view->dilation.begin(), view->dilation.end(), [](int64_t d) { return d == 1; });
-        if (!weight || weight->scalar_type() != at::kFloat || (view->has_bias && !bias) || !dense) continue;
-        if (!facts) facts = Facts::observe(model, example);
-        if (!facts->has_shape(view->input) || static_cast<int64_t>(facts->shape(view->input).size()) != view->dims + 2)
-            continue;
         const auto phases = phases_of(*view, *weight);
         std::vector<int64_t> padding;
         for (const int64_t taps : phases.taps) padding.push_back(taps - 1);

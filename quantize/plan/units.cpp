@@ -1,8 +1,13 @@
 #include "plan/units.h"
 
 #include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/ir/constants.h>
+
+#include <limits>
+#include <set>
 
 #include "emit/operators.h"
+#include "layers/layers.h"
 
 namespace coppice::quantize {
 
@@ -44,7 +49,9 @@ std::optional<Unit> pad_channels(const Site& site) {
         if (!(start->isNone() || (start->isInt() && start->toInt() == 0))) break;
         const int64_t axis = dim->toInt() < 0 ? dim->toInt() + 4 : dim->toInt();
         if (axis < 2 && step->toInt() != 1) break;
-        if (!(end->isNone() || (end->isInt() && end->toInt() >= (*before)[static_cast<size_t>(axis)]))) break;
+        // To the end, however large the image is; only the number of channels is that of the example.
+        const auto all = axis == 1 ? (*before)[1] : std::numeric_limits<int64_t>::max();
+        if (!(end->isNone() || (end->isInt() && end->toInt() >= all))) break;
         unit.nodes.insert(unit.nodes.begin(), value->node());
         value = value->node()->input(0);
     }
@@ -103,6 +110,12 @@ void add_costs(Unit& unit, const Facts& facts) {
             unit.float_cost = (moves ? 1000 : kCallNs) + unit.row->float_ns * count + relu;
             const std::string op = unit.node->kind().toUnqualString();
             if (op == "silu") unit.int8_cost += kCallNs;  // a sigmoid and a product
+            // LibTorch takes 32 channels at once, and the rest one by one: per element on 2 threads, like the table's.
+            if (op == "max_pool2d" || op == "max_pool3d") {
+                const auto channels = facts.shape(unit.inputs[0])[1];
+                const double rest = static_cast<double>(channels % 32) / static_cast<double>(channels);
+                unit.int8_cost += rest * (op == "max_pool2d" ? 0.8 : 1.6) * count;
+            }
             // An average is narrower than what it averages, but gets its scale: worth 4 us to keep it exact.
             if (op == "mean" || op.find("avg_pool") != std::string::npos) unit.int8_cost += 4000;
         }
@@ -135,12 +148,61 @@ private:
     std::unique_ptr<AliasDb> aliases_;
 };
 
+bool holds_tensors(const c10::Type& type) {
+    const auto inside = type.containedTypes();
+    return type.isSubtypeOf(*c10::TensorType::get()) ||
+           std::any_of(inside.begin(), inside.end(), [](const auto& part) { return holds_tensors(*part); });
+}
+
+/// Tensors whose strides decide what an operator reads further on (as_strided, stride): their own or those of what is
+/// computed from them. int8 convolutions give strides of channels last, which most operators hand on.
+std::set<const Value*> read_by_strides(const Graph& graph) {
+    static const std::set<std::string> readers = {"aten::as_strided", "aten::as_strided_", "aten::as_strided_copy",
+                                                  "aten::as_strided_scatter", "aten::stride"};
+    // Whatever they read, what they give is contiguous.
+    static const std::set<std::string> ends = {"aten::addmm",  "aten::bmm", "aten::embedding", "aten::linear",
+                                               "aten::matmul", "aten::mm",  "aten::layer_norm"};
+    std::set<const Value*> found;
+    std::vector<const Value*> open;
+    const auto reach = [&](const Value* value) {
+        if (!holds_tensors(*value->type()) || toIValue(value) || attribute_name(value) ||
+            ends.count(value->node()->kind().toQualString()))
+            return;
+        if (value->node()->kind() == aten::contiguous) {
+            const auto format = constant_of(value->node()->input(1));
+            if (format && format->isInt() && format->toInt() == static_cast<int64_t>(at::MemoryFormat::Contiguous))
+                return;
+        }
+        if (found.insert(value).second) open.push_back(value);
+    };
+    for (Node* node : all_nodes(graph))
+        if (readers.count(node->kind().toQualString())) reach(node->input(0));
+    const std::function<void(const Node*)> reach_inputs = [&](const Node* node) {
+        for (const auto* input : node->inputs()) reach(input);
+        for (const auto* block : node->blocks()) {
+            for (const Node* inner : block->nodes()) reach_inputs(inner);
+            for (const auto* output : block->outputs()) reach(output);
+        }
+    };
+    while (!open.empty()) {
+        const Node* node = open.back()->node();
+        open.pop_back();
+        if (node->kind() != prim::Param)
+            reach_inputs(node);
+        else if (const Node* owner = node->owningBlock() ? node->owningBlock()->owningNode() : nullptr)
+            reach_inputs(owner);  // what a loop carries
+    }
+    return found;
+}
+
 }  // namespace
 
 std::unordered_map<const Node*, const Unit*> units_by_node(const std::vector<Unit>& units) {
     std::unordered_map<const Node*, const Unit*> all;
-    for (const auto& unit : units)
+    for (const auto& unit : units) {
         for (const Node* node : unit.nodes) all[node] = &unit;
+        if (unit.kind == UnitKind::kCat) all[unit.node->input(0)->node()] = &unit;
+    }
     return all;
 }
 
@@ -166,6 +228,8 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
     std::unordered_map<const Node*, Unit> padding;
     const auto graph = model.graph();
     const WrittenValues written(graph);
+    const auto strided = read_by_strides(*graph);
+    const WrittenParameters written_parameters(model);
     for (Node* node : graph->block()->nodes()) {
         const auto kind = std::string(node->kind().toQualString());
         if (kind != "aten::pad" && kind != "aten::constant_pad_nd") continue;
@@ -213,10 +277,14 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
         if (row->kind == UnitKind::kCat && node->input(0)->node()->kind() != prim::ListConstruct) continue;
         if (unit.inputs.empty()) unit.inputs = tensor_inputs(row->kind, node);
         unit.refusal = refusal_of(unit, site);
+        if (unit.refusal.empty() && weighty && written_parameters.reach(node)) unit.refusal = kWeightIsWritten;
         for (const auto* values : {&unit.inputs, &unit.outputs})
             for (const auto* value : *values)
                 if (unit.refusal.empty() && written.contains(value))
                     unit.refusal = "another operator writes into its input or output in place";
+        if (unit.refusal.empty() && std::any_of(unit.outputs.begin(), unit.outputs.end(),
+                                                [&](const Value* value) { return strided.count(value) > 0; }))
+            unit.refusal = "the strides of what it gives are read further on (as_strided, stride), and int8 has others";
         if (unit.refusal.empty() && row->fuses) {
             Node* user = only_reader(unit.outputs[0]);
             if (user && clamp_of(user) && user->owningBlock() == node->owningBlock() &&

@@ -74,7 +74,8 @@ struct Site {
 /// The units of the outermost block in order, with fusions and refusals; costs follow from the example's shapes.
 std::vector<Unit> find_units(const Model& model, const Facts& facts);
 
-/// The unit that each operator is part of; operators of no unit are not in it.
+/// The unit that each operator is part of, the list that a concatenation reads its parts from included; operators of no
+/// unit are not in it.
 std::unordered_map<const torch::jit::Node*, const Unit*> units_by_node(const std::vector<Unit>& units);
 
 /// True for operators that read no values of a tensor (size, dim, ...): they may read an int8 tensor instead.

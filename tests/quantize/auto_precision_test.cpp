@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "layers/layers.h"
 #include "support/support.h"
 
 namespace coppice::quantize {
@@ -125,6 +126,101 @@ TEST(Auto, ReturnsLayersOfStaticInt8ToFloatUntilTheMetricHolds) {
     EXPECT_EQ(int8_layers(none), 0);
     EXPECT_EQ(context.facts["chosen"], "float");
     EXPECT_THAT(context.facts["why_not_static"].get<std::string>(), ::testing::HasSubstr("max_drop"));
+}
+
+int count(const Model& model, const std::string& op) {
+    int found = 0;
+    for (const auto* node : all_nodes(*model.graph())) found += node->kind().toQualString() == op;
+    return found;
+}
+
+TEST(Auto, ReturnsNothingThatMissesMaxDrop) {
+    auto context = context_with_data();
+    AutoOptions options;
+    options.forms = {"dynamic"};
+    options.fallback.max_drop = 1;
+    options.timer = prices({{"aten::linear", 10},
+                            {"quantized::linear_dynamic", 1},
+                            {"quantized::linear", 4},
+                            {"quantized::linear_with_input_q_dq_qweight_dq_output_fp32", 4},
+                            {"onednn::qlinear_pointwise", 4}});
+    const auto dynamic_layers = [](const Model& model) { return count(model, "quantized::linear_dynamic"); };
+    // No layer may be dynamic, not even the last one.
+    context.evaluate = [&](const Model& model) { return 90.0 - 5 * dynamic_layers(model); };
+    const auto none = auto_precision(options)->apply(two_layers(), context);
+    EXPECT_EQ(count(none, "aten::linear"), 2);
+    EXPECT_EQ(context.facts["chosen"], "float");
+    EXPECT_THAT(context.facts["why_not_layers"].get<std::string>(), ::testing::HasSubstr("max_drop"));
+    // One may.
+    context.facts = Json::object();
+    context.evaluate = [&](const Model& model) { return 90.0 - (dynamic_layers(model) > 1 ? 5 : 0); };
+    const auto one = auto_precision(options)->apply(two_layers(), context);
+    EXPECT_EQ(dynamic_layers(one), 1);
+    EXPECT_EQ(context.facts["chosen"], "layers");
+    EXPECT_TRUE(context.facts["fallback"]["holds"].get<bool>());
+    // What is not as fast, but holds, is taken.
+    options.forms = {"dynamic", "static"};
+    context.facts = Json::object();
+    context.evaluate = [&](const Model& model) { return dynamic_layers(model) ? 50.0 : 90.0; };
+    const auto other = auto_precision(options)->apply(two_layers(), context);
+    EXPECT_EQ(dynamic_layers(other), 0);
+    EXPECT_EQ(count(other, "aten::linear"), 0);
+    EXPECT_THAT(context.facts["chosen"].get<std::string>(), ::testing::StartsWith("static"));
+    EXPECT_TRUE(context.facts["fallback"]["holds"].get<bool>());
+    // Nothing to judge by.
+    context.evaluate = nullptr;
+    EXPECT_ERROR(auto_precision(options)->apply(two_layers(), context), InvalidArgument, "labelled validation data");
+}
+
+TEST(Auto, TheModelStaysAsItIsWhereNothingIsFaster) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model(
+        {{"f.weight", sine({8, 8}, 0.3)},
+         {"t.weight", sine({8, 8, 2}, 0.3)},
+         {"b.weight", 1 + sine({8}, 0.5)},
+         {"b.bias", sine({8})},
+         {"b.running_mean", sine({8}, 0.1)},
+         {"b.running_var", 1 + sine({8}, 0.3)}},
+        "def forward(self, x):\n"
+        "    x = torch.conv_transpose1d(torch.linear(x, self.f.weight), self.t.weight, None, [2])\n"
+        "    return torch.batch_norm(x, self.b.weight, self.b.bias, self.b.running_mean, self.b.running_var, "
+        "self.training, 0.1, 1e-5, True)\n");
+    const auto x = sine({2, 8, 8});
+    AutoOptions options;
+    options.forms = {"dynamic"};
+    for (const double price : {20.0, 1.0}) {
+        Context context;
+        context.example = {x};
+        options.timer = prices({{"aten::linear", 10}, {"quantized::linear_dynamic", price}});
+        const auto result = auto_precision(options)->apply(model, context);
+        const bool same = price > 10;
+        EXPECT_EQ(context.facts["chosen"], same ? "float" : "layers");
+        EXPECT_EQ(count(result, "aten::conv_transpose1d"), 1);  // stays float, and what it is
+        EXPECT_EQ(count(result, "aten::batch_norm"), same ? 1 : 0);
+        const auto folded = std::count_if(context.changes.begin(), context.changes.end(),
+                                          [](const LayerChange& change) { return change.action == "folded"; });
+        EXPECT_EQ(folded, same ? 0 : 1);
+        if (same) EXPECT_TRUE(at::equal(result.forward({x}).toTensor(), model.forward({x}).toTensor()));
+        EXPECT_NE(result.graph(), model.graph());  // a copy all the same
+    }
+}
+
+TEST(Auto, NoiseIsMeasuredOnAllBatches) {
+    auto data = sine({32, 32});
+    data.mul_(at::arange(1, 33).reshape({32, 1}));  // every row is larger than the one before
+    Context context;
+    context.example = {sine({3, 32})};
+    context.data.calibration = tensor_dataset({data}, at::zeros({32}, at::kLong), "sine");
+    AutoOptions options;
+    options.forms = {"dynamic"};
+    options.batches = 8;
+    options.batch_size = 4;
+    options.timer = prices({{"aten::linear", 10}, {"quantized::linear_dynamic", 1}});
+    auto_precision(options)->apply(two_layers(), context);
+    const auto& row = context.facts["layers"].at(0);
+    EXPECT_EQ(row.at("layer"), "a");
+    EXPECT_FLOAT_EQ(row.at("input_range")[0].get<float>(), data.min().item<float>());
+    EXPECT_FLOAT_EQ(row.at("input_range")[1].get<float>(), data.max().item<float>());
 }
 
 TEST(Auto, TakesFusedLinearLayersWhereTheWholeModelIsFasterWithThem) {
@@ -260,14 +356,32 @@ TEST(Auto, IgnoredAttentionAndLayersStayAsTheyAre) {
 
 TEST(Auto, MeasuresByTheClockWithoutATimer) {
     torch::NoGradGuard no_grad;
-    auto context = context_with_data();
+    // So large that int8 takes a third of the time where the CPU has the instructions for it.
+    const auto model = build_model({{"a.weight", sine({1024, 1024}, 0.03)}, {"b.weight", sine({1024, 1024}, 0.02)}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.linear(torch.sigmoid(torch.linear(x, self.a.weight)), "
+                                   "self.b.weight)\n");
+    Context context;
+    context.example = {sine({64, 1024})};
+    context.data.calibration = tensor_dataset({sine({64, 1024}, 1.5)}, at::zeros({64}, at::kLong), "sine");
     Options settings("quantize.auto");
-    const auto result =
-        find_entry(stages(), "stage", "quantize.auto", "test").make(settings)->apply(two_layers(), context);
+    const auto result = find_entry(stages(), "stage", "quantize.auto", "test").make(settings)->apply(model, context);
     const auto x = context.example[0].toTensor();
-    const auto exact = two_layers().forward({x}).toTensor(), rounded = result.forward({x}).toTensor();
+    const auto exact = model.forward({x}).toTensor(), rounded = result.forward({x}).toTensor();
     EXPECT_LT((exact - rounded).pow(2).sum().item<double>(), 0.02 * exact.pow(2).sum().item<double>());  // 17 dB
-    EXPECT_GT(context.facts["model_seconds"]["float"].get<double>(), 0);
+    const auto& seconds = context.facts["model_seconds"];
+    const auto chosen = context.facts["chosen"].get<std::string>();
+    for (const auto& [name, value] : seconds.items()) {
+        EXPECT_GT(value.get<double>(), 0) << name;
+        EXPECT_LE(seconds.at(chosen).get<double>(), value.get<double>()) << name;
+    }
+    if (exact_int8_products()) {
+        EXPECT_NE(chosen, "float") << context.facts.dump(1);
+        EXPECT_EQ(count(result, "aten::linear"), 0);
+        // By the clock of the test.
+        const double before = fastest_seconds(model, {x}), after = fastest_seconds(result, {x});
+        EXPECT_LT(after, 0.8 * before);
+    }
     EXPECT_ERROR(
         [] {
             AutoOptions options;

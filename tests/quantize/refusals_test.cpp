@@ -47,6 +47,32 @@ TEST(Refusals, EveryStageNamesTheWeightThatIsNoNumberBeforeItWorks) {
         }
 }
 
+TEST(Refusals, ALayerThatTheFirstBatchDoesNotReachIsMeasuredOnALaterOneOrSaysThatNoneDoes) {
+    const auto model = build_model({{"a.weight", sine({6, 6}, 0.3)}, {"b.weight", sine({6, 6}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.linear(x, self.a.weight)\n"
+                                   "    if bool(x.sum() > 0.):\n"
+                                   "        y = torch.linear(y, self.b.weight)\n"
+                                   "    return y\n");
+    const auto positive = sine({1, 6}).abs();
+    // Whichever of two is read first, of one pair it does not reach the layer.
+    for (const auto& [first, second] :
+         {std::pair{-positive, positive}, {positive, -positive}, {-positive, -positive}}) {
+        Context context;
+        context.example = {positive};
+        context.data.calibration = tensor_dataset({at::cat({first, second})}, at::zeros({2}, at::kLong), "sines");
+        stage_of("quantize.dynamic", {{"batches", "2"}, {"batch_size", "1"}})->apply(model, context);
+        const bool reached = !at::equal(first, second);
+        ASSERT_EQ(context.changes.size(), 2u);
+        for (const auto& change : context.changes) {
+            SCOPED_TRACE(change.layer + ": " + change.reason);
+            const bool kept = change.layer == "b" && !reached;
+            EXPECT_EQ(change.action == "kept", kept);
+            EXPECT_THAT(change.reason, ::testing::HasSubstr(kept ? "no run on calibration data reaches it" : "SQNR "));
+        }
+    }
+}
+
 TEST(Refusals, DataThatAreNoNumbersAreNamedByWhereTheyAre) {
     const auto model = build_model({{"a.weight", sine({4, 3, 3, 3}, 0.3)}, {"f.weight", sine({5, 4}, 0.4)}},
                                    "def forward(self, x):\n"

@@ -284,6 +284,44 @@ TEST(StaticInt8, ChoosesTheKernelsOfConvolutionsByMeasuring) {
     }
 }
 
+TEST(StaticInt8, KernelsThatDoNotRunAModelAreLeftOutOfTheChoice) {
+    /// Keeps warnings.
+    struct Warnings final : Log {
+        void write(const std::string& level, const std::string& message) override {
+            if (level == "warning") all.push_back(message);
+        }
+        std::vector<std::string> all;
+    };
+    const auto good = residual_model();
+    const auto broken = build_model({}, "def forward(self, x):\n    return x.view([7, 7])\n");
+    const Inputs x{sine({1, 3, 8, 8})};
+    const std::vector<Kernels> candidates{
+        {"x86", "packed", "packed"}, {"x86", "packed", "fused_large"}, {"x86", "fused", "packed"}};
+    for (size_t failing = 0; failing < 8; ++failing) {  // every choice of them
+        const auto fails = [&](const Kernels& kernels) {
+            for (size_t i = 0; i < 3; ++i)
+                if (candidates[i].name() == kernels.name()) return (failing >> i) % 2 == 1;
+            return true;
+        };
+        const auto left = static_cast<size_t>(
+            std::count_if(candidates.begin(), candidates.end(), [&](const Kernels& one) { return !fails(one); }));
+        Warnings log;
+        Json seconds = Json::object();
+        const auto choose = [&] {
+            return fastest_kernels(
+                candidates, [&](const Kernels& kernels) { return fails(kernels) ? broken : good; }, x, seconds, log);
+        };
+        if (left == 0) {
+            EXPECT_THROW(choose(), std::exception);
+        } else {
+            EXPECT_FALSE(fails(choose())) << failing;
+        }
+        EXPECT_EQ(seconds.size(), left > 1 ? left : 0u);
+        ASSERT_EQ(log.all.size(), 3 - left);
+        for (const auto& warning : log.all) EXPECT_THAT(warning, ::testing::HasSubstr("are left out: "));
+    }
+}
+
 TEST(StaticInt8, WeightsOfFewBitsAreCalledSimulatedInEveryRow) {
     for (const std::string bits : {"8", "7", "4"}) {
         auto context = context_of();
@@ -304,7 +342,7 @@ TEST(StaticInt8, ReducedRangeIsSaidAndIsNoSimulation) {
     EXPECT_EQ(context.facts["weight_bits"], 7);
     EXPECT_EQ(context.facts["reduced_range"], true);
     EXPECT_FALSE(context.facts.contains("simulated"));
-    EXPECT_EQ(context.facts["layers"][0].at("precision"), "int8");
+    EXPECT_EQ(context.facts["layers"][0].at("precision"), "int8 (7-bit weights)");
     from_recipe({{"reduce_range", "off"}})->apply(residual_model(), context);
     EXPECT_EQ(context.facts["weight_bits"], 8);
     EXPECT_EQ(context.facts["reduced_range"], false);
@@ -376,6 +414,8 @@ TEST(StaticInt8, AgreesWithItsSimulationWithEveryRoundingAndFewerBits) {
     EXPECT_ERROR(from_recipe({{"smooth", "2"}}), InvalidArgument, "smooth");
     EXPECT_ERROR(from_recipe({{"smooth_norms", "some"}}), InvalidArgument, "smooth_norms");
     EXPECT_ERROR(from_recipe({{"equalize_relu6", "relu7"}}), InvalidArgument, "equalize_relu6");
+    EXPECT_ERROR(from_recipe({{"equalize_relu6", "relu"}}), InvalidArgument, "but equalize is off");
+    EXPECT_ERROR(from_recipe({{"smooth_norms", "all"}}), InvalidArgument, "but smooth is off");
 }
 
 /// Everything that is logged.

@@ -178,7 +178,28 @@ private:
     }
 
     void block_beyond_pruning(int64_t width) {
-        switch (pick(0, 7)) {
+        switch (pick(0, 8)) {
+            case 8: {  // a residual that is read again behind the sum: by a concatenation, or a padding of its slices
+                widen(width);
+                line("s = x[:, :, ::2, ::2]");
+                line("y = torch.relu(" + conv("x", width, width) + ")");
+                line("y = torch.relu(" + conv("y", width, width) + (pick(0, 1) ? " + x)" : " + x.transpose(2, 3))"));
+                if (pick(0, 1)) line("y = " + conv("y", width, width) + " + x");
+                line("x = torch.cat([y, x], 1)");
+                channels_ = 2 * width;
+                if (pick(0, 1)) {
+                    line("x = torch.conv2d(x, " +
+                         tensor(fresh("half") + ".weight", {width, 2 * width, 2, 2},
+                                1.2 / std::sqrt(static_cast<double>(8 * width))) +
+                         ", None, [2, 2])");
+                    line(
+                        "x = torch.constant_pad_nd(x, [0, 0, 0, 0, 2, 2]) + "
+                        "torch.constant_pad_nd(s, [0, 0, 0, 0, 2, 2])");
+                    line("x = torch.upsample_nearest2d(x, [8, 8])");
+                    channels_ = width + 4;
+                }
+                return;
+            }
             case 0:  // sums and a rectifier that write over what they read
                 widen(width);
                 line("y = " + conv("x", width, width));

@@ -49,8 +49,11 @@ int fuse_elementwise(Model& model, const Inputs& example);
 ///     before  matmul(softmax(matmul(q, k^T) * c + mask, -1), v)
 ///     after   scaled_dot_product_attention(q, k, v, mask, scale=c)
 ///
-/// It fires for 4-d float tensors where nothing else reads what lies between, with or without the constant factor (or
-/// divisor) and the added mask. Values stay the same up to rounding.
+/// It fires for float tensors of 4 dimensions, or 3 (nn.MultiheadAttention where it does not take its fast path), where
+/// nothing else reads what lies between. Products may be matmul, bmm or baddbmm; the factor (or divisor) c is a number;
+/// masks are added, or filled in by masked_fill or where with a constant of at most -1e4. Values stay the same up to
+/// rounding, in rows that hide everything too, with one exception: where -inf hides a whole row, the result was NaN
+/// and is 0.
 /// @return the number of attentions replaced
 int fuse_attention(Model& model, const Inputs& example);
 
@@ -60,8 +63,10 @@ int fuse_attention(Model& model, const Inputs& example);
 ///     before  linear(x, W1, b1), linear(x, W2, b2), ...
 ///     after   split(linear(x, [W1; W2; ...], [b1; b2; ...]), [out1, out2, ...])
 ///
-/// Values stay the same up to rounding; the results are views of one tensor. What follows, quantizing for one, sees one
-/// layer. A weight that is read twice and an input that is changed in place are left alone.
+/// Values stay the same up to rounding, those of the int8 layers of quantize.dynamic (quantized::linear_dynamic) bit for
+/// bit. The parts are views of one tensor, and `view` of them becomes `reshape`; where a part is handed out, written
+/// into, or asked for its strides, a copy takes its place. What follows, quantizing for one, sees one layer, named
+/// after the first. A weight that is read twice and an input that is changed in place are left alone.
 /// @return the number of layers that were merged
 int merge_linear(Model& model, const Inputs& example);
 
@@ -95,11 +100,12 @@ struct DeployOptions {
 /// Every form is saved, loaded by LibTorch, compared with the model before, and timed in interleaved rounds in random
 /// order, at the example's batch size and those of `batch`, with LibTorch's current number of threads. A form replaces
 /// a simpler one only when the 95 % interval of the median paired ratio of their times lies below 0.99. Outputs must
-/// agree within the tolerance on the calibration data, or the example where there is none. context.facts gets "form",
+/// agree within the tolerance on the calibration data, or the example where there is none. A form that cannot be made,
+/// or does not run, is left out with the reason. context.facts gets "form",
 /// "forms" (each with times, ratio, interval or why it was not kept), "threads", "rounds", "subnormal_weights";
 /// context.changes what was folded.
 ///
-/// A model with nothing to rewrite (int8, for one) passes through: "already in its fastest known form". The result is
+/// A model with nothing to rewrite (most int8 ones) passes through: "already in its fastest known form". The result is
 /// for inference: folded batch norms and operators in place do not train.
 /// @throws InvalidArgument without an example; UnsupportedModel when a form asked for by name does not agree
 std::unique_ptr<Stage> deploy(DeployOptions options = {});

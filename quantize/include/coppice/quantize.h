@@ -391,8 +391,9 @@ void set_engine(const std::string& name);
 bool exact_int8_products();
 
 /// Names layers of a file whose weights have 8 bits where sums of products saturate: for want of VNNI, or on every CPU
-/// in FBGEMM's kernel for depthwise convolutions. Empty where all is well. @param exact_products  of the CPU that is to
-/// run it
+/// in FBGEMM's kernel for depthwise convolutions, which the engine in force takes. Empty where all is well. Every
+/// command of `coppice` that loads a model asks this and warns; Model::load() does not, which knows no int8: ask behind
+/// it for files of other machines and tools. @param exact_products  of the CPU that is to run it
 std::vector<std::string> int8_warnings(const Model& model, bool exact_products = exact_int8_products());
 
 // -------------------------------------------------------------------------------------------------------------- stages

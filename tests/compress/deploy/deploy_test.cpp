@@ -147,6 +147,25 @@ TEST(Deploy, LeavesOutAFormThatDoesNotAgree) {
     EXPECT_ERROR(deploy(by_name)->apply(residual_model(), context), UnsupportedModel, "outputs differ by");
 }
 
+TEST(Deploy, LeavesOutAFormThatCannotBeMade) {
+    // The bfloat16 form is made on top of the channels-last one, whose convolution gives no pairs side by side.
+    const auto model = build_model({{"c.weight", sine({4, 3, 3, 1}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    return torch.view_as_complex(torch.conv2d(x, self.c.weight)).abs()\n");
+    auto options = form("auto");
+    options.bf16 = true;
+    Context context;
+    context.example = {sine({2, 3, 8, 2})};
+    const auto result = deploy(options)->apply(model, context);
+    EXPECT_TRUE(at::equal(output(result, context.example), output(model, context.example)));
+    EXPECT_EQ(context.facts.at("form"), "as_is");
+    std::string reason;
+    for (const auto& row : context.facts.at("forms"))
+        if (row.at("name") == "bf16") reason = row.at("reason").get<std::string>();
+    EXPECT_THAT(reason, ::testing::HasSubstr("it cannot be made"));
+    EXPECT_ERROR(deploy(form("bf16"))->apply(model, context), UnsupportedModel, "it cannot be made");
+}
+
 TEST(Deploy, RefusesAModelThatDoesNotAgreeWithItself) {
     // One draw per run, seeded, is equal; a counter in the model is not.
     const auto model = build_model({{"buffer_calls", at::zeros({1})}, {"fc.weight", sine({4, 6})}},

@@ -66,6 +66,15 @@ TEST(ChannelsLast, TurnsViewsIntoReshapesAndOutputsBack) {
     EXPECT_EQ(count(model, "aten::view"), 0);
 }
 
+TEST(ChannelsLast, AViewLikeAnotherTensorBecomesAReshape) {
+    auto model = build_model({{"a.weight", sine({4, 3, 3, 3}, 0.3)}},
+                             "def forward(self, x):\n"
+                             "    return torch.conv2d(x, self.a.weight).view_as(torch.zeros([x.size(0), 144]))\n");
+    const auto before = output(model, kImage);
+    EXPECT_EQ(to_channels_last(model, kImage), 1);
+    EXPECT_LT(max_difference(output(model, kImage), before), 1e-5);
+}
+
 TEST(ChannelsLast, LeavesModelsWithoutImagesAlone) {
     auto model = build_model({{"fc.weight", sine({4, 6})}},
                              "def forward(self, x):\n    return torch.linear(x, self.fc.weight)\n");
@@ -118,6 +127,20 @@ TEST(FuseElementwise, DoesNotShrinkASumThatBroadcasts) {
     fuse_elementwise(model, inputs);
     EXPECT_EQ(count(model, "aten::_add_relu"), 1);
     EXPECT_TRUE(at::equal(output(model, inputs), before));
+}
+
+TEST(FuseElementwise, AnExampleOfOneImageDoesNotTellThatASumBroadcasts) {
+    for (const char* operand : {"torch.linear(self.q, self.w)", "torch.linear(x.mean([0], True), self.w)"})
+        for (const char* sum : {"m + h", "h + m"}) {
+            auto model = build_model({{"w", sine({4, 4})}, {"v", sine({4, 4}, 0.7)}, {"q", sine({1, 4}, 0.3)}},
+                                     std::string("def forward(self, x):\n    m = ") + operand +
+                                         "\n    h = torch.linear(x, self.v)\n    return torch.relu(" + sum + ")\n");
+            const Inputs four = {sine({4, 4})};
+            const auto before = output(model, four);
+            fuse_elementwise(model, {sine({1, 4})});
+            EXPECT_EQ(count(model, "aten::add"), 0);
+            EXPECT_TRUE(at::equal(output(model, four), before)) << operand << ", " << sum;
+        }
 }
 
 TEST(FuseElementwise, KeepsTheFactorOfAnAddition) {

@@ -92,6 +92,35 @@ TEST(Convert, Conv1dAnd3dHaveTheirOwnOperators) {
     EXPECT_LE(checked.worst_quanta, kOneQuantum);
 }
 
+TEST(Convert, PoolingOfVolumesAndImagesIsInt8WhereLibTorchTakesManyChannelsAtOnce) {
+    for (const int64_t dims : {2, 3})
+        for (const int64_t channels : {32, 24}) {
+            SCOPED_TRACE(std::to_string(dims) + "d, " + std::to_string(channels) + " channels");
+            const auto d = std::to_string(dims) + "d";
+            std::vector<int64_t> first{channels, 2}, second{4, channels}, shape{2, 2};
+            for (int64_t i = 0; i < dims; ++i) {
+                first.push_back(3);
+                second.push_back(1);
+                shape.push_back(dims == 2 ? 64 : 16);
+            }
+            const std::string padding = dims == 2 ? "[1, 1]" : "[1, 1, 1]";
+            const auto model = build_model(
+                {{"a.weight", sine(first, 0.3)}, {"b.weight", sine(second, 0.3)}},
+                "def forward(self, x):\n"
+                "    x = torch.conv" +
+                    d + "(x, self.a.weight, None, " + padding + ", " + padding + ")\n    x = torch.max_pool" + d +
+                    "(x, [3], [2], [1], [1], True)\n    return torch.conv" + d + "(x, self.b.weight)\n");
+            const auto data = images(2, shape);
+            const auto plan = plan_of(model, data);
+            const auto int8 = convert(plan);
+            const auto checked = check_every_layer(int8, data[0]);
+            EXPECT_EQ(checked["aten::max_pool" + d], channels == 32 ? 1 : 0);
+            EXPECT_EQ(checked["quantized::conv" + d], 2);
+            EXPECT_LE(checked.worst_quanta, kOneQuantum) << checked.worst;
+            expect_like_simulation(plan, int8, data[1], 3);
+        }
+}
+
 TEST(Convert, GroupedDilatedAndSamePaddedConvolutionsKeepTheirGeometry) {
     const auto model = build_model({{"g.weight", sine({8, 2, 3, 3}, 0.4)},
                                     {"d.weight", sine({8, 1, 3, 3}, 0.4)},
@@ -253,6 +282,23 @@ TEST(Convert, ZeroPaddedShortcutIsAConvolutionWithTheSameBits) {
         const auto expected = at::constant_pad_nd(input.int_repr().slice(2, 0, side, 2).slice(3, 0, side, 2),
                                                   {0, 0, 0, 0, 3, 5}, input.q_zero_point());
         EXPECT_TRUE(at::equal(output.int_repr(), expected));
+    }
+}
+
+TEST(Convert, ASliceUpToAPlaceIsNotTakenForOneToTheEndWhereTheExampleEndsThere) {
+    for (const std::string slices : {"x[:, :, 0:8:2, 0:8:2]", "x[:, :, ::2, ::2]", "x[0:2, 0:8, ::2, ::2]"}) {
+        SCOPED_TRACE(slices);
+        const auto model = around("    s = torch.constant_pad_nd(" + slices +
+                                      ", [0, 0, 0, 0, 4, 4])\n"
+                                      "    return torch.conv2d(s, self.last.weight)\n",
+                                  {{"last.weight", sine({4, 16, 1, 1})}});
+        const auto data = images(2);
+        const auto int8 = convert(plan_of(model, data));
+        for (const auto& inputs : {data[1], images(1, {3, 3, 12, 10})[0]}) {
+            const auto exact = model.forward(inputs).toTensor();
+            EXPECT_LE(max_difference(int8.forward(inputs).toTensor(), exact),
+                      0.03 * exact.abs().max().item<double>());  // a few steps
+        }
     }
 }
 
@@ -553,6 +599,32 @@ TEST(Convert, FusedLinearAppliesTheActivationAndHandsIntegersOn) {
         const double quantum = inputs[1].scale * down.abs().max().item<double>();
         EXPECT_LE(max_difference(int8.forward(data[1]).toTensor().to(at::kDouble), expected), quantum);
     }
+}
+
+TEST(Convert, AnActivationInsideALinearLayerIsNotEmittedAgainWhereThePlanHasItInInt8) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused linear layers need VNNI";
+    const auto model = build_model({{"a.weight", sine({12, 6}, 0.4)}, {"b.weight", sine({4, 12}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.silu(torch.linear(x, self.a.weight))\n"
+                                   "    return torch.softmax(torch.linear(y, self.b.weight), -1)\n");
+    const auto data = images(2, {3, 6});
+    StaticOptions options;
+    options.linear = "fused";
+    const auto plan = plan_of(model, data, options);
+    auto impl = std::make_shared<StaticPlan::Impl>(plan.impl());
+    int changed = 0;
+    for (auto& unit : impl->units)
+        if (unit.node->kind() == torch::jit::aten::silu) {
+            EXPECT_FALSE(unit.int8);
+            unit.int8 = true;  // as it may be beside other int8 operators, whatever the costs say here
+            impl->parameters[unit.inputs[0]] = Affine{0.02, 128};
+            ++changed;
+        }
+    ASSERT_EQ(changed, 1);
+    const auto int8 = convert(StaticPlan(impl));
+    EXPECT_EQ(operators_of(int8).count("quantized::sigmoid"), 0u);
+    EXPECT_EQ(operators_of(int8).at("onednn::qlinear_pointwise"), 2);
+    EXPECT_TRUE(at::equal(int8.forward(data[1]).toTensor(), convert(plan).forward(data[1]).toTensor()));
 }
 
 TEST(Convert, FusedLinearBetweenFloatTensorsIsThePackedOne) {

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include <coppice/deploy.h>
 #include <coppice/quantize.h>
 
 #include "support/support.h"
@@ -113,6 +114,48 @@ TEST(OutputNoise, SaysNothingOfOutputsWithoutFloats) {
     EXPECT_FALSE(context.facts.contains("output_sqnr_db"));
 }
 
+TEST(Dynamic, LayersOfOneInputAreMergedByDeployBitForBit) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model({{"q.weight", sine({24, 32}, 0.2)},
+                                    {"q.bias", sine({24}, 0.3)},
+                                    {"k.weight", sine({24, 32}, 0.3)},
+                                    {"v.weight", sine({16, 32}, 0.25)},
+                                    {"v.bias", sine({16}, 0.2)},
+                                    {"g.weight", sine({16, 32}, 0.2)}},
+                                   "def forward(self, x):\n"
+                                   "    q = torch.linear(x, self.q.weight, self.q.bias)\n"
+                                   "    k = torch.linear(x, self.k.weight)\n"
+                                   "    v = torch.linear(x, self.v.weight, self.v.bias)\n"
+                                   "    g = torch.relu(torch.linear(x, self.g.weight))\n"
+                                   "    p = torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1)\n"
+                                   "    return torch.bmm(p, v).view(x.size(0), -1) + g.view(x.size(0), -1), v\n");
+    const auto x = sine({3, 5, 32}, 2.0);
+    auto context = context_of({x});
+    const auto int8 = apply("quantize.dynamic", {}, model, context);
+    EXPECT_EQ(context.facts["quantized_layers"], 4);  // the report keeps their names
+    auto merged = int8.clone();
+    EXPECT_EQ(merge_linear(merged, {x}), 3);  // the one with a relu inside stays apart
+    torch::jit::testing::FileCheck()
+        .check_count("quantized::linear_dynamic", 1, true)
+        ->check("aten::split_with_sizes")
+        ->run(*merged.graph());
+    for (const auto& input : {x, sine({2, 7, 32}, 0.7)}) {
+        const auto expected = all_tensors(int8.forward({input})), actual = all_tensors(merged.forward({input}));
+        ASSERT_EQ(actual.size(), expected.size());
+        for (size_t i = 0; i < actual.size(); ++i) {
+            EXPECT_TRUE(at::equal(actual[i], expected[i])) << i;
+            EXPECT_EQ(actual[i].strides(), expected[i].strides()) << i;
+        }
+    }
+    expect_stock(merged, {x});
+    DeployOptions options;
+    options.form = "merged";
+    EXPECT_LE(max_difference(first_tensor(deploy(options)->apply(int8, context).forward({x})),
+                             first_tensor(int8.forward({x}))),
+              1e-5);
+    EXPECT_EQ(context.facts["form"], "merged");
+}
+
 TEST(Dynamic, RecurrentLayersGiveWhatTheFloatOnesGiveUpToRounding) {
     torch::NoGradGuard no_grad;
     constexpr int64_t kIn = 12, kHidden = 16;
@@ -177,6 +220,62 @@ TEST(Dynamic, EmbeddingRowsAreWithinHalfAStepInEveryShape) {
     }
 }
 
+TEST(Dynamic, BagsOfEmbeddingsAddRoundedRows) {
+    torch::NoGradGuard no_grad;
+    const auto weight = sine({30, 8}) * at::arange(1, 31).reshape({30, 1});
+    const auto indices = at::arange(40).remainder(30), offsets = at::tensor({0, 3, 3, 17});
+    const auto weights = sine({40}, 2);
+    for (const auto& [name, levels] : std::vector<std::pair<std::string, double>>{{"int8", 255}, {"int4", 15}})
+        for (const auto& [mode, weighted] :
+             std::vector<std::pair<int, bool>>{{0, false}, {0, true}, {1, false}, {2, false}}) {
+            SCOPED_TRACE(name + ", mode " + std::to_string(mode));
+            const auto model =
+                build_model({{"e.weight", weight}},
+                            "def forward(self, i, o, w):\n"
+                            "    return torch.embedding_bag(self.e.weight, i, o, False, " +
+                                std::to_string(mode) + ", False, " + (weighted ? "w" : "None") + ", False, None)[0]\n");
+            const Inputs inputs{indices, offsets, weights};
+            auto context = context_of(inputs);
+            const auto rounded = apply("quantize.dynamic", {{"embedding", name}}, model, context);
+            EXPECT_EQ(context.facts["quantized_layers"], 1);
+            torch::jit::testing::FileCheck()
+                .check(name == "int8" ? "quantized::embedding_byte" : "quantized::embedding_bag_4bit_unpack")
+                ->run(*rounded.graph());
+            const auto exact = model.forward(inputs).toTensor(), actual = rounded.forward(inputs).toTensor();
+            ASSERT_EQ(actual.sizes(), exact.sizes());
+            // At most 23 rows in a bag, each off by half a step of the largest row, times a weight of at most 2.
+            const double step = (2.0 * 30 / levels) / 2 * (name == "int4" ? 1.1 : 1.001);
+            EXPECT_LE(max_difference(actual, exact), step * (mode == 0 ? 23 * (weighted ? 2 : 1) : 1));
+            EXPECT_GT(decibel(exact, actual), name == "int8" ? 35 : 15);
+            EXPECT_TRUE(at::equal(actual[1], at::zeros({8})));  // an empty bag
+            const Inputs other{at::arange(7), at::tensor({0, 5}), weights.slice(0, 0, 7)};
+            EXPECT_GT(decibel(model.forward(other).toTensor(), rounded.forward(other).toTensor()),
+                      name == "int8" ? 35 : 15);
+            expect_stock(rounded, inputs);
+        }
+    // As nn.EmbeddingBag is scripted: in former times weight and indices came in the other order.
+    const auto scripted =
+        build_model({{"e.weight", weight}},
+                    "def forward(self, i, o):\n"
+                    "    w = self.e.weight\n"
+                    "    if w.dtype == 4 and i.is_floating_point():\n"
+                    "        w, i = i, w\n"
+                    "    return torch.embedding_bag(w, i, o, False, 0, False, None, False, None)[0]\n");
+    auto of_scripted = context_of({indices, offsets});
+    torch::jit::testing::FileCheck()
+        .check("quantized::embedding_byte")
+        ->check_not("prim::If")
+        ->run(*apply("quantize.dynamic", {}, scripted, of_scripted).graph());
+    EXPECT_EQ(of_scripted.facts["layers"].at(0).at("layer"), "e");
+    for (const auto& [call, reason] : std::vector<std::pair<std::string, std::string>>{
+             {"torch.embedding_bag(self.e.weight, i, o, False, 0, False, None, False, 3)[0]", "padding index"},
+             {"torch.embedding_bag(self.e.weight, i, o, False, 1, False, None, False, None)", "more than its sums"}}) {
+        const auto model = build_model({{"e.weight", weight}}, "def forward(self, i, o):\n    return " + call + "\n");
+        auto context = context_of({indices, offsets});
+        EXPECT_ERROR(apply("quantize.dynamic", {}, model, context), UnsupportedModel, reason);
+    }
+}
+
 TEST(Dynamic, SaysWhyALayerStaysFloatAndRefusesWhenNothingIsLeft) {
     auto context = context_of({sine({2, 3, 8, 8})});
     apply("quantize.dynamic", {}, residual_model(), context);
@@ -196,6 +295,111 @@ TEST(Dynamic, SaysWhyALayerStaysFloatAndRefusesWhenNothingIsLeft) {
                  "matches no layer");
     EXPECT_ERROR(apply("quantize.dynamic", {{"embedding", "int2"}}, residual_model(), context), InvalidArgument,
                  "int4");
+}
+
+/// Rows that are read are scaled down to a norm of 1 first, as nn.Embedding with max_norm does.
+Model renormalised() {
+    return build_model({{"e.weight", sine({30, 16}, 2)}, {"f.weight", sine({8, 16}, 0.3)}},
+                       "def forward(self, i):\n"
+                       "    torch.embedding_renorm_(self.e.weight.detach(), i, 1.0, 2.0)\n"
+                       "    return torch.linear(torch.embedding(self.e.weight, i), self.f.weight)\n");
+}
+
+TEST(Forms, LayersWhoseWeightsAreWrittenStayFloat) {
+    torch::NoGradGuard no_grad;
+    const Inputs indices{at::arange(6).reshape({2, 3})};
+    for (const auto& [stage, type] : std::vector<std::pair<std::string, std::string>>{
+             {"quantize.dynamic", ""}, {"quantize.weight_only", "int4"}, {"quantize.weight_only", "int8"}}) {
+        SCOPED_TRACE(stage + type);
+        auto context = context_of(indices);
+        const auto rounded = apply(stage,
+                                   type.empty() ? std::vector<std::pair<std::string, std::string>>{}
+                                                : std::vector<std::pair<std::string, std::string>>{{"type", type}},
+                                   renormalised(), context);
+        std::map<std::string, Json> rows;
+        for (const auto& row : context.facts["layers"]) rows[row.at("op")] = row;
+        const auto &e = rows.at("aten::embedding"), &f = rows.at("aten::linear");
+        EXPECT_EQ(e.at("precision"), "float32");
+        EXPECT_THAT(e.at("reason").get<std::string>(), ::testing::HasSubstr("max_norm"));
+        EXPECT_NE(f.at("precision"), "float32");
+        EXPECT_GT(decibel(first_tensor(renormalised().forward(indices)), first_tensor(rounded.forward(indices))),
+                  type == "int4" ? 15 : 35);
+    }
+    // Through a view, and by another name of the same memory; an input that is written is no weight.
+    const auto x = sine({4, 16});
+    for (const std::string written : {"self.w.t()[0].mul_(0.5)", "self.w.detach().clamp_(-0.1, 0.1)"}) {
+        SCOPED_TRACE(written);
+        const auto model = build_model({{"w", sine({8, 16}, 0.3)}}, "def forward(self, x):\n    " + written +
+                                                                        "\n    return torch.linear(x, self.w)\n");
+        auto context = context_of({x});
+        EXPECT_ERROR(apply("quantize.dynamic", {}, model, context), UnsupportedModel, "writes into its weight");
+        EXPECT_ERROR(apply("quantize.weight_only", {}, model, context), UnsupportedModel, "writes into its weight");
+        for (const auto& layer : explain(model, context.example))
+            if (layer.op == "aten::linear") EXPECT_THAT(layer.reason, ::testing::HasSubstr("writes into its weight"));
+    }
+    auto context = context_of({x});
+    apply("quantize.dynamic", {},
+          build_model({{"w", sine({8, 16}, 0.3)}},
+                      "def forward(self, x):\n    x.mul_(0.5)\n    return torch.linear(x, self.w)\n"),
+          context);
+    EXPECT_EQ(context.facts["quantized_layers"], 1);
+}
+
+TEST(Forms, TransposedConvolutionsThatStayFloatStayAsTheyAre) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model(
+        {{"f.weight", sine({6, 8}, 0.3)}, {"t.weight", sine({4, 8, 2}, 0.4)}, {"u.weight", sine({4, 8, 2}, 0.4)}},
+        "def forward(self, x):\n"
+        "    y = torch.conv_transpose1d(torch.linear(x, self.f.weight), self.t.weight, None, [2])\n"
+        "    return y + torch.conv_transpose1d(x, self.u.weight, None, [2])[:, :, :12]\n");
+    const auto x = sine({2, 4, 8});
+    const auto transposed = [](const Model& result) {
+        int count = 0;
+        for (const auto* node : all_nodes(*result.graph()))
+            count += std::string(node->kind().toQualString()) == "aten::conv_transpose1d";
+        return count;
+    };
+    struct Case {
+        std::string stage;
+        std::vector<std::pair<std::string, std::string>> options;
+        int kept;
+    };
+    for (const auto& one : {Case{"quantize.dynamic", {}, 2}, Case{"quantize.weight_only", {}, 0},
+                            Case{"quantize.weight_only", {{"convolutions", "false"}}, 2},
+                            Case{"quantize.weight_only", {{"ignore", "t"}}, 1}}) {
+        SCOPED_TRACE(one.stage + (one.options.empty() ? "" : " " + one.options[0].first));
+        auto context = context_of({x});
+        const auto result = apply(one.stage, one.options, model, context);
+        EXPECT_EQ(transposed(result), one.kept);
+        EXPECT_GT(decibel(model.forward({x}).toTensor(), result.forward({x}).toTensor()), 30);
+        for (const auto& row : context.facts["layers"])
+            if (row.at("layer") == "t") EXPECT_EQ(row.at("op") == "aten::conv_transpose1d", one.kept > 0);
+        expect_stock(result, {x});
+    }
+}
+
+TEST(Forms, RangeAndNoiseAreThoseOfAllBatches) {
+    auto data = sine({32, 64});
+    data.mul_(at::arange(1, 33).reshape({32, 1}));  // every row is larger than the one before
+    auto context = context_of({sine({3, 64})});
+    context.data.calibration = tensor_dataset({data}, at::zeros({32}, at::kLong), "sine");
+    apply("quantize.dynamic", {{"batches", "4"}, {"batch_size", "8"}}, two_linear(), context);
+    const auto& row = context.facts["layers"].at(0);
+    EXPECT_FLOAT_EQ(row.at("input_range")[0].get<float>(), data.min().item<float>());
+    EXPECT_FLOAT_EQ(row.at("input_range")[1].get<float>(), data.max().item<float>());
+    EXPECT_EQ(row.at("clipped_ratio"), 0.0);
+    // Signal and noise are summed: batch by batch each input has a range of its own.
+    double signal = 0, noise = 0;
+    BatchIterator batches(*context.data.calibration, 8, /*shuffle=*/true, context.seed);
+    while (const auto batch = batches.next()) {
+        const auto x = batch->inputs[0].toTensor();
+        const auto exact = at::linear(x, sine({48, 64}, 0.2), sine({48}, 0.3));
+        const auto rounded = at::linear(rounded_by_its_range(x), rounded_rows(sine({48, 64}, 0.2)), sine({48}, 0.3));
+        signal += exact.pow(2).sum(at::kDouble).item<double>();
+        noise += (exact - rounded).pow(2).sum(at::kDouble).item<double>();
+    }
+    EXPECT_NEAR(row.at("sqnr_db").get<double>(), 10 * std::log10(signal / noise), 0.1);  // ties round either way
+    EXPECT_THAT(context.changes.at(0).reason, ::testing::HasSubstr("none of it clipped"));
 }
 
 TEST(WeightOnly, ExpandedWeightsAreTheRoundedOnesOfTheGrid) {
@@ -252,6 +456,19 @@ TEST(WeightOnly, PackedKernelsComputeTheSameUpToBfloat16) {
     }
 }
 
+TEST(WeightOnly, PackedInt8IsNotUsedForRowsThatLibTorchsKernelReadsBeyond) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear(24);  // and 48, a multiple of 16, which is packed
+    const auto x = sine({2, 24}, 2.0);
+    auto context = context_of({x});
+    const auto packed =
+        apply("quantize.weight_only", {{"type", "int8"}, {"symmetric", "true"}, {"kernel", "packed"}}, model, context);
+    torch::jit::testing::FileCheck()
+        .check_count("aten::_weight_int8pack_mm", 1, /*exactly=*/true)
+        ->run(*packed.graph());
+    EXPECT_GT(decibel(model.forward({x}).toTensor(), packed.forward({x}).toTensor()), 28);
+}
+
 TEST(WeightOnly, ConvolutionsGroupedOnesTooAndEmbeddings) {
     torch::NoGradGuard no_grad;
     const auto model = build_model(
@@ -304,6 +521,43 @@ TEST(WeightOnly, HalfPrecisionKeepsTheFunctionUpToItsBits) {
         EXPECT_GT(decibel(exact, half.forward({x}).toTensor()), least) << type;  // 8 and 11 bits
         EXPECT_EQ(half.forward({x}).toTensor().scalar_type(), at::kFloat);
         expect_stock(half, {x});
+    }
+}
+
+TEST(WeightOnly, RefusesOptionsThatWouldDoNothing) {
+    const auto model = two_linear();
+    auto context = context_of({sine({2, 64})});
+    const auto refused = [&](std::vector<std::pair<std::string, std::string>> options, const std::string& text) {
+        EXPECT_ERROR(apply("quantize.weight_only", options, model, context), InvalidArgument, text);
+    };
+    for (const std::string type : {"bf16", "fp16"}) {
+        refused({{"type", type}, {"rounding", "gptq"}}, "rounding means nothing for type " + type);
+        refused({{"type", type}, {"rounding", "hqq"}}, "rounding means nothing");
+        refused({{"type", type}, {"group", "64"}}, "group means nothing");
+        refused({{"type", type}, {"symmetric", "true"}}, "symmetric means nothing");
+        refused({{"type", type}, {"kernel", "packed"}}, "kernel means nothing");
+    }
+    refused({{"kernel", "packed"}, {"symmetric", "false"}}, "Use symmetric: true");
+    refused({{"kernel", "packed"}, {"group", "32"}}, "Leave group out");
+    // As a resolved recipe spells the defaults out.
+    for (const std::string kernel : {"packed", "auto"}) {
+        Options options("quantize.weight_only", {{"kernel", kernel}});
+        find_entry(stages(), "stage", "quantize.weight_only", "test").make(options);
+        EXPECT_EQ(options.resolved().at("symmetric"), true);
+        const auto packed = apply("quantize.weight_only", {{"kernel", kernel}}, model, context);
+        torch::jit::testing::FileCheck()
+            .check_count("aten::_weight_int8pack_mm", 2, true)
+            ->check_not("aten::linear")
+            ->run(*packed.graph());
+    }
+    const auto image = sine({1, 3, 8, 8});
+    auto pictures = context_of({image});
+    try {
+        const auto half =
+            apply("quantize.weight_only", {{"type", "bf16"}, {"convolutions", "false"}}, residual_model(), pictures);
+        EXPECT_EQ(pictures.facts["quantized_layers"], 1);  // the classifier
+    } catch (const UnsupportedModel& error) {
+        EXPECT_THAT(error.what(), ::testing::HasSubstr("convolutions: false"));
     }
 }
 

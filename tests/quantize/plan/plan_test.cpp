@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "../layer_check.h"
+#include "plan/plan.h"
 
 namespace coppice::quantize {
 namespace {
@@ -74,6 +75,113 @@ TEST(Plan, KeepsTheNoisierLayerInFloatWhenTheLimitLiesBetween) {
     EXPECT_THAT(layer(some.layers(), worst_layer).reason, ::testing::HasSubstr("signal-to-noise"));
     const auto checked = testing::check_every_layer(convert(some), data[0]);
     EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+}
+
+/// Two products with a parameter, which have no place for a bias: `a` has the noisier output.
+Model products() {
+    auto outlier = sine({6, 8}, 0.3);
+    outlier[0][0] = 40;  // with one scale for all, the others are left few steps
+    return build_model({{"a", outlier.t().contiguous()}, {"b", sine({6, 5}, 0.4)}},
+                       "def forward(self, x):\n"
+                       "    return torch.mm(torch.tanh(torch.mm(x, self.a)), self.b)\n");
+}
+
+/// With a limit between the noise of `worst` and the others.
+StaticOptions refusing(const Model& model, const std::vector<Inputs>& data, StaticOptions options, std::string& worst) {
+    const auto plan = plan_static(model, data[0], data, options);
+    double least = 1e9, second = 1e9;
+    for (const auto& layer : plan.layers()) {
+        if (layer.parameters == 0) continue;
+        if (layer.sqnr_db < least) {
+            second = least;
+            least = layer.sqnr_db;
+            worst = layer.layer;
+        } else {
+            second = std::min(second, layer.sqnr_db);
+        }
+    }
+    options.min_sqnr_db = (least + second) / 2;
+    return options;
+}
+
+TEST(Plan, ALayerRefusedForItsNoiseIsLeftAloneByEveryRounding) {
+    const auto data = images(2);
+    const std::vector<std::tuple<std::string, bool, std::shared_ptr<const Rounding>>> ways{
+        {"gptq in turn", true, gptq()},
+        {"nearest in turn", true, nullptr},
+        {"gptq", false, gptq()},
+        {"brecq", false, brecq({5, 4, "mse"})}};
+    for (const auto& [name, in_turn, rounding] : ways)
+        for (const bool corrected : {false, true}) {
+            SCOPED_TRACE(name + (corrected ? ", bias corrected" : ""));
+            auto options = with_minmax();
+            options.rounding = rounding;
+            options.bias_correction = corrected;
+            std::string worst;
+            options = refusing(residual_model(), data, options, worst);
+            options.in_turn = in_turn;
+            const auto plan = plan_static(residual_model(), data[0], data, options);
+            EXPECT_FALSE(layer(plan.layers(), worst).int8);
+            EXPECT_THAT(layer(plan.layers(), worst).reason, ::testing::HasSubstr("signal-to-noise"));
+            for (const auto& unit : plan.impl().units) {
+                if (!unit.anchor()) continue;
+                const bool int8 = unit.int8 || unit.island;
+                EXPECT_EQ(plan.impl().weights.count(unit.node), int8 ? 1u : 0u);
+                EXPECT_EQ(plan.impl().biases.count(unit.node), int8 && corrected ? 1u : 0u);
+            }
+            const auto int8 = convert(plan);
+            const auto checked = testing::check_every_layer(int8, data[0]);
+            EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+        }
+}
+
+TEST(Plan, TheBiasCorrectionOfARefusedLayerIsNotAddedToItsFloatOutput) {
+    const auto model = products();
+    std::vector<Inputs> data{{sine({32, 8}, 1.1) + 0.5}};
+    auto options = with_minmax();
+    options.per_channel = false;
+    options.bias_correction = true;
+    options.linear = "packed";
+    std::string worst;
+    options = refusing(model, data, options, worst);
+    const auto plan = plan_static(model, data[0], data, options);
+    ASSERT_FALSE(layer(plan.layers(), worst).int8);
+    const auto simulated = fake_quantized(plan, data[0]).toTensor(), real = convert(plan).forward(data[0]).toTensor();
+    EXPECT_LE(max_difference(simulated, real), 1e-4 * real.abs().max().item<double>());  // float32 sums
+}
+
+TEST(Plan, LayersOfSevenBitsAreCalledSo) {
+    const auto model = build_model({{"a.weight", sine({104, 3, 1, 1}, 0.5)}, {"d.weight", sine({104, 1, 3, 3}, 0.4)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.relu(torch.conv2d(x, self.a.weight))\n"
+                                   "    return torch.conv2d(y, self.d.weight, None, [1, 1], [1, 1], [1, 1], 104)\n");
+    const auto data = images(1);
+    for (const std::string reduce : {"auto", "off", "on"}) {
+        auto options = with_minmax();
+        options.reduce_range = reduce;
+        const auto plan = plan_static(model, data[0], data, options);
+        for (const std::string name : {"a", "d"}) {
+            const bool seven = reduce != "off" && (name == "d" || reduce == "on" || !exact_int8_products());
+            EXPECT_EQ(layer(plan.layers(), name).precision, seven ? "int8 (7-bit weights)" : "int8") << name << reduce;
+        }
+    }
+}
+
+TEST(Plan, TransposedConvolutionsInARowAreAllInt8) {
+    const auto model = build_model({{"a.weight", sine({8, 6, 2, 2}, 0.3)},
+                                    {"b.weight", sine({6, 4, 4, 4}, 0.2)},
+                                    {"c.weight", sine({4, 4, 3, 3}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.conv_transpose2d(x, self.a.weight, None, [2, 2])\n"
+                                   "    y = torch.conv_transpose2d(y, self.b.weight, None, [2, 2], [1, 1])\n"
+                                   "    return torch.conv_transpose2d(torch.relu(y), self.c.weight)\n");
+    const std::vector<Inputs> data{{sine({2, 8, 4, 4})}};
+    const auto plan = plan_static(model, data[0], data, with_minmax());
+    for (const char* name : {"a", "b", "c"}) EXPECT_TRUE(layer(plan.layers(), name).int8) << name;
+    const auto checked = testing::check_every_layer(convert(plan), data[0]);
+    EXPECT_EQ(checked["quantized::conv2d"] + checked["quantized::conv2d_relu"], 3);
+    EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+    EXPECT_LE(max_difference(plan.model().forward(data[0]).toTensor(), model.forward(data[0]).toTensor()), 1e-6);
 }
 
 TEST(Plan, SimulationOfAResidualNetworkAgreesWithItsInt8Model) {
@@ -241,7 +349,8 @@ TEST(Plan, WhatCannotRunInInt8SaysWhy) {
         layer_norm |=
             plan.op == "aten::layer_norm" && plan.reason == "LibTorch's int8 operator is slower than the one in float";
         computed |= plan.op == "aten::conv2d" && plan.reason == "its weight is computed while running";
-        product |= plan.op == "aten::matmul" && plan.reason == "it multiplies two computed tensors";
+        product |= plan.op == "aten::matmul" &&
+                   plan.reason == "it multiplies two computed tensors, which takes LibTorch longer in int8";
     }
     EXPECT_TRUE(layer_norm);
     EXPECT_TRUE(computed);

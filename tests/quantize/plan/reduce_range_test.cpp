@@ -151,6 +151,46 @@ TEST(ReduceRange, DepthwiseConvolutionsAreExactOnTheDefaultEngine) {
         }
 }
 
+TEST(ReduceRange, DepthwiseConvolutionsAreExactOnEngineFbgemmWhateverTheKernels) {
+    const auto known = engines();
+    if (std::find(known.begin(), known.end(), "fbgemm") == known.end())
+        GTEST_SKIP() << "this LibTorch has no fbgemm here";
+    struct Restore {
+        std::string name = engine();
+        ~Restore() { set_engine(name); }
+    } restore;
+    for (const std::string conv : {"packed", "fused"})
+        for (const int64_t channels : {64, 104})
+            for (const std::string activation : {"", "torch.silu"}) {
+                if (conv == "fused" && !exact_int8_products()) continue;  // needs VNNI
+                SCOPED_TRACE(conv + ", " + std::to_string(channels) + " channels " + activation);
+                // Every product as large as it gets.
+                const auto model = build_model({{"d.weight", at::ones({channels, 1, 3, 3})}},
+                                               "def forward(self, x):\n    return " + activation +
+                                                   "(torch.conv2d(x, self.d.weight, None, [1, 1], [1, 1], [1, 1], " +
+                                                   std::to_string(channels) + "))\n");
+                const std::vector<Inputs> data{{at::ones({1, channels, 6, 6})}};
+                StaticOptions options;
+                options.observer = minmax();
+                options.engine = "fbgemm";
+                options.conv = conv;
+                const auto plan = plan_static(model, data[0], data, options);
+                const auto int8 = convert(plan);
+                set_engine("fbgemm");
+                const auto exact = model.forward(data[0]).toTensor();
+                EXPECT_LE(max_difference(int8.forward(data[0]).toTensor(), exact),
+                          0.02 * exact.max().item<double>());  // a step or two; saturated sums lose half
+                EXPECT_TRUE(int8_warnings(int8, exact_int8_products()).empty());
+                options.reduce_range = "off";
+                options.conv = "packed";
+                const auto wide = convert(plan_static(model, data[0], data, options));
+                ASSERT_EQ(int8_warnings(wide, true).size(), 1u);
+                EXPECT_THAT(int8_warnings(wide, true)[0], ::testing::HasSubstr("depthwise convolutions d"));
+                set_engine("x86");
+                EXPECT_EQ(int8_warnings(wide, true).size(), channels > 100 ? 1u : 0u);
+            }
+}
+
 TEST(Int8Warnings, NameTheLayersWhoseSumsCanSaturateOnTheCpuGiven) {
     TemporaryFolder folder;
     const std::vector<Inputs> data{{sine({4, 3, 8, 8}, 1.2)}};
