@@ -248,10 +248,11 @@ int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calib
 
 // --------------------------------------------------------------------------------------------------------------- plan
 
-/// Accuracy-aware fallback: layers go back to float, the noisiest first, until the metric holds.
+/// Accuracy-aware fallback: layers go back to float, first those that alone put the most noise on the model's output,
+/// until the metric holds.
 struct Fallback {
-    double max_drop = -1;  ///< points of the recipe's metric that may be lost; negative: no fallback
-    double seconds = 600;  ///< for evaluating; the best so far is kept
+    double max_drop = -1;  ///< points of the recipe's metric that may be lost, at least 0; -1: no fallback
+    double seconds = 600;  ///< of searching, positive: no try begins that would end later; the best so far is kept
     bool on() const { return max_drop >= 0; }
 };
 
