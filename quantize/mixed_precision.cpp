@@ -44,6 +44,7 @@ public:
         const bool timed = options_.budget == "latency";
         if (timed) table.measure_seconds(options_.timer, context);
         const auto losses = options_.sensitivity->measure(table, context);
+        check(losses, table);
         Layers layers;
         double float_cost = 0;
         for (size_t row = 0; row < table.rows().size(); ++row) {
@@ -103,6 +104,19 @@ public:
 
 private:
     using Layers = std::vector<std::vector<PrecisionOption>>;
+
+    /// Losses are compared and added: one that is no number would decide for nothing, and unnoticed.
+    static void check(const std::vector<std::vector<double>>& losses, const PrecisionTable& table) {
+        for (size_t row = 0; row < losses.size(); ++row)
+            for (size_t trial = 0; trial < losses[row].size(); ++trial) {
+                if (std::isfinite(losses[row][trial])) continue;
+                const auto& layer = table.rows()[row];
+                throw UnsupportedModel(std::string(kWhere) + " at " + layer.layer.facts.name,
+                                       "its loss in precision " + layer.trials[trial].precision + " is " +
+                                           formatted("%g", losses[row][trial]),
+                                       "Ignore this layer, leave the precision out, or use sensitivity: sqnr.");
+            }
+    }
 
     bool calibrates() const {
         const auto& wanted = options_.precisions;

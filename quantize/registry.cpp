@@ -1,5 +1,7 @@
 #include <coppice/quantize.h>
 
+#include "layers/layers.h"
+
 namespace coppice::quantize {
 
 const std::vector<Entry<Observer>>& observers() {
@@ -83,9 +85,11 @@ namespace {
 
 Fallback fallback_of(Options& o) {
     Fallback fallback;
-    fallback.max_drop = o.number("max_drop", fallback.max_drop,
-                                 "points of the metric that may be lost; noisiest layers go back to float; -1: off");
-    fallback.seconds = o.number("fallback_seconds", fallback.seconds, "of evaluating for max_drop, at most");
+    fallback.max_drop =
+        o.number("max_drop", fallback.max_drop,
+                 "points of the metric that may be lost; layers that cost most go back to float; -1: off");
+    fallback.seconds = o.number("fallback_seconds", fallback.seconds, "of searching for max_drop, at most");
+    check_fallback(fallback, o.where().empty() ? o.owner() : o.where() + ", " + o.owner());
     return fallback;
 }
 

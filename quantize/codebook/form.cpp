@@ -8,10 +8,12 @@
 //           embeddings are looked up as bytes and expanded afterwards.
 #include "codebook/form.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <coppice/error.h>
 
+#include "equalize/pairs.h"
 #include "plan/plan.h"
 
 namespace coppice::quantize {
@@ -47,7 +49,7 @@ public:
         for (size_t i = 0; i < values.size(); ++i) {
             const auto& book = codebook(model, values[i], layer, i);
             if (options_.storage == "weights")
-                set_tensor(model, *attribute_name(values[i]), book.weights());
+                emit_weights(model, node, values[i], book.weights());
             else
                 emit_indices(model, node, values[i], book);
             char text[96];
@@ -81,6 +83,48 @@ private:
         const auto counts = at::bincount(book.indices.view({-1}).to(at::kLong)).to(at::kDouble);
         const auto shares = counts / counts.sum();
         return -at::xlogy(shares, shares).sum().item<double>() / std::log(2.0);
+    }
+
+    /// In place where this layer alone reads the parameter. Else the layer gets one of its own: what else reads it, an
+    /// embedding that stays in float say, keeps its values; layers that share it go on sharing.
+    static void emit_weights(Model& model, Node* node, Value* weight, const at::Tensor& values) {
+        const auto name = *attribute_name(weight);
+        const auto dot = name.rfind('.');
+        const auto base = (dot == std::string::npos ? std::string() : name.substr(0, dot + 1)) + "codebook_weight";
+        // Of the operator: the parameter itself, or a transpose or list of it.
+        const auto reads = [&](const Value* input) {
+            const Node* maker = input->node();
+            const bool passes = maker->kind() == aten::t || maker->kind() == aten::transpose ||
+                                maker->kind() == aten::permute || maker->kind() == prim::ListConstruct;
+            const auto inputs = maker->inputs();
+            return input == weight || (passes && std::find(inputs.begin(), inputs.end(), weight) != inputs.end());
+        };
+        size_t place = 0;
+        while (place < node->inputs().size() && !reads(node->input(place))) ++place;
+        if (place == node->inputs().size()) throw InternalError("quantize.codebook at " + name, "nothing reads it", "");
+        Value* input = node->input(place);
+        std::string own = base;
+        for (int number = 2; has_attribute(model, own); ++number) {
+            if (same_content(get_attribute(model, own), values)) break;
+            own = base + "_" + std::to_string(number);
+        }
+        if (!has_attribute(model, own)) {
+            if (SoleReaders(model).alone(model, weight) && input->uses().size() == 1) {
+                set_tensor(model, name, values);
+                return;
+            }
+            own = add_attribute(model, own, values, Role::kParameter);
+        }
+        Value* stored = read_attribute(model, own, node);
+        if (input == weight) {
+            node->replaceInput(place, stored);
+            return;
+        }
+        auto& graph = *model.graph();
+        WithInsertPoint guard(node);
+        Node* between = graph.insertNode(
+            graph.createClone(input->node(), [&](Value* value) { return value == weight ? stored : value; }));
+        node->replaceInput(place, between->output());
     }
 
     static void emit_indices(Model& model, Node* node, const Value* weight, const Codebook& book) {

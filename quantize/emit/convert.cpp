@@ -364,10 +364,18 @@ private:
         });
     }
 
-    /// Whether what makes it gives strides of channels last: two-dimensional convolutions do.
+    /// Whether what makes it is known to give strides of channels last: two-dimensional convolutions, sums inside of
+    /// them, and what keeps their strides.
     bool is_channels_last(const Value* old) const {
+        static const std::set<std::string> keeping = {"aten::relu", "aten::hardtanh", "aten::relu6",
+                                                      "aten::max_pool2d"};
         const Unit* maker = int8_unit(old->node());
-        return maker && maker->kind == UnitKind::kConv && as_conv(maker->node)->dims == 2;
+        while (maker && maker->kind == UnitKind::kSame && keeping.count(maker->node->kind().toQualString()))
+            maker = int8_unit(maker->inputs[0]->node());
+        if (!maker) return false;
+        if (maker->kind == UnitKind::kConv) return as_conv(maker->node)->dims == 2;
+        const auto sum = inside_.find(maker->node);
+        return sum != inside_.end() && sum->second;
     }
 
     /// The integers of a residual, which the addition overwrites. oneDNN wants them channels last; they have the

@@ -11,6 +11,7 @@
 
 #include "calibration/calibration.h"
 #include "emit/operators.h"
+#include "layers/blame.h"
 #include "plan/plan.h"
 
 namespace coppice::quantize {
@@ -100,6 +101,11 @@ at::Tensor weight_of(const Model& model, const Node* node) {
     if (const auto embedding = as_lookup(mutable_node)) value = embedding->weight;
     if (!value) return {};
     return parameter_of(model, value).value_or(at::Tensor());
+}
+
+/// JSON has no infinity.
+Json number_or_null(double value) {
+    return std::isfinite(value) ? Json(value) : Json();
 }
 
 double seconds_since(const std::chrono::steady_clock::time_point start) {
@@ -433,6 +439,7 @@ void refuse_unusable(const Model& model, const std::string& where) {
 }
 
 void check_layers(const Model& model, const Context& context, const Fallback& fallback, const std::string& where) {
+    check_fallback(fallback, where);
     refuse_unusable(model, where);
     if (fallback.on() && !context.evaluate) throw InvalidArgument(where, kNothingToJudgeBy, kGiveLabels);
 }
@@ -519,6 +526,15 @@ Model emit_forms(const Model& prepared, const std::vector<Layer>& layers, std::v
     return model;
 }
 
+void check_fallback(const Fallback& fallback, const std::string& where) {
+    if (!(fallback.max_drop >= 0 || fallback.max_drop == -1))
+        throw InvalidArgument(where, "max_drop is " + formatted("%g", fallback.max_drop) + ", must be at least 0",
+                              "Use 0.5 to allow half a point, or -1 for no fallback.");
+    if (!(fallback.seconds > 0))
+        throw InvalidArgument(where, "fallback_seconds is " + formatted("%g", fallback.seconds) + ", must be positive",
+                              "Use 600.");
+}
+
 Model restore_transposed(const Model& model, const Inputs& example, const Model& prepared, std::vector<Layer>& layers) {
     const LayerNames names(model);
     std::set<std::string> restored;
@@ -551,11 +567,17 @@ Model restore_transposed(const Model& model, const Inputs& example, const Model&
 
 std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
                                    const Fallback& fallback, Context& context, const char* where, const char* counted) {
+    check_fallback(fallback, where);
     if (!fallback.on()) return {build(0), 0};
     if (!context.evaluate) throw InvalidArgument(where, kNothingToJudgeBy, kGiveLabels);
     note_choice_by_evaluation(where, "the layers' precisions", context);
     const auto start = std::chrono::steady_clock::now();
     const double before = context.evaluate(baseline);
+    if (!std::isfinite(before))
+        throw MeasurementError(
+            where, "the metric of the model before it is " + formatted("%g", before),
+            "Nothing can be compared with that: check the data and the model, or leave max_drop out.");
+    double longest = seconds_since(start);  // of a try
     Json history = Json::array();
     size_t best_floats = 0;
     std::optional<Model> best;
@@ -565,10 +587,14 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
     size_t low = 0, high = 0;  // low: known to miss (+1), high: the next to try
     const auto judge = [&](size_t floats) {
         if (context.interrupted()) throw Interrupted(where, "stopped while layers went back to float", "");
+        const auto begin = std::chrono::steady_clock::now();
         Model candidate = build(floats);
-        const double quality = context.evaluate(candidate);
+        double quality = context.evaluate(candidate);
+        longest = std::max(longest, seconds_since(begin));
+        // No number is worse than any.
+        if (std::isnan(quality)) quality = -std::numeric_limits<double>::infinity();
         const bool holds = quality >= before - fallback.max_drop;
-        history.push_back({{counted, floats}, {"quality", quality}, {"holds", holds}});
+        history.push_back({{counted, floats}, {"quality", number_or_null(quality)}, {"holds", holds}});
         context.log->info(std::string(where) + ": " + counted + " " + std::to_string(floats) + ", metric " +
                           std::to_string(quality));
         const bool better = !best || (holds && !held) || (holds && held && floats < best_floats) ||
@@ -583,22 +609,36 @@ std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std
     };
     bool holds = judge(0);
     size_t step = 1;
-    while (!holds && high < most && seconds_since(start) < fallback.seconds) {
+    bool out_of_time = false;
+    // A try that would end too late is not begun.
+    const auto time_left = [&] {
+        out_of_time = seconds_since(start) + longest > fallback.seconds;
+        return !out_of_time;
+    };
+    while (!holds && high < most && time_left()) {
         low = high;
         high = std::min(most, high + step);
         step *= 2;
         holds = judge(high);
     }
-    while (holds && high > low + 1 && seconds_since(start) < fallback.seconds) {
+    while (holds && high > low + 1 && time_left()) {
         const size_t middle = (low + high) / 2;
         (judge(middle) ? high : low) = middle;
     }
-    context.facts["fallback"] = {{"metric_before", before}, {"metric", best_quality}, {"max_drop", fallback.max_drop},
-                                 {"holds", held},           {counted, best_floats},   {"tried", history}};
+    context.facts["fallback"] = {{"metric_before", before},
+                                 {"metric", number_or_null(best_quality)},
+                                 {"max_drop", fallback.max_drop},
+                                 {"holds", held},
+                                 {counted, best_floats},
+                                 {"tried", history},
+                                 {"stopped_by", out_of_time ? "seconds"
+                                                : held      ? "max_drop"
+                                                            : "candidates"}};
     if (!held)
         context.log->warning(std::string(where) + ": no choice of layers held the metric within " +
                              std::to_string(fallback.max_drop) + "; the best one found loses " +
-                             std::to_string(before - best_quality));
+                             std::to_string(before - best_quality) +
+                             (out_of_time ? ". fallback_seconds left no time for more" : ""));
     return {*best, best_floats};
 }
 
@@ -606,7 +646,34 @@ Model emit_within(const Model& baseline, const Model& prepared, std::vector<Laye
                   const Fallback& fallback, Context& context, const char* where, std::vector<std::string>& details) {
     details.clear();
     if (!fallback.on()) return emit_forms(prepared, layers, &details);
+    std::optional<bool> by_output;  // known when the order was needed
+    const auto blame = [&] {
+        Suspects suspects;
+        suspects.count = order.size();
+        suspects.sqnr_db = [&](size_t i) { return layers[order[i]].sqnr_db; };
+        suspects.alone = [&](size_t i) {
+            const auto& layer = layers[order[i]];
+            const auto output = std::make_shared<at::Tensor>();
+            NodeHooks hooks;
+            hooks.before = [&prepared, &layer, output](const Node* node, std::vector<c10::IValue>& stack) {
+                if (node == layer.node)
+                    *output = run_isolated(isolated(prepared, node, stack, *layer.form, layer.facts));
+            };
+            hooks.after = [&layer, output](const Node* node, std::vector<c10::IValue>& outputs) {
+                if (node == layer.node) outputs[0] = *output;
+            };
+            return hooks;
+        };
+        auto sorted = order;
+        bool decided = false;
+        const auto places =
+            by_blame(prepared, suspects, context.example, fallback.seconds / 4, context, where, &decided);
+        for (size_t i = 0; i < places.size(); ++i) sorted[i] = order[places[i]];
+        order = std::move(sorted);
+        by_output = decided;
+    };
     const auto with_floats = [&](size_t floats) {
+        if (floats > 0 && !by_output) blame();
         auto some = layers;
         for (size_t i = 0; i < floats; ++i) {
             some[order[i]].form = nullptr;
@@ -615,12 +682,12 @@ Model emit_within(const Model& baseline, const Model& prepared, std::vector<Laye
         return some;
     };
     // With every layer back in float nothing is left of the stage: the last one keeps its form.
-    order.pop_back();
     const auto floats =
         fall_back(
-            baseline, order.size(), [&](size_t count) { return emit_forms(prepared, with_floats(count)); }, fallback,
-            context, where)
+            baseline, order.empty() ? 0 : order.size() - 1,
+            [&](size_t count) { return emit_forms(prepared, with_floats(count)); }, fallback, context, where)
             .second;
+    if (by_output) context.facts["fallback"]["order"] = *by_output ? "noise of the output" : "noise of the layer";
     layers = with_floats(floats);
     return emit_forms(prepared, layers, &details);
 }
@@ -750,7 +817,7 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     for (auto& [node, layer] : open) {
         const auto found = sums.find(layer);
         if (found == sums.end()) {
-            layer->reason = batches.empty() ? "the example input does not reach it" : "no calibration batch reaches it";
+            layer->reason = "no run on " + measured_on + " reaches it";
             continue;
         }
         layer->sqnr_db = sqnr_db(found->second.signal, found->second.noise);

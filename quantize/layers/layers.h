@@ -188,19 +188,25 @@ void add_layer_seconds(Context& context, const Model& before, const Model& after
 /// values.
 void tell_output_noise(Context& context, const Model& before, const Model& after, const char* where);
 
-/// Accuracy-aware fallback: builds with more and more layers in float, the noisiest first, until `context.evaluate`
-/// lost no more than `fallback.max_drop` against `baseline`. The best model so far is kept, time and evaluations are
-/// bounded.
+/// @throws InvalidArgument for a max_drop below 0 other than -1, and seconds that are not positive
+void check_fallback(const Fallback& fallback, const std::string& where);
+
+/// Accuracy-aware fallback: builds with more and more layers in float until `context.evaluate` lost no more than
+/// `fallback.max_drop` against `baseline`. The best model so far is kept; a metric that is no number is worse than any.
+/// No try begins that, by the longest so far, would end after `fallback.seconds`. facts["fallback"]["stopped_by"]:
+/// "max_drop" where the metric holds and no try is left that could hold with fewer, "seconds", or "candidates".
 /// @param most    how many candidates there are
 /// @param build   the model with so many of the candidates, the most to blame first, in float
 /// @param counted what they are, in facts
 /// @return the model, and how many candidates are float in it
+/// @throws MeasurementError when the metric of `baseline` is no number
 std::pair<Model, size_t> fall_back(const Model& baseline, size_t most, const std::function<Model(size_t floats)>& build,
                                    const Fallback& fallback, Context& context, const char* where,
                                    const char* counted = "float_layers");
 
-/// emit_forms() of `layers`, of which the first of `order` go back to float, as many as fall_back() asks for; the last
-/// of `order` keeps its form. `layers` becomes what was emitted.
+/// emit_forms() of `layers`, of which those of `order` go back to float that the output suffers from most (by_blame),
+/// as many as fall_back() asks for, and not all. `layers` becomes what was emitted.
+/// @param order  the layers with a form, the noisiest first
 Model emit_within(const Model& baseline, const Model& prepared, std::vector<Layer>& layers, std::vector<size_t> order,
                   const Fallback& fallback, Context& context, const char* where, std::vector<std::string>& details);
 

@@ -25,6 +25,8 @@ namespace {
 
 constexpr int64_t kFewRows = 4;      // up to which the packed kernels are faster than expanding the weight
 constexpr int64_t kPackedRows = 16;  // _convert_weight_to_int4pack_for_cpu takes multiples of this many outputs
+// _weight_int8pack_mm reads past the ends of rows of bfloat16 that are no multiple of this: NaN, or it crashes.
+constexpr int64_t kPackedColumns = 16;
 constexpr int64_t kDefaultGroup = 64;
 
 Value* cast(Graph& graph, Value* value, at::ScalarType type) {
@@ -126,7 +128,7 @@ private:
         if (options_.kernel == "unpacked" || !as_linear(const_cast<Node*>(node))) return false;
         const int64_t group = group_of(weight.size(1));
         const bool fits = bits_ == 8
-                              ? options_.symmetric && group == weight.size(1)
+                              ? options_.symmetric && group == weight.size(1) && group % kPackedColumns == 0
                               : weight.size(0) % kPackedRows == 0 && (group == 32 || group == 64 || group == 128);
         return fits && (options_.kernel == "packed" || rows <= kFewRows);
     }

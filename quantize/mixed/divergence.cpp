@@ -40,11 +40,16 @@ private:
     static double loss(const at::Tensor& exact, const at::Tensor& rounded, bool classes) {
         const auto z = exact.to(at::kDouble), other = rounded.to(at::kDouble);
         if (!classes) {
-            const double noise = (z - other).pow(2).sum().item<double>();
-            return noise > 0 ? noise / std::max(z.pow(2).sum().item<double>(), 1e-300) : 0;
+            // What is the same has no noise, infinite or not: their difference would be no number.
+            const double noise = (z - other).masked_fill(z == other, 0).pow(2).sum().item<double>();
+            const double signal = z.masked_fill(z.isinf(), 0).pow(2).sum().item<double>();
+            return noise == 0 ? 0 : noise / std::max(signal, 1e-300);
         }
         const auto p = z.log_softmax(1);
-        const auto divergence = (p.exp() * (p - other.log_softmax(1))).sum(1).mean().item<double>();
+        // A class that is ruled out (-inf, as masks do it) adds p log(p / q) = 0, whatever q is; by the formula 0 times
+        // an infinity.
+        const auto terms = (p.exp() * (p - other.log_softmax(1))).masked_fill(p.isneginf(), 0);
+        const auto divergence = terms.sum(1).mean().item<double>();
         return std::max(divergence, 0.0);  // rounding of the sum may leave -1e-17
     }
 };

@@ -48,7 +48,8 @@ std::vector<std::vector<size_t>> upgrades(const Layers& layers, std::vector<size
     auto chosen = std::move(start);
     double cost = sum_of(layers, chosen).cost;
     for (;;) {
-        double best = 0;
+        std::pair<double, double> best{0,
+                                       0};  // rate, and what is saved: of several that cost nothing the one saving most
         size_t best_layer = layers.size(), best_option = 0;
         for (size_t layer = 0; layer < layers.size(); ++layer) {
             const auto& now = layers[layer][chosen[layer]];
@@ -57,8 +58,8 @@ std::vector<std::vector<size_t>> upgrades(const Layers& layers, std::vector<size
                 const double saved = now.loss - option.loss, added = option.cost - now.cost;
                 if (!(saved > 0) || cost + added > budget) continue;
                 const double rate = added > 0 ? saved / added : std::numeric_limits<double>::infinity();
-                if (rate > best) {
-                    best = rate;
+                if (std::pair(rate, saved) > best) {
+                    best = {rate, saved};
                     best_layer = layer;
                     best_option = i;
                 }

@@ -228,8 +228,8 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
     std::unordered_map<const Node*, Unit> padding;
     const auto graph = model.graph();
     const WrittenValues written(graph);
-    const WrittenParameters written_parameters(model);
     const auto strided = read_by_strides(*graph);
+    const WrittenParameters written_parameters(model);
     for (Node* node : graph->block()->nodes()) {
         const auto kind = std::string(node->kind().toQualString());
         if (kind != "aten::pad" && kind != "aten::constant_pad_nd") continue;

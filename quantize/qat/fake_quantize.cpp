@@ -1,4 +1,6 @@
 // FakeQuantize: a quantizer with its state, as a module.
+#include <cmath>
+
 #include <coppice/error.h>
 
 #include "qat/rounding.h"
@@ -7,6 +9,11 @@ namespace coppice::quantize {
 namespace {
 
 constexpr const char* kWhere = "quantize.FakeQuantize";
+
+/// A scale that training drives towards zero, or past it, would leave nearly nothing of its tensor, and no gradient to
+/// come back by. No start is too wide by as much: LSQ's by the paper, on bell-shaped values in 8 bits, is by a factor
+/// of 5.
+constexpr double kLeastShare = 1.0 / 16;
 
 enum Count : int64_t { kLowest, kHighest, kWatched, kFrozen, kCounts };
 
@@ -37,12 +44,16 @@ FakeQuantizeImpl::FakeQuantizeImpl(FakeQuantizeOptions options) : options_(std::
                               "Weights have their range at hand: leave observer out.");
     if (!options_.quantizer) options_.quantizer = lsq();
     if (options_.weight && !options_.quantizer->for_weights()) options_.quantizer = minmax_range();
+    if (options_.watch_batches > 0 && options_.quantizer->learns())
+        throw InvalidArgument(kWhere, "watch_batches has no range to end: this quantizer learns its scale",
+                              "Use minmax_range(), or leave watch_batches at 0.");
     const auto make = [&](const char* name, bool learned) {
         const auto values = at::ones({options_.channels});
         return learned ? register_parameter(name, values) : register_buffer(name, values);
     };
     learned_ = make("learned", options_.quantizer->learns());
     offset_ = make("offset", options_.quantizer->learns() && !options_.symmetric);
+    least_ = register_buffer("least", at::zeros({options_.channels}));
     counts_ = register_buffer("counts", at::zeros({kCounts}, at::kLong));
     if (options_.observer) observed_ = register_buffer("observed", options_.observer->fresh()->state());
 }
@@ -63,28 +74,49 @@ void FakeQuantizeImpl::start(const at::Tensor& values) {
     if (!values.isfinite().all().item<bool>())
         throw InvalidArgument(kWhere, "the first values hold NaN or infinity", "Check the data and the weights.");
     torch::NoGradGuard no_grad;
-    std::optional<Range> range;
     if (options_.observer) {
         observed_.copy_(options_.observer->fresh()->state());
-        range = observe(values.detach());
+        start(observe(values.detach()));
+        return;
     }
-    const bool below_zero = range ? range->low < 0 : options_.symmetric && values.min().item<double>() < 0;
+    set_integers(options_.symmetric && values.min().item<double>() < 0);
+    auto now = state();
+    options_.quantizer->start(now, values.detach());
+    const auto [low, high] = ends(values, options_.channel);
+    keep_from_vanishing(high > low);
+}
+
+void FakeQuantizeImpl::start(Range range) {
+    if (options_.weight || options_.channel >= 0)
+        throw InvalidArgument(kWhere, "a range is for activations with one scale", "Start weights with their values.");
+    if (!std::isfinite(range.low) || !std::isfinite(range.high))
+        throw InvalidArgument(kWhere, "the range is not finite", "Check the data.");
+    torch::NoGradGuard no_grad;
+    set_integers(range.low < 0);
+    auto now = state();
+    options_.quantizer->start_at(now, range);
+    keep_from_vanishing(at::full({1}, std::max(range.high, 0.0) > std::min(range.low, 0.0)));
+}
+
+void FakeQuantizeImpl::set_integers(bool below_zero) {
     const int64_t half = int64_t{1} << (options_.bits - 1);
     int64_t lowest = 0, highest = 2 * half - 1;
     if (options_.symmetric && options_.weight) {
         lowest = 1 - half;
         highest = half - 1;
     } else if (options_.symmetric && options_.negative.value_or(below_zero)) {
-        lowest = -half;
+        // With 8 bits convert() makes int8 of it, whose kernels have all 256 integers.
+        lowest = options_.quantizer->mirrors() && options_.bits < 8 ? 1 - half : -half;
         highest = half - 1;
     }
     counts_[kLowest] = lowest;
     counts_[kHighest] = highest;
-    auto now = state();
-    if (range)
-        options_.quantizer->start_at(now, *range);
-    else
-        options_.quantizer->start(now, values.detach());
+}
+
+void FakeQuantizeImpl::keep_from_vanishing(const at::Tensor& has_width) {
+    least_.zero_();
+    if (options_.quantizer->learns())
+        least_.copy_(at::where(has_width, options_.quantizer->scale(state()) * kLeastShare, least_));
 }
 
 Range FakeQuantizeImpl::observe(const at::Tensor& values) {
@@ -104,6 +136,7 @@ QuantizerState FakeQuantizeImpl::state() const {
     state.channel = options_.channel;
     state.weight = options_.weight;
     state.affine = !options_.symmetric;
+    state.least = least_;
     state.learned = learned_;
     state.offset = offset_;
     return state;
@@ -114,17 +147,18 @@ at::Tensor FakeQuantizeImpl::forward(const at::Tensor& given) {
         throw InvalidArgument(kWhere, "the values are on " + given.device().str(), "Train on the CPU.");
     const auto values = given.to(at::kFloat);  // autocast gives bfloat16
     const bool first = !started();
-    if (first && values.numel() == 0) return values;
+    if (values.numel() == 0) return values;  // no value to round or to learn from
     if (first) start(values);
     auto now = state();
     auto* counts = counts_.mutable_data_ptr<int64_t>();
-    if (is_training() && counts[kFrozen] == 0) {
+    // Weights are those of now in any mode: the last step of training moved them, too.
+    if (counts[kFrozen] == 0 && (is_training() || (options_.weight && !options_.quantizer->learns()))) {
         torch::NoGradGuard no_grad;
         if (!options_.observer)
             options_.quantizer->watch(now, values.detach());
         else if (!options_.quantizer->learns() && !first)
             options_.quantizer->start_at(now, observe(values.detach()));
-        if (++counts[kWatched] == options_.watch_batches) counts[kFrozen] = 1;
+        if (is_training() && ++counts[kWatched] == options_.watch_batches) counts[kFrozen] = 1;
     }
     return options_.quantizer->apply(now, values);
 }

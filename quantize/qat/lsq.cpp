@@ -82,7 +82,7 @@ class Step : public torch::autograd::Function<Step> {
 public:
     static at::Tensor forward(AutogradContext* context, const at::Tensor& values, const at::Tensor& learned,
                               const at::Tensor& offset, const QuantizerState* state) {
-        const auto scale = learned.detach().clamp_min(kLeastScale);
+        const auto scale = kept_positive(*state, learned);
         const auto zero = zero_point(*state, scale);
         const auto rounded = rounded_values(*state, scale, zero, values.detach());
         context->save_for_backward({values, rounded, scale, zero});
@@ -116,7 +116,7 @@ public:
             static_cast<double>(values.numel()) / static_cast<double>(state.channel >= 0              ? scale.numel()
                                                                       : state.weight || !values.dim() ? 1
                                                                                                       : values.size(0));
-        const double factor = 1 / std::sqrt(std::max(count, 1.0) * static_cast<double>(state.highest));
+        const double factor = 1 / std::sqrt(std::max(1.0, count) * static_cast<double>(state.highest));
         if (by_offset.defined()) by_offset = (by_offset * factor).to(at::kFloat);
         return {sums.through, (by_scale / scale * factor).to(at::kFloat), by_offset, at::Tensor()};
     }
@@ -130,9 +130,7 @@ public:
     /// and at 8 bits several times too large, and short trainings do not get out of that.
     void start(QuantizerState& state, const at::Tensor& values) const override { cover_best(state, values); }
 
-    at::Tensor scale(const QuantizerState& state) const override {
-        return state.learned.detach().clamp_min(kLeastScale);
-    }
+    at::Tensor scale(const QuantizerState& state) const override { return kept_positive(state, state.learned); }
 
     at::Tensor apply(const QuantizerState& state, const at::Tensor& values) const override {
         return step_with_gradients(state, values, state.offset.detach());

@@ -25,9 +25,7 @@ public:
             cover(state, at::zeros_like(mean), at::maximum((mean - three).abs(), (mean + three).abs()));
     }
 
-    at::Tensor scale(const QuantizerState& state) const override {
-        return state.learned.detach().clamp_min(kLeastScale);
-    }
+    at::Tensor scale(const QuantizerState& state) const override { return kept_positive(state, state.learned); }
 
     at::Tensor apply(const QuantizerState& state, const at::Tensor& values) const override {
         return step_with_gradients(state, values, state.offset);

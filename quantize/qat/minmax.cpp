@@ -15,20 +15,28 @@ public:
 
     void start(QuantizerState& state, const at::Tensor& values) const override {
         const auto [low, high] = ends(values, state.channel);
-        cover(state, low, high);
+        cover_from(state, low, high);
+    }
+
+    void start_at(QuantizerState& state, Range range) const override {
+        const auto end = [&](double value) { return at::full_like(state.learned, value); };
+        cover_from(state, end(std::min(range.low, 0.0)), end(std::max(range.high, 0.0)));
     }
 
     void watch(QuantizerState& state, const at::Tensor& values) const override {
         const auto scale = state.learned.clone(), offset = state.offset.clone();
         start(state, values);
         if (state.weight) return;
-        // Both ends are linear in scale and offset, so averaging these averages the ends.
-        state.learned.copy_(scale.lerp(state.learned, momentum_));
-        state.offset.copy_(offset.lerp(state.offset, momentum_));
+        // Both ends are linear in scale and offset, so averaging these averages the ends. Where zeros were all that was
+        // seen there is nothing to average with.
+        const auto seen = scale > 0;
+        state.learned.copy_(at::where(seen, scale.lerp(state.learned, momentum_), state.learned));
+        state.offset.copy_(at::where(seen, offset.lerp(state.offset, momentum_), state.offset));
     }
 
     at::Tensor scale(const QuantizerState& state) const override {
-        return state.learned.detach().clamp_min(kLeastScale);
+        const auto scale = state.learned.detach();
+        return at::where(scale > kLeastScale, scale, at::ones_like(scale));
     }
 
     at::Tensor apply(const QuantizerState& state, const at::Tensor& values) const override {
@@ -37,6 +45,13 @@ public:
     }
 
 private:
+    /// Unlike cover(): width zero stays 0 in state.learned, an end as good as others to average.
+    static void cover_from(QuantizerState& state, const at::Tensor& low, const at::Tensor& high) {
+        const auto scale = covering_scale(state, low, high);
+        state.learned.copy_(scale);
+        state.offset.copy_(state.affine ? low : scale * state.lowest);
+    }
+
     const double momentum_;
 };
 

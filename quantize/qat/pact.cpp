@@ -15,7 +15,7 @@ public:
                               const at::Tensor& scale, const QuantizerState* state) {
         const auto zero = zero_point(*state, scale);
         context->save_for_backward({values, scale * state->highest});
-        context->saved_data["signed"] = state->lowest < 0;
+        context->saved_data["lowest"] = static_cast<double>(state->lowest) / static_cast<double>(state->highest);
         context->saved_data["channel"] = state->channel;
         (void)learned;
         return rounded_values(*state, scale, zero, values.detach());
@@ -27,10 +27,10 @@ public:
         const auto channel = context->saved_data["channel"].toInt();
         const auto end = beside(saved[1], values, channel);
         const auto above = values >= end;
-        const bool both = context->saved_data["signed"].toBool();
-        const auto below = both ? values <= -end : values < 0;
+        const double lowest = context->saved_data["lowest"].toDouble();  // in units of the clipping value
+        const auto below = lowest < 0 ? values <= end * lowest : values < 0;
         auto by_end = gradients[0] * above;
-        if (both) by_end = by_end - gradients[0] * below;
+        if (lowest < 0) by_end = by_end + gradients[0] * below * lowest;
         return {gradients[0].masked_fill(above.logical_or(below), 0), sum_per_scale(by_end, channel), at::Tensor(),
                 at::Tensor()};
     }
@@ -40,6 +40,7 @@ class Pact final : public Quantizer {
 public:
     bool learns() const override { return true; }
     bool for_weights() const override { return false; }
+    bool mirrors() const override { return true; }
 
     void start(QuantizerState& state, const at::Tensor& values) const override {
         if (state.affine)
@@ -54,7 +55,7 @@ public:
     }
 
     at::Tensor scale(const QuantizerState& state) const override {
-        return (state.learned.detach() / state.highest).clamp_min(kLeastScale);
+        return kept_positive(state, state.learned / state.highest);
     }
 
     at::Tensor apply(const QuantizerState& state, const at::Tensor& values) const override {

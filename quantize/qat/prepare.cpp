@@ -1,7 +1,9 @@
 // A plan's model with fake quantizations at the plan's borders, and back: to int8, or to the simulated model.
 #include <coppice/error.h>
 
+#include "calibration/calibration.h"
 #include "emit/operators.h"
+#include "equalize/pairs.h"
 #include "layers/layers.h"
 #include "plan/plan.h"
 #include "qat/batch_norm.h"
@@ -23,6 +25,7 @@ struct QatModel::Impl {
     std::unordered_map<const Node*, const Unit*> first, last;  ///< by the node where a unit reads, and where it gives
     std::set<const Value*> made;                               ///< outputs of int8 units: rounded where they are made
     std::vector<std::shared_ptr<LiveNorm>> norms;              ///< those that train; empty: all are folded
+    std::vector<LayerChange> norm_changes;                     ///< with train_norms: of each batch norm
     std::unordered_map<const Node*, LiveNorm*> norm_of;        ///< by anchor
     at::Tensor batches = at::zeros({1}, at::kLong);            ///< training batches seen
     bool training = false;
@@ -112,6 +115,25 @@ struct QatModel::Impl {
 
 namespace {
 
+/// While it lives, ranges stay as they are: models are measured and converted in the middle of a training, too.
+class Settled {
+public:
+    explicit Settled(const QatModel::Impl& qat) {
+        for (const auto& [name, quantizer] : qat.named) {
+            training_.emplace_back(quantizer, quantizer->is_training());
+            training_.back().first->eval();
+        }
+    }
+    ~Settled() {
+        for (auto& [quantizer, training] : training_) quantizer->train(training);
+    }
+    Settled(const Settled&) = delete;
+    Settled& operator=(const Settled&) = delete;
+
+private:
+    std::vector<std::pair<FakeQuantize, bool>> training_;
+};
+
 class QatTrainable final : public Trainable {
 public:
     explicit QatTrainable(std::shared_ptr<QatModel::Impl> impl)
@@ -186,6 +208,12 @@ void check(const QatOptions& options) {
     bits("first_last_bits", options.first_last_bits);
     if (options.watch_batches < 0 || options.norm_batches < 0)
         throw InvalidArgument("quantize.qat", "watch_batches and norm_batches must not be negative", "0 means all.");
+    if (options.watch_batches > 0 && (!options.quantizer || options.quantizer->learns()))
+        throw InvalidArgument("quantize.qat", "watch_batches has no ranges to end: this quantizer learns its scales",
+                              "Use minmax_range(), or leave watch_batches at 0.");
+    if (options.norm_batches > 0 && !options.train_norms)
+        throw InvalidArgument("quantize.qat", "norm_batches has nothing to freeze without train_norms",
+                              "Set train_norms, or leave norm_batches at 0.");
 }
 
 class Preparer {
@@ -199,6 +227,12 @@ public:
             if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
             if (!first_) first_ = &unit;
             last_ = &unit;
+        }
+        for (const auto& unit : plan_.units) {
+            if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
+            const bool wide = &unit == first_ || &unit == last_;
+            auto& bits = bits_[anchor_weight(plan_.model, unit.node).data_ptr()];
+            bits = std::max(bits, wide ? options.first_last_bits : options.weight_bits);
         }
         wide_.insert(plan_.roots.at(first_->inputs[0]));
         wide_.insert(plan_.roots.at(last_->inputs[0]));
@@ -240,11 +274,13 @@ private:
     }
 
     void add_weight(const Unit& unit) {
-        const bool wide = &unit == first_ || &unit == last_;
-        const int64_t bits = wide ? qat_.options.first_last_bits : qat_.options.weight_bits;
-        qat_.weight_bits.emplace(unit.node, bits);
         const auto weight = anchor_weight(plan_.model, unit.node);
-        if (const auto shared = by_storage_.find(weight.data_ptr()); shared != by_storage_.end()) {
+        const int64_t bits = bits_.at(weight.data_ptr());
+        qat_.weight_bits.emplace(unit.node, bits);
+        // Scales of the one way to read it are no scales of the other.
+        const auto key = std::make_tuple(static_cast<const void*>(weight.data_ptr()),
+                                         anchor_inputs(unit.node).weight_transposed, weight.stride(0));
+        if (const auto shared = by_storage_.find(key); shared != by_storage_.end()) {
             qat_.weights.emplace(unit.node, shared->second);
             return;
         }
@@ -254,7 +290,7 @@ private:
         if (qat_.options.per_channel && anchor_inputs(unit.node).weight_transposed) options.channel = 1;
         options.quantizer = quantizer_;
         FakeQuantize module(options);
-        by_storage_.emplace(weight.data_ptr(), module);
+        by_storage_.emplace(key, module);
         qat_.weights.emplace(unit.node, module);
         qat_.named.emplace_back(names_.of(unit.node) + ".weight", module);
     }
@@ -266,14 +302,47 @@ private:
     int64_t widest_weight_ = 8;
     const Unit *first_ = nullptr, *last_ = nullptr;
     std::set<const Value*> wide_;
-    std::unordered_map<const void*, FakeQuantize> by_storage_;
+    std::map<std::tuple<const void*, bool, int64_t>, FakeQuantize> by_storage_;
+    std::unordered_map<const void*, int64_t> bits_;  ///< of each weight; of what several layers share, the most
 };
+
+/// Scales of activations start where options.observer finds their ranges, in the float model.
+void start_at_observed(QatModel::Impl& qat, const std::vector<Inputs>& calibration) {
+    const auto& plan = qat.plan.impl();
+    std::set<const Value*> same;  // what is seen already: operators that only move values
+    for (const auto& unit : plan.units) {
+        const bool moves = unit.kind == UnitKind::kPadChannels || unit.row->scale == OutputScale::kInput ||
+                           plan.cats_with_one_scale.count(unit.node) > 0;
+        if (unit.int8 && moves) same.insert(unit.outputs.begin(), unit.outputs.end());
+    }
+    std::unordered_map<const Value*, std::unique_ptr<Observer>> observers;  // by root
+    const auto see = [&](const Value* value, const c10::IValue& content) {
+        const auto root = plan.roots.find(value);
+        if (root == plan.roots.end() || same.count(value) || !content.isTensor()) return;
+        auto& observer = observers[root->second];
+        if (!observer) observer = qat.options.observer->fresh();
+        observer->observe(content.toTensor());
+    };
+    NodeHooks hooks;
+    hooks.after = [&](const Node* node, std::vector<c10::IValue>& outputs) {
+        for (size_t i = 0; i < outputs.size(); ++i) see(node->outputs()[i], outputs[i]);
+    };
+    const auto arguments = qat.model.graph()->inputs();
+    run_batches(qat.model, calibration, hooks, "observing where scales start", qat.options.progress, INT64_MAX,
+                [&](const Inputs& batch) {
+                    for (size_t i = 0; i < batch.size() && i + 1 < arguments.size(); ++i)
+                        see(arguments[i + 1], batch[i]);
+                });
+    for (auto& [root, quantizer] : qat.values)
+        if (const auto found = observers.find(root); found != observers.end())
+            quantizer->start(found->second->range(int64_t{1} << quantizer->options().bits));
+}
 
 /// The model with rounded weights and LibTorch's fake quantization where tensors are rounded.
 class Simulator {
 public:
     explicit Simulator(const QatModel::Impl& qat)
-        : qat_(qat), plan_(qat.plan.impl()), model_(qat.model.clone()), graph_(model_.graph()) {
+        : qat_(qat), plan_(qat.plan.impl()), model_(qat.model.clone()), graph_(model_.graph()), readers_(model_) {
         const auto old_nodes = all_nodes(*plan_.model.graph()), new_nodes = all_nodes(*graph_);
         for (size_t i = 0; i < old_nodes.size(); ++i) {
             nodes_[old_nodes[i]] = new_nodes[i];
@@ -328,21 +397,35 @@ private:
     }
 
     void round_weight(const Unit& unit) {
+        torch::NoGradGuard no_grad;
         Node* node = nodes_.at(unit.node);
         const auto conv = as_conv(node);
         const auto linear = as_linear(node);
-        auto* weight = conv ? conv->weight : linear->weight;
+        const auto* weight = conv ? conv->weight : linear->weight;
+        const auto place = anchor_inputs(node).weight;
         const bool turned = !conv && linear->weight_transposed != anchor_inputs(node).weight_transposed;
-        auto quantizer = qat_.weights.at(unit.node);
         const auto stored = parameter_of(model_, weight)->detach();
-        torch::NoGradGuard no_grad;
-        auto values = turned ? quantizer->forward(stored.t()).t() : quantizer->forward(stored);
-        if (const auto name = attribute_name(weight)) {
-            set_tensor(model_, *name, values.contiguous());
-        } else {
+        auto quantizer = qat_.weights.at(unit.node);
+        const auto values = quantizer->forward(turned ? stored.t() : stored).contiguous();  // as the operator reads it
+        const auto name = attribute_name(weight);
+        if (!name) {
             WithInsertPoint guard(node);
-            node->replaceInputWith(weight, graph_->insertConstant(values.contiguous()));
+            node->replaceInput(place, graph_->insertConstant(values));
+            return;
         }
+        // Through a transpose of its own, or directly, and nothing else reads it.
+        if (readers_.alone(model_, weight) && node->input(place)->uses().size() == 1) {
+            set_tensor(model_, *name, turned ? values.t().contiguous() : values);
+            return;
+        }
+        // What else reads it, an embedding say, reads it as it is; layers that share it share the rounded one.
+        auto& rounded = rounded_weights_[{quantizer.get(), turned}];
+        if (rounded.empty()) {
+            const auto dot = name->rfind('.');
+            const auto owner = dot == std::string::npos ? std::string() : name->substr(0, dot + 1);
+            rounded = add_attribute(model_, owner + "rounded_weight", values, Role::kParameter);
+        }
+        node->replaceInput(place, read_attribute(model_, rounded, node));
     }
 
     const QatModel::Impl& qat_;
@@ -351,6 +434,8 @@ private:
     std::shared_ptr<Graph> graph_;
     std::unordered_map<const Node*, Node*> nodes_;
     std::unordered_map<const Value*, Value*> values_, rounded_;
+    const SoleReaders readers_;
+    std::map<std::pair<const void*, bool>, std::string> rounded_weights_;  ///< by quantizer and whether turned
 };
 
 }  // namespace
@@ -371,6 +456,10 @@ const StaticPlan& QatModel::plan() const {
     return impl_->plan;
 }
 
+std::vector<LayerChange> QatModel::norms() const {
+    return impl_->norm_changes;
+}
+
 bool QatModel::simulated() const {
     return impl_->in_float();
 }
@@ -384,16 +473,19 @@ StaticPlan QatModel::trained_plan() const {
         throw InvalidArgument("quantize.qat", "activations of fewer than 8 bits have no int8 kernels",
                               "Use convert(), which gives the simulated model.");
     torch::NoGradGuard no_grad;
+    const Settled settled(*impl_);
     impl_->fold();
     auto trained = std::make_shared<StaticPlan::Impl>(impl_->plan.impl());
     for (auto& [value, parameters] : trained->parameters) parameters = impl_->of(value)->affine();
     for (auto& unit : trained->units) {
         unit.sqnr_db = unit.clipped_ratio = 0;  // those were of the model before
         if (!unit.anchor() || !(unit.int8 || unit.island)) continue;
-        const auto& quantizer = impl_->weights.at(unit.node);
+        auto quantizer = impl_->weights.at(unit.node);
         const auto weight = anchor_weight(impl_->model, unit.node);
         const bool turned = anchor_inputs(unit.node).weight_transposed;
-        const auto integers = turned ? quantizer->integers(weight.t()).t() : quantizer->integers(weight);
+        const auto read = turned ? weight.t() : weight;
+        quantizer->forward(read);  // ranges that follow the weights are of these
+        const auto integers = turned ? quantizer->integers(read).t() : quantizer->integers(read);
         trained->weights[unit.node] = at::_make_per_channel_quantized_tensor(
             integers.contiguous(), quantizer->scale().expand({weight.size(0)}).to(at::kDouble).contiguous(),
             at::zeros({weight.size(0)}, at::kLong), 0);
@@ -406,7 +498,7 @@ StaticPlan QatModel::trained_plan() const {
 
 std::vector<LayerPlan> QatModel::layers(const std::vector<Inputs>& batches) const {
     torch::NoGradGuard no_grad;
-    for (auto& [name, quantizer] : impl_->named) quantizer->eval();
+    const Settled settled(*impl_);
     impl_->fold();
     const auto& plan = impl_->plan.impl();
     auto units = plan.units;
@@ -437,6 +529,7 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     check(options);
     StaticOptions planning;
     planning.per_channel = options.per_channel;
+    planning.observer = options.observer;
     planning.ignore = options.ignore;
     planning.progress = options.progress;
     planning.reduce_range = "off";  // these weights are replaced by trained ones
@@ -444,13 +537,18 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
     impl->plan = plan_static(model, example, calibration, planning);
     impl->model = impl->plan.model();
     impl->options = options;
-    if (options.train_norms) impl->norms = live_norms(model, impl->plan);
+    if (options.train_norms) {
+        auto live = live_norms(model, impl->plan);
+        impl->norms = std::move(live.norms);
+        impl->norm_changes = std::move(live.changes);
+    }
     for (const auto& norm : impl->norms) impl->norm_of[norm->anchor] = norm.get();
     Preparer(*impl).run();
     for (auto& [name, quantizer] : impl->named) quantizer->eval();
     QatModel prepared(impl);
     torch::NoGradGuard no_grad;
-    prepared.forward(calibration.front());  // every scale starts
+    if (options.observer) start_at_observed(*impl, calibration);
+    prepared.forward(calibration.front());  // every scale starts, if it has not
     return prepared;
 }
 
@@ -481,7 +579,7 @@ Model convert(const QatModel& model) {
 
 Model converted(const QatModel& model) {
     if (!model.simulated()) return convert(model.trained_plan());
-    for (auto& [name, quantizer] : model.quantizers()) quantizer->eval();
+    const Settled settled(model.impl());
     model.impl().fold();
     return Simulator(model.impl()).run();
 }

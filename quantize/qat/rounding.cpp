@@ -81,11 +81,21 @@ std::pair<at::Tensor, at::Tensor> ends(const at::Tensor& values, int64_t channel
     return {rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)};
 }
 
-void cover(QuantizerState& state, const at::Tensor& low, const at::Tensor& high) {
-    const auto width = state.affine       ? (high - low) / (state.highest - state.lowest)
+at::Tensor covering_scale(const QuantizerState& state, const at::Tensor& low, const at::Tensor& high) {
+    const auto scale = state.affine       ? (high - low) / (state.highest - state.lowest)
                        : state.lowest < 0 ? at::maximum(high, -low) / state.highest
                                           : high / state.highest;
-    const auto scale = at::where(width > kLeastScale, width, at::ones_like(width));
+    return at::where(scale > kLeastScale, scale, at::zeros_like(scale));
+}
+
+at::Tensor kept_positive(const QuantizerState& state, const at::Tensor& scale) {
+    const auto positive = scale.detach().clamp_min(kLeastScale);
+    return state.least.defined() ? at::maximum(positive, state.least) : positive;
+}
+
+void cover(QuantizerState& state, const at::Tensor& low, const at::Tensor& high) {
+    const auto width = covering_scale(state, low, high);
+    const auto scale = at::where(width > 0, width, at::ones_like(width));
     state.learned.copy_(scale);
     state.offset.copy_(state.affine ? low : scale * state.lowest);
 }

@@ -3,10 +3,13 @@
 
 #include <coppice/qat.h>
 
+#include <limits>
+
 namespace coppice::quantize {
 
-/// Least scale: a scale that training drives to zero or below stays positive.
-inline constexpr double kLeastScale = 1e-8;
+/// Least scale, float32's least normal number: below, the quotient by which values are rounded overflows. Ranges that
+/// need less have width zero.
+inline constexpr double kLeastScale = std::numeric_limits<float>::min();
 
 /// [channels] beside values: broadcast along state.channel.
 at::Tensor beside(const at::Tensor& per_channel, const at::Tensor& values, int64_t channel);
@@ -23,6 +26,12 @@ at::Tensor rounded_values(const QuantizerState& state, const at::Tensor& scale, 
 
 /// Smallest and largest of each channel, widened to hold zero: float32 [channels or 1].
 std::pair<at::Tensor, at::Tensor> ends(const at::Tensor& values, int64_t channel);
+
+/// The scale by which the integers cover [low, high] exactly; 0 for width zero.
+at::Tensor covering_scale(const QuantizerState& state, const at::Tensor& low, const at::Tensor& high);
+
+/// A learned scale where training has not driven it below state.least.
+at::Tensor kept_positive(const QuantizerState& state, const at::Tensor& scale);
 
 /// Sets learned (as a scale) and offset so that they cover [low, high] exactly; width zero gets scale 1.
 void cover(QuantizerState& state, const at::Tensor& low, const at::Tensor& high);

@@ -132,9 +132,33 @@ private:
             " % of its input clipped. Did training diverge? Try a lower lr, or more bits.");
     }
 
+    /// Batch norms with why they did not train, where they should have.
+    void record_norms(const QatModel& training, Context& context) const {
+        const auto norms = training.norms();
+        std::map<std::string, std::string> reasons;
+        int64_t trained = 0;
+        for (const auto& norm : norms) {
+            trained += norm.action == "trained";
+            if (norm.action == "folded") reasons[norm.layer] = "it did not train: " + norm.reason;
+        }
+        for (auto change : training.plan().impl().folded) {
+            if (const auto why = reasons.find(change.layer); why != reasons.end()) change.reason = why->second;
+            context.record(change);
+        }
+        context.facts["bn"] = trained > 0 ? "trained" : "folded";
+        if (!options_.train_norms) return;
+        context.facts["trained_norms"] = trained;
+        context.facts["folded_norms"] = reasons.size();
+        if (trained == 0)
+            context.log->warning(std::string(kWhere) + ": bn is trained, and " +
+                                 (norms.empty() ? "there is no batch norm to train"
+                                                : "none of " + std::to_string(norms.size()) + " batch norms trains; " +
+                                                      norms.front().layer + ": " + norms.front().reason));
+    }
+
     void record(const QatModel& training, const std::vector<Inputs>& calibration, Context& context) const {
         const bool in_float = training.simulated();
-        for (const auto& change : training.plan().impl().folded) context.record(change);
+        record_norms(training, context);
         Json rows = Json::array();
         for (const auto& [name, quantizer] : training.quantizers()) {
             const auto scale = quantizer->scale();
@@ -164,7 +188,6 @@ private:
         facts["first_last_bits"] = options_.first_last_bits;
         facts["quantizers"] = rows;
         facts["layers"] = layer_rows(plans);
-        facts["bn"] = options_.train_norms ? "trained" : "folded";
         facts["quantized_layers"] = layers;
         facts["float_layers"] = float_layers;
         if (!in_float) facts["engine"] = "x86";
@@ -187,6 +210,12 @@ std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& loss
         o.integer("first_last_bits", options.first_last_bits, 2, 8, "of the first and last layer's weights and inputs");
     options.quantizer = make(o, "quantizer", "lsq", quantizers(), "how scales are found");
     Json quantizer = o.resolved().at("quantizer");
+    constexpr const char* kObserver =
+        "finds the ranges at which scales of activations start, on all calibration data; default: each quantizer's way";
+    if (o.raw("observer", kObserver))
+        options.observer = make(o, "observer", "histogram", observers(), kObserver);
+    else
+        o.remember({"observer", "name", "", kObserver});
     options.per_channel = o.boolean("per_channel", options.per_channel, "one scale per output channel of a weight");
     options.ignore = o.texts("ignore", {}, "regular expressions: layers that stay in float");
     options.train_norms =
@@ -198,6 +227,9 @@ std::unique_ptr<Stage> make_qat(Options& o, const std::vector<Entry<Loss>>& loss
         o.number_in("freeze_observer_epoch", 0, 0, epochs, "when ranges of minmax stop following the values; 0: never");
     freeze.norms = o.number_in("freeze_bn_epoch", 0, 0, epochs,
                                "bn: trained: when running statistics replace each batch's and stay; 0: never");
+    if (freeze.observers > 0 && options.quantizer->learns())
+        throw o.error("freeze_observer_epoch", "has no ranges to end: this quantizer learns its scales",
+                      "Use quantizer: minmax, or leave freeze_observer_epoch out.");
     if (freeze.norms > 0 && !options.train_norms)
         throw InvalidArgument(kWhere, "freeze_bn_epoch has nothing to freeze with bn: folded", "Add bn: trained.");
     return std::make_unique<Qat>(std::move(task), std::move(options), std::move(quantizer), freeze);

@@ -30,11 +30,14 @@ public:
         auto w = weight.detach().to(at::kDouble).clone();  // [rows, columns]
         const double mean = diagonal.mean().item<double>();
         diagonal.add_(std::max(damping_ * mean, 1e-12));
-        const auto [lower, info] = at::linalg_cholesky_ex(second);
-        if (info.item<int>() != 0)
-            throw UnsupportedModel(kWhere, "the second moments of its input cannot be factorised",
-                                   "Use a larger damping, or more calibration data.");
-        const auto upper = at::linalg_cholesky(at::cholesky_inverse(lower), /*upper=*/true).contiguous();
+        const auto factor = [](const at::Tensor& matrix, bool upper) {
+            const auto [result, info] = at::linalg_cholesky_ex(matrix, upper);
+            if (info.item<int>() != 0 || !result.isfinite().all().item<bool>())
+                throw UnsupportedModel(kWhere, "the second moments of its input cannot be factorised",
+                                       "Use a larger damping, or more calibration data.");
+            return result;
+        };
+        const auto upper = factor(at::cholesky_inverse(factor(second, false)), true).contiguous();
         const auto factors = upper.accessor<double, 2>();
         auto integers = at::empty({weight.size(0), columns}, at::kDouble);
         for (int64_t j = 0; j < columns; ++j) {

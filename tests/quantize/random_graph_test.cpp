@@ -35,22 +35,31 @@ protected:
         return wanted ? std::strtoull(wanted, nullptr, 10) : 40;
     }
 
-    /// The same bits from the file, and little noise for the batch sizes.
-    void expect_as_good_as_float(const Model& model, const Model& int8, uint64_t seed, double least_db,
+    /// The same bits from the file, outputs laid out as the float model's, and little noise for the batch sizes: as
+    /// much as the plan's simulation in float has, where some of the blocks make a small disturbance large.
+    void expect_as_good_as_float(const Model& model, const StaticPlan& plan, const Model& int8, uint64_t seed,
                                  const char* kernels) {
         SCOPED_TRACE(kernels);
         int8.save(folder_ / "model.pt");
         auto stock = torch::jit::load((folder_ / "model.pt").string());
         for (const int64_t count : {1, 5}) {
             const Inputs inputs{images(count, seed + 1000)};
-            const auto exact = all_tensors(model.forward(inputs)), rounded = all_tensors(int8.forward(inputs));
-            EXPECT_GE(sqnr_of(exact, rounded), least_db) << "batch of " << count;
+            const auto exact = all_tensors(model.forward(inputs)), rounded = all_tensors(int8.forward(inputs)),
+                       simulated = all_tensors(fake_quantized(plan, inputs));
+            const double simulated_db = sqnr_of(exact, simulated);
+            EXPECT_GE(sqnr_of(exact, rounded), std::min(20.0, simulated_db - 3)) << "batch of " << count;
+            EXPECT_GE(sqnr_of(simulated, rounded), std::min(25.0, simulated_db - 3)) << "batch of " << count;
+            loud_ += simulated_db < 23;
             const auto loaded = all_tensors(stock.forward({inputs[0].toTensor().clone()}));
             ASSERT_EQ(loaded.size(), rounded.size());
-            for (size_t i = 0; i < loaded.size(); ++i) EXPECT_TRUE(at::equal(loaded[i], rounded[i])) << "output " << i;
+            for (size_t i = 0; i < loaded.size(); ++i) {
+                EXPECT_TRUE(at::equal(loaded[i], rounded[i])) << "output " << i;
+                EXPECT_TRUE(rounded[i].is_contiguous() || !exact[i].is_contiguous()) << "output " << i;
+            }
         }
     }
 
+    uint64_t loud_ = 0;  ///< batches whose simulation is noisier than most
     TemporaryFolder folder_;
 };
 
@@ -75,14 +84,13 @@ TEST_F(RandomGraphs, StaticInt8StaysWithinRounding) {
             const auto int8 = convert(plan);
             const auto checked = testing::check_every_layer(int8, {images(3, seed + 3)});
             EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
-            expect_as_good_as_float(model, int8, seed, 20, "packed");
-            const auto inputs = images(4, seed + 4);
-            EXPECT_GE(sqnr_of(all_tensors(fake_quantized(plan, {inputs})), all_tensors(int8.forward({inputs}))), 25);
+            expect_as_good_as_float(model, plan, int8, seed, "packed");
             if (!exact_int8_products()) continue;
             options.conv = options.linear = "fused";
-            const auto fused =
-                convert(plan_static(model, {example}, {{images(16, seed + 1)}, {images(16, seed + 2)}}, options));
-            expect_as_good_as_float(model, fused, seed, 20, "fused");
+            const auto fused_plan =
+                plan_static(model, {example}, {{images(16, seed + 1)}, {images(16, seed + 2)}}, options);
+            const auto fused = convert(fused_plan);
+            expect_as_good_as_float(model, fused_plan, fused, seed, "fused");
             const Inputs many{images(64, seed + 5)};  // so that luck with ties counts little
             const auto exact = all_tensors(model.forward(many));
             const double packed_db = sqnr_of(exact, all_tensors(int8.forward(many))),
@@ -95,6 +103,7 @@ TEST_F(RandomGraphs, StaticInt8StaysWithinRounding) {
         }
         if (HasFailure()) return;
     }
+    EXPECT_LE(loud_, graphs() / 10);
     EXPECT_GT(int8_layers, 4 * static_cast<int64_t>(graphs())) << "hardly anything ran in int8";
 }
 

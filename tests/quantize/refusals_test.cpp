@@ -68,7 +68,7 @@ TEST(Refusals, ALayerThatTheFirstBatchDoesNotReachIsMeasuredOnALaterOneOrSaysTha
             SCOPED_TRACE(change.layer + ": " + change.reason);
             const bool kept = change.layer == "b" && !reached;
             EXPECT_EQ(change.action == "kept", kept);
-            EXPECT_THAT(change.reason, ::testing::HasSubstr(kept ? "no calibration batch reaches it" : "SQNR "));
+            EXPECT_THAT(change.reason, ::testing::HasSubstr(kept ? "no run on calibration data reaches it" : "SQNR "));
         }
     }
 }

@@ -326,7 +326,9 @@ TEST(StaticInt8, WeightsOfFewBitsAreCalledSimulatedInEveryRow) {
     for (const std::string bits : {"8", "7", "4"}) {
         auto context = context_of();
         from_recipe({{"weight_bits", bits}, {"min_sqnr_db", "0"}})->apply(residual_model(), context);
-        const std::string expected = bits == "8" ? "int8" : "int8 (simulated W" + bits + "A8)";
+        const std::string expected = bits != "8"             ? "int8 (simulated W" + bits + "A8)"
+                                     : exact_int8_products() ? "int8"
+                                                             : "int8 (7-bit weights)";
         EXPECT_EQ(context.facts.value("simulated", false), bits != "8");
         ASSERT_EQ(context.facts["layers"].size(), 5u);
         for (const auto& row : context.facts["layers"]) EXPECT_EQ(row.at("precision"), expected);

@@ -77,6 +77,46 @@ inline std::vector<double> rounded_by_least_squares(const std::vector<double>& w
     return integers;
 }
 
+struct GroupedRow {
+    std::vector<double> integers, scale, offset;
+};
+
+/// The same with a grid per group of columns, which covers the group's weights as they are when its first column's turn
+/// comes. @param highest  symmetric: of -highest ... highest, else of 0 ... highest with an offset
+inline GroupedRow rounded_in_groups_by_least_squares(const std::vector<double>& w, const Matrix& m, size_t group,
+                                                     double highest, bool symmetric) {
+    const size_t n = w.size();
+    GroupedRow row;
+    std::vector<double> q(n);
+    for (size_t j = 0; j < n; ++j) {
+        std::vector<double> free(w.begin() + static_cast<std::ptrdiff_t>(j), w.end());
+        if (j > 0) {
+            Matrix a(n - j, std::vector<double>(n - j));
+            std::vector<double> b(n - j, 0);
+            for (size_t r = j; r < n; ++r) {
+                for (size_t c = j; c < n; ++c) a[r - j][c - j] = m[r][c];
+                for (size_t c = 0; c < j; ++c) b[r - j] += m[r][c] * (w[c] - q[c]);
+            }
+            const auto move = solve(a, b);
+            for (size_t c = 0; c < free.size(); ++c) free[c] += move[c];
+        }
+        if (j % group == 0) {
+            double low = free[0], high = free[0];
+            for (size_t c = 0; c < group; ++c) {
+                low = std::min(low, free[c]);
+                high = std::max(high, free[c]);
+            }
+            const double scale = symmetric ? std::max(high, -low) / highest : (high - low) / highest;
+            row.scale.push_back(static_cast<float>(scale));
+            row.offset.push_back(symmetric ? 0 : static_cast<float>(low));
+        }
+        const double integer = std::nearbyint((free[0] - row.offset.back()) / row.scale.back());
+        row.integers.push_back(std::min(std::max(integer, symmetric ? -highest : 0.0), highest));
+        q[j] = row.integers.back() * row.scale.back() + row.offset.back();
+    }
+    return row;
+}
+
 /// The least quadratic error of one row over all ways to round every weight up or down.
 inline double least_error_of_all_roundings(const std::vector<double>& w, const Matrix& m, double scale, double lowest,
                                            double highest) {

@@ -63,10 +63,10 @@ int fuse_attention(Model& model, const Inputs& example);
 ///     before  linear(x, W1, b1), linear(x, W2, b2), ...
 ///     after   split(linear(x, [W1; W2; ...], [b1; b2; ...]), [out1, out2, ...])
 ///
-/// Values stay the same up to rounding, those of the int8 layers of quantize.dynamic (quantized::linear_dynamic) bit for
-/// bit. The parts are views of one tensor, and `view` of them becomes `reshape`; where a part is handed out, written
-/// into, or asked for its strides, a copy takes its place. What follows, quantizing for one, sees one layer, named
-/// after the first. A weight that is read twice and an input that is changed in place are left alone.
+/// Values stay the same up to rounding, those of the int8 layers of quantize.dynamic (quantized::linear_dynamic) bit
+/// for bit. The parts are views of one tensor, and `view` of them becomes `reshape`; where a part is handed out,
+/// written into, or asked for its strides, a copy takes its place. What follows, quantizing for one, sees one layer,
+/// named after the first. A weight that is read twice and an input that is changed in place are left alone.
 /// @return the number of layers that were merged
 int merge_linear(Model& model, const Inputs& example);
 

@@ -28,6 +28,7 @@ struct QuantizerState {
     int64_t channel = -1;  ///< dimension with a scale per index; -1: one scale
     bool weight = false;   ///< values are a parameter: statistics are over all of it, not per example
     bool affine = false;   ///< the zero point follows `offset`; else it is 0
+    at::Tensor least;      ///< float32 [channels or 1] that a learned scale does not go below; undefined or 0: none
     at::Tensor learned;    ///< float32 [channels or 1]: the scale, or what the quantizer derives it from
     at::Tensor offset;     ///< float32 [channels or 1]: affine: the real number that `lowest` stands for
 };
@@ -43,9 +44,12 @@ public:
     virtual bool for_weights() const { return true; }
     /// True when its activations have a zero point of their own.
     virtual bool offsets() const { return false; }
+    /// True when activations of both signs end as far below zero as above, at -highest; else at -highest - 1. With 8
+    /// bits all do that, as int8 kernels.
+    virtual bool mirrors() const { return false; }
     /// Sets state.learned and state.offset from the first values. A channel of zeros gets scale 1.
     virtual void start(QuantizerState& state, const at::Tensor& values) const = 0;
-    /// Called with every training batch until frozen.
+    /// Called until frozen with every training batch, and unless learns() with weights whenever they are used.
     virtual void watch(QuantizerState& state, const at::Tensor& values) const { (void)state, (void)values; }
     /// Sets them so that the integers cover `range`, as an observer found it; width zero gets scale 1.
     virtual void start_at(QuantizerState& state, Range range) const;
@@ -58,7 +62,8 @@ public:
 /// Learned step size (Esser et al., arXiv 1902.08153): dx'/ds = round(x/s) - x/s inside, the end's integer outside;
 /// the gradient is scaled by 1 / sqrt(N Q), N values of a channel of a weight or of one example of an activation, Q the
 /// highest integer. Starts at the shrunken range with the least squared error, not at the paper's 2 E|x| / sqrt(Q),
-/// from which only long trainings recover. Affine: the offset is not learned, it stays where it started.
+/// from which only long trainings recover, and stays above 1/16 of that. Affine: the offset is not learned, it stays
+/// where it started.
 std::unique_ptr<Quantizer> lsq();
 
 /// LSQ with a learned offset (Bhalgat et al., arXiv 2004.09576): affine activations learn the real number b that the
@@ -67,13 +72,15 @@ std::unique_ptr<Quantizer> lsq();
 /// scale, so that zero stays exact: padding needs it, and int8 kernels know no other.
 std::unique_ptr<Quantizer> lsq_plus();
 
-/// Learned clipping value a (Choi et al., arXiv 1805.06085) of activations: [0, a] behind a rectifier, else [-a, a];
-/// da = 1 where x >= a (-1 where x <= -a). The paper's L2 penalty on a is the trainer's weight decay with
-/// decay_vectors. Weights take minmax(). Starts at the largest |x|, shrunken to the least squared error.
+/// Learned clipping value a (Choi et al., arXiv 1805.06085) of activations: [0, a] behind a rectifier, else [-a, a]
+/// (in 8 bits from -128/127 a on, int8's least integer); da = 1 where x >= a, -1 (-128/127) where x is at the lower
+/// end. The paper's L2 penalty on a is the trainer's weight decay with decay_vectors. Weights take minmax(). Starts at
+/// the largest |x|, shrunken to the least squared error.
 std::unique_ptr<Quantizer> pact();
 
 /// Ranges from the values themselves: a weight's largest |w| now; for activations a moving average of each training
-/// batch's ends (Jacob et al., arXiv 1712.05877). @param momentum  weight of the newest batch, in (0, 1]
+/// batch's ends (Jacob et al., arXiv 1712.05877); a batch of zeros has ends at zero. @param momentum  weight of the
+/// newest batch, in (0, 1]
 std::unique_ptr<Quantizer> minmax_range(double momentum = 0.01);
 
 /// Rows: lsq, lsq_plus, minmax, pact.
@@ -91,7 +98,8 @@ struct FakeQuantizeOptions {
     int64_t channel = -1;                        ///< dimension with a scale per index; -1: one scale
     int64_t channels = 1;                        ///< its size
     std::shared_ptr<const Quantizer> quantizer;  ///< null: lsq()
-    int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all
+    int64_t watch_batches = 0;                   ///< training batches that ranges follow, then frozen; 0: all. Only
+                                                 ///< of quantizers that do not learn
     /// Activations with one scale: a fresh one of these, histogram() say, sees the values. Its range is where a
     /// quantizer that learns starts; one that does not, minmax_range() say, takes it from here until frozen. null: each
     /// quantizer's own way. What it has seen goes into checkpoints as buffer `observed`.
@@ -107,10 +115,14 @@ class FakeQuantizeImpl : public torch::nn::Module {
 public:
     /// @throws InvalidArgument naming the option out of its range
     explicit FakeQuantizeImpl(FakeQuantizeOptions options = {});
-    /// @param values  float32 @throws InvalidArgument when dimension `channel` is not of size `channels`
+    /// @param values  float32; an empty tensor is given back and changes nothing
+    /// @throws InvalidArgument when dimension `channel` is not of size `channels`
     at::Tensor forward(const at::Tensor& values);
     /// @throws InvalidArgument for an empty tensor, NaN or infinity, and as forward()
     void start(const at::Tensor& values);
+    /// Activations: starts at the range that an observer found.
+    /// @throws InvalidArgument for weights, and when `range` is not finite
+    void start(Range range);
     bool started() const;
     /// Ranges do not follow the values any more.
     void freeze();
@@ -127,9 +139,11 @@ private:
     QuantizerState state() const;
     void require_start() const;
     Range observe(const at::Tensor& values);
+    void set_integers(bool below_zero);
+    void keep_from_vanishing(const at::Tensor& has_width);
     FakeQuantizeOptions options_;
-    at::Tensor learned_, offset_, counts_;  ///< counts: lowest, highest, batches watched, frozen
-    at::Tensor observed_;                   ///< state of the observer; undefined without one
+    at::Tensor learned_, offset_, least_, counts_;  ///< counts: lowest, highest, batches watched, frozen
+    at::Tensor observed_;                           ///< state of the observer; undefined without one
 };
 TORCH_MODULE(FakeQuantize);
 
@@ -140,9 +154,14 @@ struct QatOptions {
     int64_t first_last_bits = 8;                   ///< of the first and last layer's weights and inputs
     std::shared_ptr<const Quantizer> quantizer;    ///< null: lsq()
     bool per_channel = true;                       ///< one scale per output channel of a weight
-    int64_t watch_batches = 0;                     ///< training batches that ranges follow; 0: all
+    /// Finds the ranges at which scales of activations start, on all of the calibration data, for as many integers as
+    /// each has. null: each quantizer's own start, on the first batch.
+    std::shared_ptr<const Observer> observer;
+    int64_t watch_batches =
+        0;  ///< training batches that ranges follow; 0: all. Only where the quantizer does not learn
     /// Batch norms of int8 layers train: each batch is normalised by its own statistics, which the running ones follow,
-    /// while the weight is rounded as folded by the running ones (arXiv 1806.08342). false: folded from the beginning.
+    /// while the weight is rounded as folded by the running ones (arXiv 1806.08342). Those that cannot,
+    /// QatModel::norms() says why, are folded from the beginning, as all are with false.
     bool train_norms = false;
     int64_t norm_batches = 0;         ///< training batches normalised so, later ones by the running statistics; 0: all
     std::vector<std::string> ignore;  ///< as in StaticOptions
@@ -161,6 +180,9 @@ public:
     Model model() const;
     /// Layers and reasons as plan_static() found them.
     const StaticPlan& plan() const;
+    /// With train_norms: the batch norms that were folded, by name: action "trained", or "folded" with the reason why
+    /// it does not train (behind a transposed convolution, say).
+    std::vector<LayerChange> norms() const;
     /// True when activations have fewer than 8 bits: convert() gives the simulated model.
     bool simulated() const;
     /// Fake quantizations by name.
@@ -176,7 +198,7 @@ private:
     std::shared_ptr<Impl> impl_;
 };
 
-/// Folds batch norms, plans as plan_static() does and starts all scales on the first calibration batch. With
+/// Folds batch norms, plans as plan_static() does and starts all scales (see QatOptions::observer). With
 /// options.train_norms the folding is undone while training and made real by convert(). Dropout is off, as the int8
 /// model has it.
 /// @throws as plan_static()
@@ -185,7 +207,8 @@ QatModel prepare(const Model& model, const Inputs& example, const std::vector<In
 
 /// The same for a torch::nn model, which trace() makes TorchScript of: what trains runs `forward` as traced, under the
 /// parameters' own names, and starts as a copy. copy_back(*training.trainable(), *module) brings the trained tensors
-/// back into `module`, with options.train_norms or where no batch norm was folded.
+/// back into `module`, with options.train_norms (where norms() has all of them trained) or where no batch norm was
+/// folded.
 /// @throws as trace() and plan_static()
 QatModel prepare(const std::shared_ptr<torch::nn::Module>& module,
                  const std::function<c10::IValue(const Inputs&)>& forward, const Inputs& example,

@@ -248,10 +248,11 @@ int smooth(Model& model, const Inputs& example, const std::vector<Inputs>& calib
 
 // --------------------------------------------------------------------------------------------------------------- plan
 
-/// Accuracy-aware fallback: layers go back to float, the noisiest first, until the metric holds.
+/// Accuracy-aware fallback: layers go back to float, first those that alone put the most noise on the model's output,
+/// until the metric holds.
 struct Fallback {
-    double max_drop = -1;  ///< points of the recipe's metric that may be lost; negative: no fallback
-    double seconds = 600;  ///< for evaluating; the best so far is kept
+    double max_drop = -1;  ///< points of the recipe's metric that may be lost, at least 0; -1: no fallback
+    double seconds = 600;  ///< of searching, positive: no try begins that would end later; the best so far is kept
     bool on() const { return max_drop >= 0; }
 };
 
@@ -328,14 +329,16 @@ struct StaticOptions {
 
 /// What quantization does with one layer, and why.
 struct LayerPlan {
-    std::string layer, op;              ///< as in LayerNames; "aten::conv2d"
-    bool int8 = false;                  ///< or simulated in few bits
-    std::string precision = "float32";  ///< "int8"; "float32, simulated W4A4": weights and input rounded to 4 bits
-    std::string reason;                 ///< why it stays in float; empty for int8
-    double sqnr_db = 0;                 ///< of its output when input and weight are rounded; 0 when not measured
-    int64_t parameters = 0;             ///< elements of its weight
-    Range range;                        ///< that its input's integers cover
-    double clipped_ratio = 0;           ///< share of its input outside of that
+    std::string layer, op;  ///< as in LayerNames; "aten::conv2d"
+    bool int8 = false;      ///< or simulated in few bits
+    /// "int8"; "int8 (7-bit weights)" where sums would saturate otherwise; "float32, simulated W4A4": weights and input
+    /// rounded to 4 bits
+    std::string precision = "float32";
+    std::string reason;        ///< why it stays in float; empty for int8
+    double sqnr_db = 0;        ///< of its output when input and weight are rounded; 0 when not measured
+    int64_t parameters = 0;    ///< elements of its weight
+    Range range;               ///< that its input's integers cover
+    double clipped_ratio = 0;  ///< share of its input outside of that
 };
 
 /// Decisions for one model: which operators run in int8, with which parameters. Copies share.

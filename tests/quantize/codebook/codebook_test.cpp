@@ -206,5 +206,41 @@ TEST(Codebook, TreatsRecurrentWeightsInPlaceAndRefusesTheirIndices) {
     EXPECT_ERROR(codebook_sharing(options), InvalidArgument, "indices");
 }
 
+/// An embedding and the product that turns back into its entries share a parameter.
+Model tied() {
+    return build_model({{"e.weight", sine({50, 16}, 0.9)}},
+                       "def forward(self, ids):\n"
+                       "    h = torch.embedding(self.e.weight, ids)\n"
+                       "    return torch.linear(h, self.e.weight), torch.matmul(h, self.e.weight.t()), h\n");
+}
+
+TEST(Codebook, ALayerThatStaysFloatKeepsItsWeightWhereAnotherSharesIt) {
+    torch::NoGradGuard no_grad;
+    const Inputs inputs = {at::arange(40).remainder(50).view({2, 20})};
+    const auto weight = sine({50, 16}, 0.9);
+    const auto book = cluster(weight, 8, *linear_init(), 100, 0).weights();
+    ASSERT_GT(max_difference(book, weight), 0.01);
+    // Which of the three readers, embedding, linear and product with the transpose, are left alone.
+    for (const std::set<int>& floats : {std::set<int>{0}, {1}, {2}, {0, 1}, {1, 2}, {}}) {
+        Context context;
+        context.example = inputs;
+        CodebookOptions options;
+        options.bits = 3;
+        options.min_sqnr_db = -100;
+        for (const int layer : floats) options.ignore.push_back(layer == 0 ? "e" : "e#" + std::to_string(layer + 1));
+        const auto result = codebook_sharing(options)->apply(tied(), context);
+        EXPECT_EQ(context.facts["float_layers"], floats.size());
+        const auto of = [&](int layer) { return floats.count(layer) ? weight : book; };
+        const auto h = at::embedding(of(0), inputs[0].toTensor());
+        const auto found = result.forward(inputs).toTuple()->elements();
+        EXPECT_LE(max_difference(found[2].toTensor(), h), 1e-6);
+        EXPECT_LE(max_difference(found[0].toTensor(), at::linear(h, of(1))), 1e-5);
+        EXPECT_LE(max_difference(found[1].toTensor(), h.matmul(of(2).t())), 1e-5);
+        int64_t stored = 0;
+        for (const auto& named : named_tensors(result)) stored += named.tensor.numel();
+        EXPECT_EQ(stored, (floats.empty() ? 1 : 2) * weight.numel());  // what is shared is stored once
+    }
+}
+
 }  // namespace
 }  // namespace coppice::quantize

@@ -106,6 +106,28 @@ TEST(FusedResiduals, WhatAUnitStillReadsIsNotOverwritten) {
     }
 }
 
+TEST(FusedResiduals, ThoseOfConvolutionsSumsAndPoolingAreNotReordered) {
+    if (!exact_int8_products()) GTEST_SKIP() << "fused convolutions need VNNI";
+    const auto model = around(
+        "    x = torch.max_pool2d(x, [2, 2])\n"
+        "    x = torch.relu(torch.conv2d(torch.relu(torch.conv2d(x, self.b.weight)), self.a.weight, None, [1, 1], "
+        "[1, 1]) + x)\n"
+        "    x = torch.relu(torch.conv2d(torch.relu(torch.conv2d(x, self.b.weight)), self.a.weight, None, [1, 1], "
+        "[1, 1]) + x)\n"
+        "    return torch.conv2d(x, self.head.weight).mean([2, 3])\n");
+    const auto data = images(3);
+    const auto fused = convert(plan_of(model, data, "fused"));
+    EXPECT_EQ(fused_sums(fused), 2);
+    EXPECT_EQ(count(fused, "aten::clone"), 0);
+    int reordered = 0;  // but for the image
+    for (const auto* node : all_nodes(*fused.graph()))
+        reordered += node->kind() == torch::jit::aten::contiguous &&
+                     node->input(0)->node()->kind() != torch::jit::prim::Param &&
+                     node->output()->uses()[0].user->kind() != torch::jit::prim::Return;
+    EXPECT_EQ(reordered, 0);
+    expect_as_exact_as_packed(model, fused, convert(plan_of(model, data, "packed")), images(1, 5)[0]);
+}
+
 TEST(FusedResiduals, OfAnyStridesAreAdded) {
     if (!exact_int8_products()) GTEST_SKIP() << "fused convolutions need VNNI";
     const std::string sum =

@@ -456,6 +456,19 @@ TEST(WeightOnly, PackedKernelsComputeTheSameUpToBfloat16) {
     }
 }
 
+TEST(WeightOnly, PackedInt8IsNotUsedForRowsThatLibTorchsKernelReadsBeyond) {
+    torch::NoGradGuard no_grad;
+    const auto model = two_linear(24);  // and 48, a multiple of 16, which is packed
+    const auto x = sine({2, 24}, 2.0);
+    auto context = context_of({x});
+    const auto packed =
+        apply("quantize.weight_only", {{"type", "int8"}, {"symmetric", "true"}, {"kernel", "packed"}}, model, context);
+    torch::jit::testing::FileCheck()
+        .check_count("aten::_weight_int8pack_mm", 1, /*exactly=*/true)
+        ->run(*packed.graph());
+    EXPECT_GT(decibel(model.forward({x}).toTensor(), packed.forward({x}).toTensor()), 28);
+}
+
 TEST(WeightOnly, ConvolutionsGroupedOnesTooAndEmbeddings) {
     torch::NoGradGuard no_grad;
     const auto model = build_model(

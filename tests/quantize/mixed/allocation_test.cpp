@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "mixed/upgrades.h"
 #include "support/support.h"
 
 namespace coppice::quantize {
@@ -85,6 +86,15 @@ TEST(ExactAllocation, SolvesTheKnapsackThatMisleadsGreedy) {
     const Layers layers = {{{0, 2}, {1, 0}}, {{0, 10}, {10, 0}}};
     EXPECT_EQ(greedy_allocation()->choose(layers, 10), (std::vector<size_t>{1, 0}));
     EXPECT_EQ(exact_allocation()->choose(layers, 10), (std::vector<size_t>{0, 1}));
+}
+
+TEST(GreedyAllocation, OfStepsThatCostNothingTakesTheOneThatSavesMost) {
+    // All three options of the second layer cost the same; the first layer's step costs.
+    const Layers layers = {{{0, 2}, {1, 0}}, {{3, 9}, {3, 6}, {3, 1}, {3, 4}}};
+    const auto steps = upgrades(layers, {0, 0}, 100);
+    ASSERT_EQ(steps.size(), 2u);
+    EXPECT_EQ(steps[0], (std::vector<size_t>{0, 2}));
+    EXPECT_EQ(steps[1], (std::vector<size_t>{1, 2}));
 }
 
 TEST(Allocations, SayWhatTheCheapestCostsWhenTheBudgetIsTooSmall) {

@@ -195,6 +195,55 @@ TEST(Mixed, TheLossOfOneLayerIsTheDivergenceOfTheModelWithThatLayerRounded) {
     EXPECT_NEAR(trial_of(layer_of(context, "b"), "int4")["loss"], divergence, 1e-3 * divergence);
 }
 
+TEST(Mixed, ClassesThatAreRuledOutByMinusInfinityAddNothingToTheDivergence) {
+    torch::NoGradGuard no_grad;
+    MixedOptions options;
+    options.precisions = {"int4"};
+    options.min_sqnr_db = 0;
+    options.examples = 48;
+    auto masked = sine_context(), plain = sine_context();
+    const std::vector<std::pair<std::string, at::Tensor>> tensors = {{"a.weight", sine({64, 32}, 0.2)},
+                                                                     {"c.weight", sine({10, 64}, 0.2)}};
+    const std::string layers =
+        "def forward(self, x):\n    y = torch.linear(torch.relu(torch.linear(x, self.a.weight)), ";
+    mixed_precision(options)->apply(
+        build_model(tensors, layers + "self.c.weight)\n"
+                                      "    return torch.cat([y, torch.full([y.size(0), 2], -float('inf'))], 1)\n"),
+        masked);
+    mixed_precision(options)->apply(build_model(tensors, layers + "self.c.weight)\n    return y\n"), plain);
+    for (const char* name : {"a", "c"}) {
+        const double expected = trial_of(layer_of(plain, name), "int4")["loss"];
+        EXPECT_GT(expected, 0);
+        EXPECT_NEAR(trial_of(layer_of(masked, name), "int4")["loss"].get<double>(), expected, 1e-9 * expected);
+    }
+    // Of other tasks: what is infinite before and after is no noise.
+    masked.task = plain.task = Task::kRegression;
+    mixed_precision(options)->apply(
+        build_model(tensors, layers + "self.c.weight)\n"
+                                      "    return torch.cat([y, torch.full([y.size(0), 2], -float('inf'))], 1)\n"),
+        masked);
+    mixed_precision(options)->apply(build_model(tensors, layers + "self.c.weight)\n    return y\n"), plain);
+    const double expected = trial_of(layer_of(plain, "a"), "int4")["loss"];
+    EXPECT_NEAR(trial_of(layer_of(masked, "a"), "int4")["loss"].get<double>(), expected, 1e-9 * expected);
+}
+
+TEST(Mixed, RefusesALossThatIsNoNumberAndNamesTheLayerAndThePrecision) {
+    class NoNumber final : public Sensitivity {
+    public:
+        std::string unit() const override { return "none"; }
+        std::vector<std::vector<double>> measure(const PrecisionTable&, Context&) const override {
+            return {{0, 1}, {0, std::numeric_limits<double>::quiet_NaN()}, {0, 1}};
+        }
+    };
+    auto context = sine_context();
+    MixedOptions options;
+    options.precisions = {"int4"};
+    options.min_sqnr_db = 0;
+    options.sensitivity = std::make_shared<NoNumber>();
+    EXPECT_ERROR(mixed_precision(options)->apply(three_layers(), context), UnsupportedModel, "quantize.mixed at b");
+    EXPECT_ERROR(mixed_precision(options)->apply(three_layers(), context), UnsupportedModel, "precision int4 is nan");
+}
+
 TEST(Hessian, TraceOfALinearRegressionIsTheMeanSquaredInputs) {
     // L = mean over N x C of (w x - t)^2: each of the C rows of w has the Hessian 2 / (N C) X^T X. Inputs with one
     // entry each make it diagonal, and then v^T H v is the trace for every v of +-1.

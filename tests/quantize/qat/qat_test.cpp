@@ -5,6 +5,7 @@
 
 #include <fstream>
 #include <limits>
+#include <map>
 
 #include "../layer_check.h"
 #include "reference/qat.h"
@@ -152,6 +153,80 @@ TEST(LsqPlus, LearnsScaleAndOffsetByThePlainLoopsGradients) {
     EXPECT_EQ(module->affine().zero_point, 3);
 }
 
+/// What a range from `low` to `high` makes of the values with symmetric integers, its squared error, in plain loops.
+double squared_error(const std::vector<double>& values, double scale, double lowest, double highest) {
+    double sum = 0;
+    for (const double x : values) {
+        const double rounded = std::clamp(std::nearbyint(x / scale), lowest, highest) * scale;
+        sum += (x - rounded) * (x - rounded);
+    }
+    return sum;
+}
+
+TEST(LsqPlus, WeightsStartAtThreeDeviations) {
+    for (const int64_t bits : {2, 4, 8}) {
+        auto options = weights_of(bits, 3);
+        options.quantizer = lsq_plus();
+        FakeQuantize module(options);
+        const auto w = values_of({3, 50}) + at::tensor({0.0, 0.4, -0.8}).to(at::kFloat).reshape({3, 1});
+        module->start(w);
+        const double highest = static_cast<double>((int64_t{1} << (bits - 1)) - 1);
+        for (int64_t c = 0; c < 3; ++c) {
+            const auto row = doubles(w[c]);
+            double mean = 0, variance = 0;
+            for (const double value : row) mean += value / 50;
+            for (const double value : row) variance += (value - mean) * (value - mean) / 50;
+            // The farther of mean - 3 deviations and mean + 3 deviations, eq. 9 of the paper.
+            EXPECT_NEAR(module->scale()[c].item<double>(), (std::abs(mean) + 3 * std::sqrt(variance)) / highest, 1e-5);
+        }
+    }
+}
+
+TEST(LsqPlus, ActivationsStartAtTheShrunkenRangeOfLeastError) {
+    FakeQuantizeOptions options;
+    options.bits = 3;
+    options.symmetric = false;
+    options.quantizer = lsq_plus();
+    FakeQuantize module(options);
+    auto x = values_of({400});
+    x[7] = 9.0;  // covering it would cost the others more
+    module->start(x);
+    const auto values = doubles(x);
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    double least = 1e30, best = 0;
+    for (int i = 1; i <= 40; ++i) {
+        const double scale = (*high - *low) * i / 40 / 7, zero = std::nearbyint(-*low * i / 40 / scale);
+        if (const double error = squared_error(values, scale, -zero, 7 - zero); error < least) {
+            least = error;
+            best = scale;
+        }
+    }
+    EXPECT_LT(best, 0.9 * (*high - *low) / 7);
+    EXPECT_NEAR(module->scale().item<double>(), best, 1e-5 * best);
+}
+
+TEST(Pact, StartsAtTheClippingValueOfLeastError) {
+    for (const bool negative : {false, true}) {
+        FakeQuantizeOptions options;
+        options.bits = 3;
+        options.quantizer = pact();
+        FakeQuantize module(options);
+        auto x = negative ? values_of({400}) : values_of({400}).abs();
+        x[7] = 9.0;
+        module->start(x);
+        const double highest = negative ? 3 : 7, lowest = negative ? -3 : 0;
+        double least = 1e30, best = 0;
+        for (int i = 1; i <= 40; ++i)
+            if (const double error = squared_error(doubles(x), 9.0 * i / 40 / highest, lowest, highest);
+                error < least) {
+                least = error;
+                best = 9.0 * i / 40;
+            }
+        EXPECT_LT(best, 8);
+        EXPECT_NEAR(named(module, "learned").item<double>(), best, 1e-5 * best) << negative;
+    }
+}
+
 TEST(Pact, TheClippingValueLearnsByThePlainLoopsGradient) {
     for (const bool negative : {false, true}) {
         FakeQuantizeOptions options;
@@ -172,9 +247,32 @@ TEST(Pact, TheClippingValueLearnsByThePlainLoopsGradient) {
         EXPECT_NE(expected.by_scale, 0);
         expect_near(doubles(x.grad()), expected.by_value, 0);
         EXPECT_NEAR(named(module, "learned").grad().item<double>(), expected.by_scale, kSums);
-        if (negative) continue;  // the integer -8, which symmetric int8 kernels have, lies beyond -a
         expect_near(doubles(y), expected.values, 1e-6);
     }
+}
+
+TEST(Pact, InEightBitsTheLowerEndIsInt8sLeastIntegerAndTheGradientThatOfWhatIsComputed) {
+    FakeQuantizeOptions options;
+    options.negative = true;
+    options.quantizer = pact();
+    FakeQuantize module(options);
+    module->start(at::tensor({-1.0f, 0.5f}));
+    const auto a = named(module, "learned");
+    const auto x = at::tensor({-3.0f, 0.25f, 2.0f});
+    const auto g = at::tensor({0.7f, 5.0f, 0.4f});
+    const auto at_value = [&](double clip) {
+        torch::NoGradGuard no_grad;
+        a.fill_(clip);
+        return module->forward(x);
+    };
+    const auto y = at_value(1.0);
+    EXPECT_NEAR(y[0].item<double>(), -128.0 / 127, 1e-6);
+    EXPECT_NEAR(y[2].item<double>(), 1, 1e-6);
+    // What is clipped moves in proportion to a.
+    const double difference = ((at_value(2.0) - y) * g)[0].item<double>() + ((at_value(2.0) - y) * g)[2].item<double>();
+    at_value(1.0);
+    module->forward(x).backward(g);
+    EXPECT_NEAR(a.grad().item<double>(), difference, 1e-5);
 }
 
 TEST(MinMaxRange, FollowsTheBatchesUntilItIsFrozen) {
@@ -197,6 +295,69 @@ TEST(MinMaxRange, FollowsTheBatchesUntilItIsFrozen) {
     EXPECT_LE(max_difference(module->forward(at::zeros({3})), at::zeros({3})), 0);
 }
 
+TEST(MinMaxRange, ABatchOfZerosPullsTheRangeTowardsZeroAndNotToOne) {
+    for (const bool symmetric : {true, false}) {
+        FakeQuantizeOptions options;
+        options.symmetric = symmetric;
+        options.quantizer = minmax_range(0.25);
+        FakeQuantize module(options);
+        module->start(at::tensor({0.0f, 4.0f}));
+        module->train();
+        module->forward(at::zeros({5}));
+        EXPECT_NEAR(255 * module->scale().item<double>(), 3, 1e-5);
+        // Where zeros came first the range is that of the first values that are none.
+        FakeQuantize late(options);
+        late->train();
+        late->forward(at::zeros({5}));
+        EXPECT_EQ(late->scale().item<double>(), 1);
+        EXPECT_EQ(late->affine().zero_point, 0);
+        late->forward(at::tensor({0.0f, 4.0f}));
+        EXPECT_NEAR(255 * late->scale().item<double>(), 4, 1e-5);
+    }
+}
+
+TEST(MinMaxRange, WeightsAreRoundedByTheirRangeOfNowAfterTheLastStepToo) {
+    auto options = weights_of(8, 2);
+    options.quantizer = minmax_range();
+    options.watch_batches = 3;
+    FakeQuantize module(options);
+    const auto w = values_of({2, 6});
+    module->train();
+    module->forward(w);
+    module->eval();
+    const auto wider = module->forward(2 * w);
+    EXPECT_TRUE(at::allclose(module->scale(), (2 * w).abs().amax(1) / 127));
+    EXPECT_LE(max_difference(wider, 2 * w), 0.501 * module->scale().max().item<double>());
+    module->freeze();
+    module->forward(4 * w);
+    EXPECT_TRUE(at::allclose(module->scale(), (2 * w).abs().amax(1) / 127));
+}
+
+TEST(Lsq, AScaleThatTrainingDrivesPastZeroKeepsItsLayerAlive) {
+    for (const auto& row : quantizers()) {
+        Options none(row.name, std::vector<std::pair<std::string, std::string>>{});
+        FakeQuantizeOptions options;
+        options.bits = 4;
+        options.quantizer = row.make(none);
+        if (!options.quantizer->learns()) continue;
+        SCOPED_TRACE(row.name);
+        options.symmetric = !options.quantizer->offsets();
+        FakeQuantize module(options);
+        const auto x = values_of({4, 15});
+        module->start(x);
+        const double start = module->scale().item<double>();
+        {
+            torch::NoGradGuard no_grad;
+            named(module, "learned").fill_(-0.3);
+        }
+        EXPECT_NEAR(module->scale().item<double>(), start / 16, 1e-6 * start);
+        const auto y = module->forward(x);
+        EXPECT_GT(y.detach().abs().max().item<double>(), 0.02 * x.abs().max().item<double>());
+        y.backward(x);  // as a loss that wants more of the signal, whose gradient is negative
+        EXPECT_GT(named(module, "learned").grad().item<double>(), 0);  // of -loss: the scale comes back
+    }
+}
+
 class EveryQuantizer : public ::testing::TestWithParam<std::string> {
 protected:
     std::shared_ptr<const Quantizer> make() const {
@@ -207,20 +368,69 @@ protected:
 
 TEST_P(EveryQuantizer, RoundsByAtMostHalfAStepAndKeepsAChannelOfZeros) {
     for (const int64_t bits : {2, 3, 4, 8}) {
-        auto options = weights_of(bits, 4);
-        options.quantizer = make();
-        FakeQuantize module(options);
-        auto weight = values_of({4, 3, 3});
-        weight[2].zero_();
-        const auto rounded = module->forward(weight).detach();
-        const auto scale = module->scale().reshape({4, 1, 1});
-        const double highest = static_cast<double>((int64_t{1} << (bits - 1)) - 1);
-        const auto clipped = at::minimum(at::maximum(weight, -scale * highest), scale * highest);
-        EXPECT_TRUE(((rounded - clipped).abs() <= 0.5001 * scale).all().item<bool>()) << bits;
-        EXPECT_TRUE(rounded[2].eq(0).all().item<bool>());
-        EXPECT_GT(module->scale()[2].item<double>(), 0);
-        EXPECT_LE(max_difference(module->integers(weight).to(at::kFloat) * scale, rounded), 1e-6);
+        for (const double size : {1.0, 1e-6, 1e-12}) {
+            SCOPED_TRACE(std::to_string(bits) + " bits, weights of " + std::to_string(size));
+            auto options = weights_of(bits, 4);
+            options.quantizer = make();
+            FakeQuantize module(options);
+            auto weight = size * values_of({4, 3, 3});
+            weight[2].zero_();
+            const auto rounded = module->forward(weight).detach();
+            const auto scale = module->scale().reshape({4, 1, 1});
+            const double highest = static_cast<double>((int64_t{1} << (bits - 1)) - 1);
+            const auto clipped = at::minimum(at::maximum(weight, -scale * highest), scale * highest);
+            EXPECT_TRUE(((rounded - clipped).abs() <= 0.5001 * scale).all().item<bool>());
+            EXPECT_GT(rounded[0].abs().max().item<double>(), 0);
+            EXPECT_TRUE(rounded[2].eq(0).all().item<bool>());
+            EXPECT_GT(module->scale()[2].item<double>(), 0);
+            EXPECT_LE(max_difference(module->integers(weight).to(at::kFloat) * scale, rounded), 1e-6 * size);
+        }
     }
+}
+
+TEST_P(EveryQuantizer, RoundsActivationsByAtMostHalfAStepWithinItsEnds) {
+    for (const int64_t bits : {2, 3, 4, 8}) {
+        for (const bool negative : {false, true}) {
+            for (const double size : {1.0, 1e-6}) {
+                SCOPED_TRACE(std::to_string(bits) + (negative ? " bits, signed " : " bits ") + std::to_string(size));
+                FakeQuantizeOptions options;
+                options.bits = bits;
+                options.quantizer = make();
+                options.symmetric = !options.quantizer->offsets();
+                FakeQuantize module(options);
+                const auto x = size * (negative ? values_of({4, 15}) : values_of({4, 15}).abs());
+                const auto rounded = module->forward(x).detach();
+                const auto parameters = module->affine();
+                const double low = -parameters.scale * static_cast<double>(parameters.zero_point);
+                const double high = low + parameters.scale * static_cast<double>(module->levels() - 1);
+                EXPECT_LE(max_difference(rounded, x.clamp(low, high)), 0.5001 * parameters.scale);
+                EXPECT_GT(rounded.abs().max().item<double>(), 0);
+                // No start throws most of the values away.
+                EXPECT_LT(((x < low) | (x > high)).to(at::kFloat).mean().item<double>(), 0.5);
+                EXPECT_EQ(low < 0, negative);
+            }
+        }
+    }
+}
+
+TEST_P(EveryQuantizer, AnEmptyBatchInTrainingChangesNothingAndHasFiniteGradients) {
+    FakeQuantizeOptions options;
+    options.bits = 4;
+    options.quantizer = make();
+    options.symmetric = !options.quantizer->offsets();
+    if (!options.quantizer->learns()) options.watch_batches = 2;
+    FakeQuantize module(options);
+    module->train();
+    const auto x = values_of({4, 3});
+    module->forward(x);
+    const double scale = module->scale().item<double>();
+    const auto empty = at::empty({0, 3}).requires_grad_();
+    const auto y = module->forward(empty);
+    EXPECT_EQ(y.sizes(), at::IntArrayRef({0, 3}));
+    (y.sum() + module->forward(x).sum()).backward();
+    for (const auto& parameter : module->parameters())
+        if (parameter.grad().defined()) EXPECT_TRUE(parameter.grad().isfinite().all().item<bool>());
+    EXPECT_NEAR(module->scale().item<double>(), scale, 1e-6 * scale);
 }
 
 TEST_P(EveryQuantizer, AFileHoldsAllThatItsModuleKnows) {
@@ -571,16 +781,35 @@ TEST(QatNorms, ABatchIsNormalisedByItsOwnMomentsAndTheRunningOnesFollow) {
         const double unbiased = variance * static_cast<double>(row.size()) / static_cast<double>(row.size() - 1);
         const double gamma = net.of("bn.weight")[c].item<double>(), beta = net.of("bn.bias")[c].item<double>();
         // Ends of the range, which belong to the running statistics, may clip what this batch gives.
-        const auto [low, high] = std::minmax_element(result.begin(), result.end());
+        const auto parameters = output->affine();
+        const double low = -step * static_cast<double>(parameters.zero_point);
+        const double high = low + step * static_cast<double>(output->levels() - 1);
         for (size_t i = 0; i < row.size(); ++i) {
             const double exact = gamma * (row[i] - mean) / std::sqrt(variance + 1e-3) + beta;
-            EXPECT_NEAR(result[i], std::clamp(exact, *low, *high), 0.51 * step);
+            EXPECT_NEAR(result[i], std::clamp(exact, low, high), 0.51 * step);
         }
         EXPECT_NEAR(found(module->buffers(), "bn.running_mean")[c].item<double>(),
                     0.9 * net.of("bn.running_mean")[c].item<double>() + 0.1 * mean, 1e-5);
         EXPECT_NEAR(found(module->buffers(), "bn.running_var")[c].item<double>(),
                     0.9 * net.of("bn.running_var")[c].item<double>() + 0.1 * unbiased, 1e-5);
     }
+}
+
+TEST(QatNorms, AnEmptyBatchLeavesTheStatisticsAlone) {
+    QatOptions options;
+    options.train_norms = true;
+    const auto x = values_of({6, 3, 8, 8});
+    const OneNorm net;
+    const auto training = prepare(net.model(), {x}, {{x}}, options);
+    const auto module = training.trainable();
+    module->train(true);
+    const auto y = module->forward({at::empty({0, 3, 8, 8})});
+    EXPECT_EQ(y.size(0), 0);
+    EXPECT_TRUE(at::equal(found(module->buffers(), "bn.running_mean"), net.of("bn.running_mean")));
+    EXPECT_TRUE(at::equal(found(module->buffers(), "bn.running_var"), net.of("bn.running_var")));
+    (y.sum() + module->forward({x}).sum()).backward();
+    for (const auto& [name, parameter] : module->parameters())
+        if (parameter.grad().defined()) EXPECT_TRUE(parameter.grad().isfinite().all().item<bool>()) << name;
 }
 
 TEST(QatNorms, TrainWeightScaleAndShiftUnderTheirNamesAndNotTheFoldedLayer) {
@@ -652,9 +881,367 @@ TEST(QatNorms, AChannelThatIsSwitchedOffStaysFinite) {
     EXPECT_NEAR(y.select(1, 1).max().item<double>(), net.of("bn.bias")[1].item<double>(), 0.51 * step);
 }
 
+/// A batch norm of four channels under `name`.
+std::vector<std::pair<std::string, at::Tensor>> norm_of(const std::string& name, double phase) {
+    const auto wave = [&](double scale) { return (at::arange(4) + phase).sin().to(at::kFloat) * scale; };
+    return {{name + ".weight", 1 + wave(0.4)},
+            {name + ".bias", wave(0.2)},
+            {name + ".running_mean", wave(0.5)},
+            {name + ".running_var", 1.2 + wave(0.3)}};
+}
+
+std::string norm_call(const std::string& name, const std::string& input) {
+    return "torch.batch_norm(" + input + ", self." + name + ".weight, self." + name + ".bias, self." + name +
+           ".running_mean, self." + name + ".running_var, self.training, 0.1, 1e-3, True)";
+}
+
+Model model_with(std::vector<std::pair<std::string, at::Tensor>> tensors,
+                 const std::vector<std::pair<std::string, double>>& norms, const std::string& expression) {
+    for (const auto& [name, phase] : norms)
+        for (auto& entry : norm_of(name, phase)) tensors.push_back(entry);
+    return build_model(tensors, "def forward(self, x):\n    return " + expression + "\n");
+}
+
+/// Prepared with batch norms that train, and what its norms() say: "trained" or the reason why not.
+std::pair<QatModel, std::map<std::string, std::string>> with_norms(const Model& model, const at::Tensor& x) {
+    QatOptions options;
+    options.train_norms = true;
+    options.quantizer = minmax_range();
+    const auto training = prepare(model, {x}, {{x}}, options);
+    std::map<std::string, std::string> said;
+    for (const auto& change : training.norms())
+        said[change.layer] = change.action == "trained" ? change.action : change.reason;
+    return {training, said};
+}
+
+/// What the float model gives, in units of its largest value.
+double distance_from_float(const QatModel& training, const Model& model, const at::Tensor& x) {
+    torch::NoGradGuard no_grad;
+    const auto exact = first_tensor(model.forward({x}));
+    return max_difference(training.forward({x}).toTensor(), exact) / exact.abs().max().item<double>();
+}
+
+constexpr double kEightBits = 0.03;  // a few steps of 1/255 of each range
+
+TEST(QatNorms, BehindATransposedConvolutionStayFoldedAndSayWhy) {
+    // A transposed convolution is computed by phases of its stride, whose weight has another shape.
+    struct Case {
+        int64_t in, stride, groups;
+    };
+    for (const auto& [in, stride, groups] : {Case{8, 2, 1}, {4, 1, 1}, {4, 2, 2}, {4, 2, 1}}) {
+        SCOPED_TRACE(std::to_string(in) + " " + std::to_string(stride) + " " + std::to_string(groups));
+        const auto model = model_with(
+            {{"c.weight", sine({in, 4 / groups, 3, 3}, 0.4)}, {"c.bias", sine({4}, 0.3)}}, {{"bn", 0.3}},
+            norm_call("bn", "torch.conv_transpose2d(x, self.c.weight, self.c.bias, [" + std::to_string(stride) + ", " +
+                                std::to_string(stride) + "], [1, 1], [0, 0], " + std::to_string(groups) + ")"));
+        const auto x = values_of({3, in, 6, 6});
+        const auto [training, said] = with_norms(model, x);
+        EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+        ASSERT_EQ(said.count("bn"), 1u);
+        EXPECT_THAT(said.at("bn"), ::testing::HasSubstr("transposed"));
+        const auto module = training.trainable();
+        module->train(true);
+        module->forward({x}).square().sum().backward();
+        int trained = 0;
+        for (const auto& [name, tensor] : module->parameters())
+            trained += tensor.dim() == 4 && tensor.grad().defined() && tensor.grad().abs().max().item<double>() > 0;
+        EXPECT_EQ(trained, 1);  // the folded weight
+    }
+}
+
+TEST(QatNorms, TwoBehindOneLayerAreBothFolded) {
+    const auto x = values_of({6, 3, 8, 8});
+    // The second one of a model that has not trained is nearly the identity, and still a batch norm.
+    for (const bool fresh : {false, true}) {
+        auto model = model_with({{"c.weight", sine({4, 3, 3, 3}, 0.4)}}, {{"one", 0.3}, {"two", 1.7}},
+                                norm_call("two", norm_call("one", "torch.conv2d(x, self.c.weight)")));
+        if (fresh)
+            for (const auto& [name, value] : {std::pair{"weight", 1.0}, {"bias", 0.0}, {"running_mean", 0.0}})
+                get_attribute(model, std::string("two.") + name).toTensor().detach().fill_(value);
+        const auto [training, said] = with_norms(model, x);
+        EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+        EXPECT_THAT(said.at("one"), ::testing::HasSubstr("more than one batch norm"));
+        EXPECT_THAT(said.at("two"), ::testing::HasSubstr("more than one batch norm"));
+        torch::NoGradGuard no_grad;
+        EXPECT_LE(max_difference(first_tensor(convert(training).forward({x})), first_tensor(model.forward({x}))),
+                  kEightBits * first_tensor(model.forward({x})).abs().max().item<double>());
+    }
+}
+
+TEST(QatNorms, BeforeAHardSigmoidThatIsPutIntoTheLayerStayFolded) {
+    const auto x = values_of({6, 3, 8, 8});
+    const auto model = model_with({{"c.weight", sine({4, 3, 3, 3}, 0.4)}}, {{"bn", 0.3}},
+                                  "torch.hardsigmoid(" + norm_call("bn", "torch.conv2d(x, self.c.weight)") + ")");
+    const auto [training, said] = with_norms(model, x);
+    EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+    EXPECT_THAT(said.at("bn"), ::testing::HasSubstr("something else was put into"));
+    torch::NoGradGuard no_grad;
+    EXPECT_LE(max_difference(first_tensor(convert(training).forward({x})), first_tensor(model.forward({x}))),
+              kEightBits);
+}
+
+TEST(QatNorms, TrainBehindLayersOfEveryKindThatTheyCan) {
+    struct Case {
+        std::string name;
+        std::vector<std::pair<std::string, at::Tensor>> tensors;
+        std::string layer;
+        std::vector<int64_t> input;
+    };
+    const std::vector<Case> cases = {
+        {"linear",
+         {{"c.weight", sine({4, 5}, 0.4)}, {"c.bias", sine({4}, 0.3)}},
+         "torch.linear(x, self.c.weight, self.c.bias)",
+         {24, 5}},
+        {"conv1d", {{"c.weight", sine({4, 3, 3}, 0.4)}}, "torch.conv1d(x, self.c.weight)", {6, 3, 12}},
+        {"grouped",
+         {{"c.weight", sine({4, 2, 3, 3}, 0.4)}},
+         "torch.conv2d(x, self.c.weight, None, [1, 1], [1, 1], [1, 1], 2)",
+         {6, 4, 8, 8}},
+        {"conv3d", {{"c.weight", sine({4, 3, 2, 2, 2}, 0.4)}}, "torch.conv3d(x, self.c.weight)", {3, 3, 4, 4, 4}}};
+    for (const auto& [name, tensors, layer, input] : cases) {
+        SCOPED_TRACE(name);
+        const auto x = values_of(input);
+        // Running statistics are those of the batch, so that ends of ranges clip neither way.
+        const auto y = first_tensor(model_with(tensors, {}, layer).forward({x})).detach().transpose(0, 1).flatten(1);
+        auto all = tensors;
+        for (const auto& [key, tensor] : norm_of("bn", 0.3))
+            all.emplace_back(key, key == "bn.running_mean"  ? y.mean(1)
+                                  : key == "bn.running_var" ? y.var(1, /*unbiased=*/false)
+                                                            : tensor);
+        const auto model = model_with(all, {}, norm_call("bn", layer));
+        const auto [training, said] = with_norms(model, x);
+        EXPECT_EQ(said.at("bn"), "trained");
+        EXPECT_LE(distance_from_float(training, model, x), kEightBits);
+        // By batch statistics it is the float model's own training step, but for the rounding.
+        const auto module = training.trainable();
+        module->train(true);
+        torch::NoGradGuard no_grad;
+        auto by_batch = model.clone();
+        by_batch.train(true);
+        const auto exact = first_tensor(by_batch.forward({x}));
+        const auto output = module->forward({x});
+        EXPECT_LE(max_difference(output, exact), kEightBits * exact.abs().max().item<double>());
+    }
+}
+
+TEST(QatStage, CountsTheBatchNormsThatTrain) {
+    const auto run = [](const Model& model) {
+        auto context = small_context(small_data());
+        Warnings log;
+        context.log = &log;
+        Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{
+                                            {"epochs", "1"}, {"batch_size", "16"}, {"bn", "trained"}});
+        training_stages(builtin_losses()).front().make(options)->apply(model, context);
+        return std::make_tuple(context.facts, context.changes, log.texts);
+    };
+    const auto all = std::get<0>(run(residual_model()));
+    EXPECT_EQ(all["bn"], "trained");
+    EXPECT_EQ(all["trained_norms"], 4);
+    EXPECT_EQ(all["folded_norms"], 0);
+    const auto model = model_with(
+        {{"c.weight", sine({4, 3, 3, 3}, 0.4)}, {"f.weight", sine({10, 4}, 0.4)}}, {{"one", 0.3}, {"two", 1.7}},
+        "torch.linear(" + norm_call("two", norm_call("one", "torch.conv2d(x, self.c.weight)")) +
+            ".mean([2, 3]), self.f.weight)");
+    const auto [facts, changes, warnings] = run(model);
+    EXPECT_EQ(facts["bn"], "folded");
+    EXPECT_EQ(facts["trained_norms"], 0);
+    EXPECT_EQ(facts["folded_norms"], 2);
+    EXPECT_THAT(warnings, ::testing::Contains(::testing::HasSubstr("none of 2 batch norms trains")));
+    int reasons = 0;
+    for (const auto& change : changes)
+        reasons += change.action == "folded" && change.reason.find("more than one batch norm") != std::string::npos;
+    EXPECT_EQ(reasons, 2);
+}
+
+/// An embedding and layers that share its parameter, with others around them.
+Model tied_model(const std::string& expression) {
+    return build_model(
+        {{"e.weight", sine({12, 6}, 0.9)}, {"a.weight", sine({6, 6}, 0.5)}, {"b.weight", sine({12, 12}, 0.3)}},
+        "def forward(self, ids):\n"
+        "    h = torch.linear(torch.embedding(self.e.weight, ids), self.a.weight)\n"
+        "    return " +
+            expression + "\n");
+}
+
+TEST(Qat, ASharedParameterIsRoundedForTheLayersAloneAsInTraining) {
+    const Inputs ids = {at::arange(40).remainder(12)};
+    for (const auto& [expression, copies] : std::vector<std::pair<std::string, int>>{
+             {"torch.linear(h, self.e.weight)", 1},
+             {"torch.matmul(h, self.e.weight.t())", 1},
+             {"torch.linear(torch.relu(torch.linear(h, self.e.weight)), self.b.weight) + torch.linear(h, "
+              "self.e.weight)",
+              1},
+             // Read both ways: scales are per row for the one and per column for the other.
+             {"torch.mm(torch.relu(torch.linear(h, self.e.weight)), self.e.weight)", 2}}) {
+        SCOPED_TRACE(expression);
+        QatOptions options;
+        options.activation_bits = options.weight_bits = options.first_last_bits = 4;
+        const auto training = prepare(tied_model(expression), ids, {ids}, options);
+        torch::NoGradGuard no_grad;
+        const auto result = convert(training);
+        EXPECT_LE(max_difference(first_tensor(result.forward(ids)), training.forward(ids).toTensor()), 1e-6);
+        int64_t tables = 0;
+        for (const auto& named : named_tensors(result)) tables += named.tensor.numel() == 12 * 6;
+        EXPECT_EQ(tables, 1 + copies);  // as it is, and rounded
+    }
+}
+
+TEST(Qat, AWeightOfInnerAndLastLayersHasTheBitsThatItsLabelsSay) {
+    const Inputs ids = {at::arange(40).remainder(12)};
+    QatOptions options;
+    options.weight_bits = options.activation_bits = 3;
+    const auto training =
+        prepare(tied_model("torch.linear(torch.relu(torch.mm(torch.relu(torch.linear(h, self.e.weight)), "
+                           "self.e.weight)), self.e.weight)"),
+                ids, {ids}, options);
+    std::map<std::string, int64_t> bits;
+    for (const auto& [name, quantizer] : training.quantizers())
+        if (quantizer->options().weight) bits[name] = quantizer->options().bits;
+    int checked = 0;
+    for (const auto& layer : training.layers({ids})) {
+        if (layer.layer.rfind("e#", 0) != 0) continue;
+        EXPECT_THAT(layer.precision, ::testing::HasSubstr("W8")) << layer.layer << " " << layer.reason;
+        ++checked;
+    }
+    EXPECT_EQ(checked, 3);
+    for (const auto& [name, count] : bits)
+        if (name.rfind("e", 0) == 0) EXPECT_EQ(count, 8) << name;
+}
+
+TEST(Qat, AnObserverSeesAllCalibrationDataBeforeScalesStart) {
+    const auto model = build_model({{"c.weight", sine({4, 3, 3, 3}, 0.4)}, {"d.weight", sine({4, 4, 3, 3}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    x = torch.relu(torch.conv2d(x, self.c.weight))\n"
+                                   "    return torch.relu(torch.conv2d(x, self.d.weight))\n");
+    const auto x = values_of({4, 3, 8, 8});
+    const std::vector<Inputs> batches = {{0.1 * x}, {x}, {0.5 * x}};
+    const auto exact = at::relu(at::conv2d(x, sine({4, 3, 3, 3}, 0.4)));  // of the largest batch
+    for (const auto& row : quantizers()) {
+        SCOPED_TRACE(row.name);
+        Options none(row.name, std::vector<std::pair<std::string, std::string>>{});
+        QatOptions options;
+        options.weight_bits = options.activation_bits = options.first_last_bits = 4;
+        options.quantizer = row.make(none);
+        options.observer = minmax();
+        const auto training = prepare(model, {x}, batches, options);
+        const double low = x.min().item<double>(), high = x.max().item<double>();
+        const auto input = quantizer_of(training, "");
+        FakeQuantize inner = nullptr;  // the first that rounds what a layer gives
+        for (const auto& [name, quantizer] : training.quantizers())
+            if (inner.is_empty() && name.find(".output") != std::string::npos) inner = quantizer;
+        const double step = options.quantizer->offsets() ? (high - low) / 15 : std::max(high, -low) / 7;
+        EXPECT_NEAR(input->scale().item<double>(), step, 1e-5);
+        EXPECT_NEAR(inner->scale().item<double>(), exact.max().item<double>() / 15, 1e-5);
+        EXPECT_EQ(inner->affine().zero_point, 0);
+    }
+    QatOptions own;  // the first batch is the smallest by far
+    own.quantizer = lsq_plus();
+    EXPECT_LT(quantizer_of(prepare(model, {x}, batches, own), "")->scale().item<double>(),
+              0.2 * (x.max() - x.min()).item<double>() / 255);
+}
+
+TEST(QatStage, TakesAnObserverByName) {
+    auto context = small_context(small_data());
+    Setting settings = Setting::map({{"epochs", Setting::scalar("1")},
+                                     {"batch_size", Setting::scalar("16")},
+                                     {"lr", Setting::scalar("0.000001")},
+                                     {"quantizer", Setting::scalar("lsq")},
+                                     {"observer", Setting::scalar("minmax")}});
+    const auto scales = [&] {
+        Options options("quantize.qat", settings);
+        const auto stages = training_stages(builtin_losses());
+        const auto stage = stages.front().make(options);
+        options.done();
+        stage->apply(residual_model(), context);
+        return context.facts["quantizers"];
+    };
+    const auto observed = scales();
+    settings.members.pop_back();
+    const auto own = scales();
+    ASSERT_EQ(observed.size(), own.size());
+    int apart = 0;
+    for (size_t i = 0; i < own.size(); ++i) apart += observed[i]["largest_scale"] != own[i]["largest_scale"];
+    EXPECT_GT(apart, 2);
+}
+
+TEST(Qat, ConvertedWeightsAreThoseOfTheLastStepWithTheRangeThatTheyHave) {
+    QatOptions options;
+    options.quantizer = minmax_range();
+    const auto x = values_of({6, 3, 8, 8});
+    const auto training = prepare(OneNorm().model(), {x}, {{x}}, options);
+    const auto module = training.trainable();
+    torch::NoGradGuard no_grad;
+    module->train(true);
+    module->forward({x});
+    at::Tensor weight;
+    for (const auto& [name, tensor] : module->parameters())
+        if (tensor.dim() == 4) weight = tensor;
+    weight.mul_(2);  // what an optimizer does after the last batch
+    convert(training);
+    EXPECT_TRUE(
+        at::allclose(quantizer_of(training, "c.weight")->scale(), weight.abs().amax(at::IntArrayRef({1, 2, 3})) / 127));
+}
+
+TEST(Qat, RangesGoOnAfterAModelWasConvertedOrMeasuredInTheMiddleOfTraining) {
+    for (const int64_t bits : {4, 8}) {
+        QatOptions options;
+        options.activation_bits = bits;
+        options.first_last_bits = bits;
+        options.quantizer = minmax_range();
+        const auto x = values_of({6, 3, 8, 8});
+        const auto training = prepare(residual_model(), {x}, {{x}}, options);
+        const auto module = training.trainable();
+        torch::NoGradGuard no_grad;
+        module->train(true);
+        module->forward({x});
+        convert(training);
+        training.layers({{x}});
+        const auto of_input = quantizer_of(training, "");
+        const double before = of_input->scale().item<double>();
+        module->forward({3 * x});
+        // A hundredth of the way to three times the range.
+        EXPECT_NEAR(of_input->scale().item<double>(), 1.02 * before, 1e-5 * before) << bits;
+        module->train(false);
+        convert(training);
+        module->forward({3 * x});
+        EXPECT_NEAR(of_input->scale().item<double>(), 1.02 * before, 1e-5 * before) << bits;
+    }
+}
+
 TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
     Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{{"freeze_bn_epoch", "1"}});
     EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "bn: trained");
+}
+
+TEST(QatStage, RefusesToFreezeRangesThatNoQuantizerFollows) {
+    for (const auto& row : quantizers()) {
+        SCOPED_TRACE(row.name);
+        Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{
+                                            {"freeze_observer_epoch", "0.5"}, {"quantizer", row.name}});
+        Options none(row.name, std::vector<std::pair<std::string, std::string>>{});
+        QatOptions settings;
+        settings.quantizer = row.make(none);
+        settings.watch_batches = 2;
+        const auto prepared = [&] {
+            prepare(residual_model(), {sine({2, 3, 8, 8})}, {{sine({2, 3, 8, 8})}}, settings);
+        };
+        FakeQuantizeOptions values;
+        values.quantizer = settings.quantizer;
+        values.watch_batches = 2;
+        if (row.name == "minmax") {
+            EXPECT_NO_THROW(training_stages(builtin_losses()).front().make(options));
+            EXPECT_NO_THROW(prepared());
+            EXPECT_NO_THROW(FakeQuantize{values});
+            continue;
+        }
+        EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "freeze_observer_epoch");
+        EXPECT_ERROR(prepared(), InvalidArgument, "watch_batches");
+        EXPECT_ERROR(FakeQuantize{values}, InvalidArgument, "watch_batches");
+    }
+    QatOptions settings;
+    settings.norm_batches = 2;
+    EXPECT_ERROR(prepare(residual_model(), {sine({2, 3, 8, 8})}, {{sine({2, 3, 8, 8})}}, settings), InvalidArgument,
+                 "train_norms");
 }
 
 TEST(QatStage, WeightsOfFewBitsWithEightBitActivationsAreSimulatedInFactsAndRows) {
@@ -783,14 +1370,15 @@ TEST(QatStage, EndsWithAnErrorWhereItDiverged) {
 TEST(QatStage, ResumesAtAnEpochToTheSameBits) {
     for (const auto& [quantizer, bn] :
          {std::pair<std::string, std::string>{"lsq_plus", "trained"}, {"minmax", "folded"}}) {
-        Setting settings = Setting::map({{"epochs", Setting::scalar("3")},
-                                         {"batch_size", Setting::scalar("8")},
-                                         {"weight_bits", Setting::scalar("4")},
-                                         {"activation_bits", Setting::scalar("4")},
-                                         {"freeze_observer_epoch", Setting::scalar("1.5")},
-                                         {"freeze_bn_epoch", Setting::scalar(bn == "trained" ? "2.5" : "0")},
-                                         {"bn", Setting::scalar(bn)},
-                                         {"quantizer", Setting::scalar(quantizer)}});
+        Setting settings =
+            Setting::map({{"epochs", Setting::scalar("3")},
+                          {"batch_size", Setting::scalar("8")},
+                          {"weight_bits", Setting::scalar("4")},
+                          {"activation_bits", Setting::scalar("4")},
+                          {"freeze_observer_epoch", Setting::scalar(quantizer == "minmax" ? "1.5" : "0")},
+                          {"freeze_bn_epoch", Setting::scalar(bn == "trained" ? "2.5" : "0")},
+                          {"bn", Setting::scalar(bn)},
+                          {"quantizer", Setting::scalar(quantizer)}});
         const auto run = [&](Context& context) {
             Options options("quantize.qat", settings);
             const auto stages = training_stages(builtin_losses());

@@ -1,4 +1,5 @@
 // Every rounding against plain loops: least squares from scratch, all ways to round, errors by hand.
+#include <ATen/CPUGeneratorImpl.h>
 #include <coppice/quantize.h>
 
 #include "reference/rounding.h"
@@ -137,6 +138,54 @@ TEST(Gptq, RoundsAsLeastSquaresFromScratchDoes) {
         const auto scale = static_cast<double>(rounded.scale[static_cast<int64_t>(r)][0].item<float>());
         EXPECT_EQ(integers[r], reference::rounded_by_least_squares(rows[r], m, scale, -7, 7)) << r;
     }
+}
+
+TEST(Gptq, RoundsAsLeastSquaresFromScratchDoesOnGridsWithOffsetsAndGroups) {
+    const auto w = weights(5, 12);
+    const auto moments = moments_of(inputs(12));
+    auto damped = moments.second.clone();
+    damped.diagonal().add_(0.01 * moments.second.diagonal().mean());
+    const auto m = reference::matrix_of(damped), rows = reference::matrix_of(w);
+    for (const bool symmetric : {true, false})
+        for (const int64_t group : {0, 4}) {
+            SCOPED_TRACE((symmetric ? "symmetric " : "affine ") + std::to_string(group));
+            const auto rounded = gptq(0.01)->round(w, four_bits(group, symmetric), &moments);
+            for (size_t r = 0; r < rows.size(); ++r) {
+                const auto expected = reference::rounded_in_groups_by_least_squares(
+                    rows[r], m, static_cast<size_t>(group ? group : 12), symmetric ? 7 : 15, symmetric);
+                const auto row = static_cast<int64_t>(r);
+                EXPECT_EQ(reference::matrix_of(rounded.integers)[r], expected.integers) << r;
+                for (size_t g = 0; g < expected.scale.size(); ++g) {
+                    // The library has scales in float32.
+                    EXPECT_NEAR(rounded.scale[row][int64_t(g)].item<double>(), expected.scale[g], 1e-6);
+                    EXPECT_NEAR(rounded.offset[row][int64_t(g)].item<double>(), expected.offset[g], 1e-6);
+                }
+            }
+        }
+}
+
+TEST(Gptq, SaysWhereMomentsOrTheirInverseCannotBeFactorised) {
+    // Far fewer inputs than columns and next to no damping: the moments, or only their inverse, are singular in
+    // float64.
+    int refused = 0, rounded = 0;
+    for (uint64_t seed = 0; seed < 60; ++seed) {
+        const int64_t n = std::vector<int64_t>{8, 16, 40, 64}[seed % 4];
+        const auto x = at::randn({n / 4, n}, at::make_generator<at::CPUGeneratorImpl>(seed), at::kDouble) * 1e4;
+        const auto moments = moments_of(x);
+        for (const double damping : {1e-2, 1e-15, 5e-16, 3e-16}) {
+            try {
+                const auto values = gptq(damping)->round(weights(2, n), four_bits(), &moments).values();
+                EXPECT_TRUE(values.isfinite().all().item<bool>());
+                ++rounded;
+            } catch (const UnsupportedModel& error) {
+                EXPECT_THAT(std::string(error.what()), ::testing::HasSubstr("Use a larger damping"));
+                EXPECT_LT(damping, 1e-2);
+                ++refused;
+            }
+        }
+    }
+    EXPECT_GT(refused, 0);
+    EXPECT_GE(rounded, 60);
 }
 
 TEST(Gptq, HasLessOutputErrorThanNearestOverAllRows) {
