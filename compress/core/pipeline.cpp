@@ -266,6 +266,22 @@ std::string without_numbers(const std::string& text) {
     return out;
 }
 
+// Every run after the first would see other values: of the example, of calibration data, in the clock's loops.
+void refuse_writing_into_inputs(const Model& model, const Inputs& example) {
+    torch::NoGradGuard no_grad;
+    Inputs given;
+    for (const auto& input : example) given.push_back(input.isTensor() ? input.toTensor().clone() : input);
+    std::vector<int64_t> versions;  // LibTorch counts what is written into a tensor and its views
+    for (const auto& input : given) versions.push_back(input.isTensor() ? input.toTensor()._version() : 0);
+    model.forward(given);
+    for (size_t i = 0; i < given.size(); ++i)
+        if (given[i].isTensor() && given[i].toTensor()._version() != versions[i]) {
+            const auto name = model.graph()->inputs()[i + 1]->debugNameBase();
+            throw UnsupportedModel("model " + model.name(), "forward changes its argument " + name + " in place",
+                                   "Let it work on a copy: " + name + " = " + name + ".clone().");
+        }
+}
+
 // What a model gave before it was written must be what it gives after it was read.
 void check_reloaded(const Model& written, const Model& read, const Inputs& example, const std::string& stage) {
     torch::NoGradGuard no_grad;
@@ -399,6 +415,7 @@ private:
         const std::string folder = RunDirectory::folder_name(0, "baseline");
         if (!take_finished(folder, "baseline", "")) {
             const auto partial = begin(folder, "baseline", "");
+            refuse_writing_into_inputs(original_, context_.example);
             log_.info("baseline: measuring " + original_.name());
             original_.save(partial / "model.pt");
             Step step = read_back(partial, folder, "baseline");

@@ -107,6 +107,20 @@ protected:
     Measure measure = measured;
 };
 
+TEST_F(PipelineTest, RefusesModelsThatWriteIntoTheirArguments) {
+    for (const std::string line : {"x.mul_(2.)", "x[:, 0].zero_()", "y = x.t()\n    y += 1."}) {
+        SCOPED_TRACE(line);
+        const auto model =
+            testing::build_model({{"weight", at::ones({1, 4})}},
+                                 "def forward(self, x):\n    " + line + "\n    return torch.linear(x, self.weight)\n");
+        auto directory = RunDirectory::open(folder / "in_place", kRunManifest, false);
+        EXPECT_ERROR(run_pipeline(model, stages, context, directory, measure, options), UnsupportedModel,
+                     "forward changes its argument x in place");
+        EXPECT_TRUE(at::equal(context.example[0].toTensor(), at::ones({2, 4})));
+        std::filesystem::remove_all(folder / "in_place");
+    }
+}
+
 TEST_F(PipelineTest, RunsAllStagesAndWritesWhatTheyDid) {
     add("prune.a", [](Model& model, Context& context) {
         shrink(0.5, 0.25)(model, context);
