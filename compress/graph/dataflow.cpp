@@ -1,6 +1,7 @@
 #include <coppice/dataflow.h>
 #include <coppice/graph.h>
 
+#include <algorithm>
 #include <functional>
 
 namespace coppice {
