@@ -1,6 +1,7 @@
 #include <coppice/dataflow.h>
 #include <coppice/graph.h>
 
+#include <algorithm>
 #include <functional>
 
 namespace coppice {
@@ -56,8 +57,8 @@ void relax_views(Graph& graph) {
     for (Node* node : all_nodes(graph)) {
         const bool like = node->kind() == aten::view_as;
         // view(Tensor, int[]) only; view(Tensor, dtype) reinterprets bits.
-        if (!like && (node->kind() != aten::view || node->inputs().size() != 2 ||
-                      !node->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts())))
+        if (!like && ((node->kind() != aten::view && node->kind() != aten::_unsafe_view) ||
+                      node->inputs().size() != 2 || !node->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts())))
             continue;
         WithInsertPoint guard(node);
         Value* const sizes = like ? graph.insert(aten::size, {node->input(1)}) : node->input(1);

@@ -3,6 +3,8 @@
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/constants.h>
 
+#include <algorithm>
+#include <functional>
 #include <limits>
 #include <set>
 
@@ -157,8 +159,10 @@ bool holds_tensors(const c10::Type& type) {
 /// Tensors whose strides decide what an operator reads further on (as_strided, stride): their own or those of what is
 /// computed from them. int8 convolutions give strides of channels last, which most operators hand on.
 std::set<const Value*> read_by_strides(const Graph& graph) {
-    static const std::set<std::string> readers = {"aten::as_strided", "aten::as_strided_", "aten::as_strided_copy",
-                                                  "aten::as_strided_scatter", "aten::stride"};
+    static const std::set<std::string> readers = {
+        "aten::_reshape_alias",     "aten::as_strided", "aten::as_strided_",     "aten::as_strided_copy",
+        "aten::as_strided_scatter", "aten::stride",     "aten::view_as_complex",
+    };
     // Whatever they read, what they give is contiguous.
     static const std::set<std::string> ends = {"aten::addmm",  "aten::bmm", "aten::embedding", "aten::linear",
                                                "aten::matmul", "aten::mm",  "aten::layer_norm"};
@@ -284,7 +288,9 @@ std::vector<Unit> find_units(const Model& model, const Facts& facts) {
                     unit.refusal = "another operator writes into its input or output in place";
         if (unit.refusal.empty() && std::any_of(unit.outputs.begin(), unit.outputs.end(),
                                                 [&](const Value* value) { return strided.count(value) > 0; }))
-            unit.refusal = "the strides of what it gives are read further on (as_strided, stride), and int8 has others";
+            unit.refusal =
+                "the strides of what it gives are read further on (as_strided, stride() or the like), and int8 has "
+                "others";
         if (unit.refusal.empty() && row->fuses) {
             Node* user = only_reader(unit.outputs[0]);
             if (user && clamp_of(user) && user->owningBlock() == node->owningBlock() &&

@@ -6,8 +6,6 @@
 #include <set>
 #include <vector>
 
-#include <coppice/model.h>
-
 namespace coppice {
 
 /// The values that are computed from an argument of forward, numbers and lists included; not what follows from

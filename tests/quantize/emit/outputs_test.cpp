@@ -111,6 +111,7 @@ TEST(Strides, WhatIsReadByThemStaysFloat) {
              {kHead + "    return torch.as_strided(z, [4, 16], [16, 1])\n", {"a", "b"}},
              {kHead + "    return torch.as_strided(torch.silu(y), [4, 16], [16, 1]), z\n", {"a"}},
              {kHead + "    return z.flatten(1) * float(y.stride(1))\n", {"a"}},
+             {kHead + "    return torch.view_as_real(torch.view_as_complex(y.unflatten(3, [4, 2]))), z\n", {"a"}},
              // What lies between them is contiguous whatever it reads.
              {kHead + "    return torch.as_strided(torch.linear(y.permute([0, 2, 3, 1]), self.l.weight), [4, 16], "
                       "[16, 1]), z\n",
