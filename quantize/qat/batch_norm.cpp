@@ -39,14 +39,15 @@ at::Tensor LiveNorm::normalise(const at::Tensor& output) {
 
 bool LiveNorm::is_all_of(const at::Tensor& weight, const at::Tensor& bias) const {
     torch::NoGradGuard no_grad;
-    const auto near = [](const at::Tensor& found, const at::Tensor& expected, const at::Tensor& largest_term) {
-        constexpr double kFloat32 = 1e-4;  // folding computes in float64, here it is float32
-        if (found.sizes() != expected.sizes()) return false;
-        const double size = std::max(expected.abs().max().item<double>(), largest_term.abs().max().item<double>());
-        return (found - expected).abs().max().item<double>() <= kFloat32 * size;
-    };
+    constexpr double kFloat32 = 1e-4;  // folding computes in float64, here it is float32
+    const auto largest = [](const at::Tensor& values) { return values.abs().max().item<double>(); };
     if (weight_.sizes() != weight.sizes() || bias.numel() != mean_.numel()) return false;
-    return near(scaled_weight(), weight, weight) && near(this->bias(), bias, mean_ * scale());
+    const auto shift = own_bias_.defined() ? own_bias_ - mean_ : -mean_;
+    // scale() keeps channels that gamma has switched off at kLeastFactor.
+    const double of_weight = kFloat32 * largest(weight) + 2 * kLeastFactor * largest(weight_);
+    const double of_bias =
+        kFloat32 * std::max(largest(bias), largest(mean_ * scale())) + 2 * kLeastFactor * largest(shift);
+    return largest(scaled_weight() - weight) <= of_weight && largest(this->bias() - bias) <= of_bias;
 }
 
 namespace {

@@ -1208,6 +1208,22 @@ TEST(Qat, RangesGoOnAfterAModelWasConvertedOrMeasuredInTheMiddleOfTraining) {
     }
 }
 
+TEST(QatNorms, WhoseChannelsAreAllSwitchedOffTrainAsOthersDo) {
+    OneNorm net;  // as the last batch norm of a residual branch often begins
+    for (auto& [name, tensor] : net.tensors)
+        if (name == "bn.weight" || name == "bn.bias") tensor = at::zeros({4});
+    const auto x = values_of({6, 3, 8, 8});
+    const auto [training, said] = with_norms(net.model(), x);
+    EXPECT_EQ(said.at("bn"), "trained");
+    const auto module = training.trainable();
+    module->train(true);
+    (module->forward({x}) * values_of({6, 4, 6, 6})).sum().backward();
+    const auto gradient = found(module->parameters(), "bn.weight").grad();
+    ASSERT_TRUE(gradient.defined());
+    EXPECT_TRUE(gradient.isfinite().all().item<bool>());
+    EXPECT_GT(gradient.abs().max().item<double>(), 0);  // they can come back
+}
+
 TEST(QatStage, AsksForTrainedNormsWhereTheirFreezingIsGiven) {
     Options options("quantize.qat", std::vector<std::pair<std::string, std::string>>{{"freeze_bn_epoch", "1"}});
     EXPECT_ERROR(training_stages(builtin_losses()).front().make(options), InvalidArgument, "bn: trained");
