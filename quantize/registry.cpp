@@ -159,6 +159,8 @@ const std::vector<Entry<Stage>>& stages() {
              options.observer = make(o, "observer", "histogram", observers(), "how ranges of activations are found");
              options.per_channel =
                  o.boolean("per_channel", options.per_channel, "one scale per output channel of a weight");
+             options.symmetric = o.boolean("symmetric", options.symmetric,
+                                           "activations of both signs have their zero in the middle, at 128");
              options.batches = o.integer("batches", options.batches, 1, INT64_MAX, "calibration batches, at most");
              options.batch_size = o.integer("batch_size", options.batch_size, 1, INT64_MAX, "examples in each");
              options.ignore = o.texts("ignore", {}, "regular expressions: layers that stay in float");

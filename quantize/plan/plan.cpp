@@ -294,6 +294,13 @@ private:
         return head_of;
     }
 
+    /// With zero at 128: 127 steps above it and 128 below.
+    static Range mirrored(const Range& range) {
+        if (range.low >= 0) return range;
+        const double end = std::max(-range.low, range.high);
+        return {-end * 128 / 127, end};
+    }
+
     void assign_parameters() {
         plan_.parameters.clear();
         plan_.roots.clear();
@@ -304,7 +311,7 @@ private:
             const auto* root = roots.root(value);
             const auto head = head_of.find(root);
             const auto range = head == head_of.end() ? range_of(root) : joined_ranges_.at(head->second);
-            plan_.parameters[value] = affine(range, kActivationLevels);
+            plan_.parameters[value] = affine(plan_.options.symmetric ? mirrored(range) : range, kActivationLevels);
             plan_.roots[value] = head == head_of.end() ? root : head->second;
         };
         for (const auto& unit : plan_.units) {

@@ -282,7 +282,10 @@ SyntheticInputs synthetic_inputs(const Model& model, const Inputs& example, cons
 struct StaticOptions {
     std::shared_ptr<const Observer> observer;  ///< null: histogram()
     bool per_channel = true;                   ///< one scale per output channel of a weight; else one for all
-    int64_t batches = 8;                       ///< calibration batches, at most
+    /// Activations of both signs have their zero in the middle, at 128, as hardware without zero points wants it; false:
+    /// ranges as they are. Those of one sign start at zero either way.
+    bool symmetric = false;
+    int64_t batches = 8;  ///< calibration batches, at most
     int64_t batch_size = 64;
     std::vector<std::string> ignore;  ///< regular expressions; layers whose whole name matches stay float
     bool first_last = true;           ///< false: the first and the last convolution or linear layer stay float

@@ -77,6 +77,30 @@ TEST(Plan, KeepsTheNoisierLayerInFloatWhenTheLimitLiesBetween) {
     EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
 }
 
+TEST(Plan, SymmetricActivationsHaveZeroInTheMiddleOrAtTheEnd) {
+    const auto model = residual_model();
+    std::vector<Inputs> data;
+    for (const auto& batch : images(2)) data.push_back({batch[0].toTensor() + 0.7});  // more above zero than below
+    auto options = with_minmax();
+    const auto affine_plan = plan_static(model, data[0], data, options);
+    options.symmetric = true;
+    const auto plan = plan_static(model, data[0], data, options);
+    int mirrored = 0, moved = 0;
+    for (const auto& [value, parameters] : plan.impl().parameters) {
+        EXPECT_TRUE(parameters.zero_point == 0 || parameters.zero_point == 128) << parameters.zero_point;
+        mirrored += parameters.zero_point == 128;
+    }
+    for (const auto& [value, parameters] : affine_plan.impl().parameters)
+        moved += parameters.zero_point != 0 && parameters.zero_point != 128;
+    EXPECT_GT(mirrored, 0);
+    EXPECT_GT(moved, 0);
+    // The largest value either side of zero is still covered: nothing but rounding is lost.
+    const auto checked = testing::check_every_layer(convert(plan), data[0]);
+    EXPECT_LE(checked.worst_quanta, 1.01) << checked.worst;
+    for (const auto& each : plan.layers())
+        if (each.int8) EXPECT_EQ(each.clipped_ratio, 0) << each.layer;
+}
+
 /// Two products with a parameter, which have no place for a bias: `a` has the noisier output.
 Model products() {
     auto outlier = sine({6, 8}, 0.3);
