@@ -282,8 +282,8 @@ SyntheticInputs synthetic_inputs(const Model& model, const Inputs& example, cons
 struct StaticOptions {
     std::shared_ptr<const Observer> observer;  ///< null: histogram()
     bool per_channel = true;                   ///< one scale per output channel of a weight; else one for all
-    /// Activations of both signs have their zero in the middle, at 128, as hardware without zero points wants it; false:
-    /// ranges as they are. Those of one sign start at zero either way.
+    /// Activations of both signs have their zero in the middle, at 128, as hardware without zero points wants it;
+    /// false: ranges as they are. Those of one sign start at zero either way.
     bool symmetric = false;
     int64_t batches = 8;  ///< calibration batches, at most
     int64_t batch_size = 64;
