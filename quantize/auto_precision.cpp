@@ -160,6 +160,7 @@ public:
                 if (!known.count(row.at("layer").get<std::string>())) rows.push_back(row);
         }
         if (!as_it_is) {
+            keep_outputs_contiguous(chosen.model, model, context.example);
             add_layer_seconds(context, prepared, chosen.model);
             tell_output_noise(context, model, chosen.model, kWhere);
         }

@@ -76,9 +76,10 @@ public:
             if (!known.model.defined()) known = table.build(steps[step]);
             return known.model;
         };
-        const auto best = fall_back(model, steps.size() - 1, build, options_.fallback, context, kWhere, "steps");
+        auto best = fall_back(model, steps.size() - 1, build, options_.fallback, context, kWhere, "steps");
         chosen = steps[best.second];
         record(table, layers, chosen, built.at(best.second).details, context);
+        keep_outputs_contiguous(best.first, model, context.example);
         add_layer_seconds(context, table.prepared(), best.first);
         tell_output_noise(context, model, best.first, kWhere);
         auto& facts = context.facts;

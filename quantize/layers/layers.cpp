@@ -845,6 +845,7 @@ Model apply_form(const Model& model, Context& context, const Form& form, const L
     }
     for (const auto& change : folded) context.record(change);
     record_layers(context, layers, details);
+    keep_outputs_contiguous(result, model, context.example);
     add_layer_seconds(context, prepared, result);
     tell_output_noise(context, model, result, options.where);
     return result;

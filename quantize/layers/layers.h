@@ -183,6 +183,9 @@ void record_layers(Context& context, const std::vector<Layer>& layers, const std
 /// @param before  the float model with its batch norms folded
 void add_layer_seconds(Context& context, const Model& before, const Model& after);
 
+/// Makes outputs of `after` contiguous that are so in `before`: a caller may read memory in order.
+void keep_outputs_contiguous(Model& after, const Model& before, const Inputs& example);
+
 /// facts["output_sqnr_db"], and a line in the log: signal-to-noise ratio of `after`'s outputs against `before`'s, the
 /// least of them, on some calibration data or the example. Warns below 10 dB. Says nothing where shapes depend on
 /// values.

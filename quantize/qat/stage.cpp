@@ -79,7 +79,8 @@ public:
             module->train(false);
             judge(start, result, context);
         }
-        const auto result = convert(training);
+        auto result = convert(training);
+        if (training.simulated()) keep_outputs_contiguous(result, model, context.example);
         record(training, calibration, context);
         add_layer_seconds(context, training.model(), result);
         return result;

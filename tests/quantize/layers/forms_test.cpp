@@ -81,6 +81,27 @@ TEST(Dynamic, LinearLayersAndProductsMultiplyRoundedInputsWithRoundedWeights) {
     expect_stock(int8, {x});
 }
 
+TEST(Outputs, OfTransposedConvolutionsAreContiguousAsTheFloatModels) {
+    torch::NoGradGuard no_grad;
+    const auto model = build_model({{"a.weight", sine({8, 16, 2, 2}, 0.3)}},
+                                   "def forward(self, x):\n"
+                                   "    y = torch.conv_transpose2d(x, self.a.weight, None, [2, 2])\n"
+                                   "    return y, torch.relu(y)\n");
+    const auto x = sine({2, 8, 6, 6});
+    for (const std::string stage : {"quantize.weight_only", "quantize.codebook", "quantize.mixed"}) {
+        SCOPED_TRACE(stage);
+        auto context = context_of({x});
+        std::vector<std::pair<std::string, std::string>> options;
+        if (stage == "quantize.mixed") options = {{"precisions", "int8"}, {"ratio", "0"}};
+        const auto smaller = apply(stage, options, model, context);
+        const auto exact = all_tensors(model.forward({x})), found = all_tensors(smaller.forward({x}));
+        for (size_t i = 0; i < exact.size(); ++i) {
+            EXPECT_TRUE(found[i].is_contiguous());
+            EXPECT_GT(decibel(exact[i], found[i]), 10);
+        }
+    }
+}
+
 TEST(OutputNoise, IsThatOfTheWholeModel) {
     torch::NoGradGuard no_grad;
     const auto model = two_linear();
