@@ -33,7 +33,8 @@ void expect_equal(const Model& before, const Model& after, const Inputs& inputs)
 
 void expect_all_int8(const Model& model, const Inputs& inputs, int layers) {
     int int8 = 0;
-    for (const auto& layer : plan_static(model, inputs, std::vector<Inputs>{inputs}).layers()) {
+    const auto plan = plan_static(model, inputs, std::vector<Inputs>{inputs});  // owns the layers
+    for (const auto& layer : plan.layers()) {
         if (layer.parameters == 0) continue;
         EXPECT_TRUE(layer.int8) << layer.layer << ": " << layer.reason;
         ++int8;
