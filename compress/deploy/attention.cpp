@@ -1,4 +1,5 @@
 // Attention written out, in the ways that it is, becomes LibTorch's fused operator.
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
@@ -328,9 +329,7 @@ public:
         result->node()->setScope(product->scope());
         result->node()->setSourceRange(product->sourceRange());
         if (chain.dims == 3) result = graph_.insert(aten::squeeze, {result, 0});
-        if (!takes_any_strides(product->output(), chain.dims))
-            result = graph_.insert(aten::contiguous, {result},
-                                   {NamedValue("memory_format", static_cast<int64_t>(at::MemoryFormat::Contiguous))});
+        if (!takes_any_strides(product->output(), chain.dims)) result = insert_contiguous(graph_, result);
         result->setType(product->output()->type());
         product->output()->replaceAllUsesWith(result);
         made_[product->output()] = result;

@@ -3,15 +3,8 @@
 #include <coppice/graph.h>
 
 namespace coppice {
-namespace {
 
 using namespace torch::jit;
-
-Value* insert_contiguous(Graph& graph, Value* value, at::MemoryFormat format) {
-    return graph.insert(aten::contiguous, {value}, {NamedValue("memory_format", static_cast<int64_t>(format))});
-}
-
-}  // namespace
 
 int to_channels_last(Model& model, const Inputs& example) {
     torch::NoGradGuard no_grad;

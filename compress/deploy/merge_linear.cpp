@@ -1,8 +1,9 @@
 // Linear layers of one input become one: the weights below one another, the output cut into what each gave. Layers of
 // quantize.dynamic too, whose input is then rounded once.
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <coppice/dataflow.h>
 #include <coppice/deploy.h>
 #include <coppice/graph.h>
+#include <coppice/run_operator.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 
@@ -26,12 +27,6 @@ bool is_dynamic(const Node* node) {
     return op == "quantized::linear_dynamic" || op == "quantized::linear_relu_dynamic";
 }
 
-c10::IValue call(const char* name, std::vector<c10::IValue> arguments) {
-    Stack stack = std::move(arguments);
-    c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
-    return stack.size() == 1 ? stack[0] : c10::ivalue::Tuple::create(stack);
-}
-
 std::optional<Member> float_member(const Model& model, Node* node) {
     const auto layer = as_linear(node);
     if (!layer || node->kind() != aten::linear || layer->weight_transposed) return std::nullopt;
@@ -49,10 +44,10 @@ std::optional<Member> float_member(const Model& model, Node* node) {
 std::optional<Member> int8_member(const Model& model, Node* node) {
     const auto name = attribute_name(node->input(1));
     if (!name || !constant_of(node->input(2))) return std::nullopt;
-    const auto parts = call("quantized::linear_unpack", {get_attribute(model, *name)}).toTuple();
-    Member result{node, parts->elements()[0].toTensor(), std::nullopt};
+    const auto parts = run_operator("quantized::linear_unpack", {get_attribute(model, *name)});
+    Member result{node, parts.at(0).toTensor(), std::nullopt};
     if (result.weight.qscheme() != at::kPerChannelAffine) return std::nullopt;
-    if (!parts->elements()[1].isNone()) result.bias = parts->elements()[1].toTensor();
+    if (!parts.at(1).isNone()) result.bias = parts.at(1).toTensor();
     return result;
 }
 
@@ -91,17 +86,14 @@ class Outputs {
 public:
     Outputs(const Graph& graph, const AliasDb& aliases) : graph_(graph), aliases_(aliases) {
         static const std::set<std::string> kReadStrides = {
-            "aten::_reshape_alias", "aten::_unsafe_view",  "aten::as_strided",      "aten::as_strided_",
-            "aten::data_ptr",       "aten::is_contiguous", "aten::resize_",         "aten::set_",
-            "aten::storage_offset", "aten::stride",        "aten::view_as_complex", "aten::view_as_real"};
+            "aten::_reshape_alias", "aten::as_strided",      "aten::as_strided_",
+            "aten::data_ptr",       "aten::is_contiguous",   "aten::resize_",
+            "aten::set_",           "aten::storage_offset",  "aten::stride",
+            "aten::view",           "aten::view_as_complex", "aten::view_as_real"};
         for (Node* node : all_nodes(graph)) {
-            const std::string op = node->kind().toQualString();
-            // view(Tensor, int[]) is a question of shape, view(Tensor, dtype) of memory.
-            const bool shapes = node->kind() == aten::view && node->inputs().size() == 2 &&
-                                node->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts());
-            if (shapes || op == "aten::view_as")
+            if (views_shape(node))
                 views_.push_back(node);
-            else if (kReadStrides.count(op) || node->kind() == aten::view)
+            else if (kReadStrides.count(node->kind().toQualString()))
                 readers_.push_back(node);
         }
     }
@@ -157,8 +149,9 @@ void merge(Model& model, const Group& group) {
     torch::NoGradGuard no_grad;
     const WithInsertPoint before(first);
     if (members.front().is_int8()) {
-        const auto content =
-            call("quantized::linear_prepack", {joined(weights), biased ? c10::IValue(at::cat(biases)) : c10::IValue()});
+        const auto content = run_operator("quantized::linear_prepack",
+                                          {joined(weights), biased ? c10::IValue(at::cat(biases)) : c10::IValue()})
+                                 .at(0);
         Value* packed =
             read_attribute(model, add_attribute(model, owner + "merged_packed", content, Role::kAttribute), first);
         // The inputs are read now: a layer that was merged gives another value than it did.
@@ -189,15 +182,6 @@ void merge(Model& model, const Group& group) {
         old->replaceAllUsesWith(part);
     }
     for (const auto& one : members) one.node->destroy();
-}
-
-void allow_any_strides(Graph& graph, Node* view) {
-    const WithInsertPoint guard(view);
-    Value* shape = view->kind() == aten::view ? view->input(1) : graph.insert(aten::size, {view->input(1)});
-    Value* reshaped = graph.insert(aten::reshape, {view->input(0), shape});
-    reshaped->setType(view->output()->type());
-    view->output()->replaceAllUsesWith(reshaped);
-    view->destroy();
 }
 
 }  // namespace
@@ -233,7 +217,7 @@ int merge_linear(Model& model, const Inputs& example) {
         merge(model, group);
         merged += static_cast<int>(group.members.size());
     }
-    for (Node* view : views) allow_any_strides(*model.graph(), view);
+    for (Node* view : views) relax_view(*model.graph(), view);
     if (merged) {
         EliminateDeadCode(model.graph());  // reads of the separate weights
         remove_unused_attributes(model);

@@ -53,27 +53,33 @@ std::vector<Use> output_places(Graph& graph) {
     return places;
 }
 
+bool views_shape(const Node* node) {
+    if (node->kind() == aten::view_as) return true;
+    return (node->kind() == aten::view || node->kind() == aten::_unsafe_view) && node->inputs().size() == 2 &&
+           node->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts());
+}
+
+void relax_view(Graph& graph, Node* view) {
+    WithInsertPoint guard(view);
+    Value* const sizes = view->kind() == aten::view_as ? graph.insert(aten::size, {view->input(1)}) : view->input(1);
+    Value* const reshaped = graph.insert(aten::reshape, {view->input(0), sizes});
+    reshaped->copyMetadata(view->output());
+    view->output()->replaceAllUsesWith(reshaped);
+    view->destroy();
+}
+
 void relax_views(Graph& graph) {
-    for (Node* node : all_nodes(graph)) {
-        const bool like = node->kind() == aten::view_as;
-        // view(Tensor, int[]) only; view(Tensor, dtype) reinterprets bits.
-        if (!like && ((node->kind() != aten::view && node->kind() != aten::_unsafe_view) ||
-                      node->inputs().size() != 2 || !node->input(1)->type()->isSubtypeOf(*c10::ListType::ofInts())))
-            continue;
-        WithInsertPoint guard(node);
-        Value* const sizes = like ? graph.insert(aten::size, {node->input(1)}) : node->input(1);
-        Value* const reshaped = graph.insert(aten::reshape, {node->input(0), sizes});
-        reshaped->copyMetadata(node->output());
-        node->output()->replaceAllUsesWith(reshaped);
-        node->destroy();
-    }
+    for (Node* node : all_nodes(graph))
+        if (views_shape(node)) relax_view(graph, node);
+}
+
+Value* insert_contiguous(Graph& graph, Value* value, at::MemoryFormat format) {
+    return graph.insert(aten::contiguous, {value}, {NamedValue("memory_format", static_cast<int64_t>(format))});
 }
 
 void give_contiguous(Graph& graph, const Use& place) {
     WithInsertPoint guard(place.user);
-    const auto format = static_cast<int64_t>(at::MemoryFormat::Contiguous);
-    place.user->replaceInput(place.offset, graph.insert(aten::contiguous, {place.user->input(place.offset)},
-                                                        {NamedValue("memory_format", format)}));
+    place.user->replaceInput(place.offset, insert_contiguous(graph, place.user->input(place.offset)));
 }
 
 }  // namespace coppice

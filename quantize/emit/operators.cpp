@@ -9,7 +9,7 @@
 // why_no_unit() in plan.cpp.
 #include "emit/operators.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <coppice/run_operator.h>
 #include <torch/csrc/jit/ir/constants.h>
 
 #include <algorithm>
@@ -307,13 +307,8 @@ bool fbgemm_depthwise(at::IntArrayRef weight_shape, int64_t groups, const std::s
     return groups > kOnednnGroups || (engine != "x86" && engine != "onednn");
 }
 
-c10::IValue call_operator(const char* name, std::vector<c10::IValue> stack, const char* overload) {
-    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, overload);
-    // The dispatcher reads as many as the schema has, whatever there are.
-    if (op.schema().arguments().size() != stack.size())
-        throw InternalError(name, "called with " + std::to_string(stack.size()) + " arguments", "");
-    op.callBoxed(&stack);
-    return stack.at(0);
+c10::IValue call_operator(const char* name, std::vector<c10::IValue> arguments, const char* overload) {
+    return run_operator(name, std::move(arguments), overload).at(0);
 }
 
 namespace {

@@ -77,8 +77,7 @@ private:
 };
 constexpr const char* kWeightIsWritten =
     "another operator writes into its weight while the model runs, which a rounded copy would not see (an embedding "
-    "with "
-    "max_norm does so)";
+    "with max_norm does so)";
 
 /// Convolutions, linear, recurrent layers and embeddings of the graph in order.
 /// @param attention  scaled_dot_product_attention too, which has no weights but a half-precision form

@@ -48,8 +48,8 @@ std::vector<std::vector<size_t>> upgrades(const Layers& layers, std::vector<size
     auto chosen = std::move(start);
     double cost = sum_of(layers, chosen).cost;
     for (;;) {
-        std::pair<double, double> best{0,
-                                       0};  // rate, and what is saved: of several that cost nothing the one saving most
+        // Rate, and what is saved: of several that cost nothing the one saving most.
+        std::pair<double, double> best{0, 0};
         size_t best_layer = layers.size(), best_option = 0;
         for (size_t layer = 0; layer < layers.size(); ++layer) {
             const auto& now = layers[layer][chosen[layer]];

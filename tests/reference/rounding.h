@@ -52,6 +52,24 @@ inline double quadratic_error(const std::vector<double>& w, const std::vector<do
     return sum;
 }
 
+/// The least-squares answer of columns j ... to columns 0 ... j - 1 having become q.
+inline std::vector<double> least_squares_of_free(const std::vector<double>& w, const Matrix& m,
+                                                 const std::vector<double>& q, size_t j) {
+    const size_t n = w.size();
+    std::vector<double> free(w.begin() + static_cast<std::ptrdiff_t>(j), w.end());
+    if (j == 0) return free;
+    // M_FF (f - w_F) = M_FQ (w_Q - q_Q)
+    Matrix a(n - j, std::vector<double>(n - j));
+    std::vector<double> b(n - j, 0);
+    for (size_t r = j; r < n; ++r) {
+        for (size_t c = j; c < n; ++c) a[r - j][c - j] = m[r][c];
+        for (size_t c = 0; c < j; ++c) b[r - j] += m[r][c] * (w[c] - q[c]);
+    }
+    const auto move = solve(a, b);
+    for (size_t c = 0; c < free.size(); ++c) free[c] += move[c];
+    return free;
+}
+
 /// Integers of one row rounded from left to right. Before each step the columns still free are the least-squares answer
 /// to all that is rounded already: they minimise the quadratic error, found by solving for them from scratch.
 inline std::vector<double> rounded_by_least_squares(const std::vector<double>& w, const Matrix& m, double scale,
@@ -59,18 +77,7 @@ inline std::vector<double> rounded_by_least_squares(const std::vector<double>& w
     const size_t n = w.size();
     std::vector<double> q(n), integers(n);
     for (size_t j = 0; j < n; ++j) {
-        std::vector<double> free(w.begin() + static_cast<std::ptrdiff_t>(j), w.end());
-        if (j > 0) {
-            // M_FF (f - w_F) = M_FQ (w_Q - q_Q)
-            Matrix a(n - j, std::vector<double>(n - j));
-            std::vector<double> b(n - j, 0);
-            for (size_t r = j; r < n; ++r) {
-                for (size_t c = j; c < n; ++c) a[r - j][c - j] = m[r][c];
-                for (size_t c = 0; c < j; ++c) b[r - j] += m[r][c] * (w[c] - q[c]);
-            }
-            const auto move = solve(a, b);
-            for (size_t c = 0; c < free.size(); ++c) free[c] += move[c];
-        }
+        const auto free = least_squares_of_free(w, m, q, j);
         integers[j] = std::min(std::max(std::nearbyint(free[0] / scale), lowest), highest);
         q[j] = integers[j] * scale;
     }
@@ -89,17 +96,7 @@ inline GroupedRow rounded_in_groups_by_least_squares(const std::vector<double>& 
     GroupedRow row;
     std::vector<double> q(n);
     for (size_t j = 0; j < n; ++j) {
-        std::vector<double> free(w.begin() + static_cast<std::ptrdiff_t>(j), w.end());
-        if (j > 0) {
-            Matrix a(n - j, std::vector<double>(n - j));
-            std::vector<double> b(n - j, 0);
-            for (size_t r = j; r < n; ++r) {
-                for (size_t c = j; c < n; ++c) a[r - j][c - j] = m[r][c];
-                for (size_t c = 0; c < j; ++c) b[r - j] += m[r][c] * (w[c] - q[c]);
-            }
-            const auto move = solve(a, b);
-            for (size_t c = 0; c < free.size(); ++c) free[c] += move[c];
-        }
+        const auto free = least_squares_of_free(w, m, q, j);
         if (j % group == 0) {
             double low = free[0], high = free[0];
             for (size_t c = 0; c < group; ++c) {
